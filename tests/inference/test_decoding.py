@@ -1,0 +1,184 @@
+"""Sampling against slow, obvious references."""
+
+import pytest
+import torch
+from tiny_models import tiny_model, tiny_tokenizer
+
+from pipeline.inference.decoding import draw, encode_prompts, filtered_probabilities, render_chat, sample
+from pipeline.inference.stopping import end_of_turn_id, stop_token_ids
+from pipeline.runtime.errors import UserError
+
+PROMPTS = ["a", "a b c d 1 2 3 4", "b = 1", "1 + 2 =", "d d d d d d d", "c"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@torch.no_grad()
+def greedy_without_cache(model, ids, steps, stop=()):
+    """The definition of greedy decoding: the whole prefix through the model at every step."""
+    prefix = list(ids)
+    for _ in range(steps):
+        prefix.append(int(model(input_ids=torch.tensor([prefix]), use_cache=False).logits[0, -1].argmax()))
+        if prefix[-1] in stop:
+            break
+    return prefix[len(ids) :]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("qwen2", {}),
+        ("gpt2", {}),  # learned positions: wrong position ids under left padding change the result
+        ("bloom", {}),  # takes no position ids at all
+        ("mistral", {"sliding_window": 4}),  # a cache shorter than the prompt
+    ],
+)
+def test_greedy_equals_the_uncached_loop_for_prompts_of_mixed_length(tokenizer, kind, options):
+    model = tiny_model(kind, **options)
+    got = sample(model, tokenizer, PROMPTS, max_new_tokens=12, temperature=0, batch_size=4)
+    expected = [greedy_without_cache(model, tokenizer(p)["input_ids"], 12, stop=(2,)) for p in PROMPTS]
+    assert [c[0].token_ids for c in got] == expected
+    assert len({tuple(ids) for ids in expected}) > 1
+
+
+def test_rows_that_end_leave_the_batch_without_touching_the_others(tokenizer):
+    model = tiny_model(eos_bias=2.0)
+    together = sample(model, tokenizer, PROMPTS, n=8, max_new_tokens=20, seed=3, batch_size=48)
+    alone = sample(model, tokenizer, PROMPTS, n=8, max_new_tokens=20, seed=3, batch_size=1)
+    assert together == alone
+    lengths = {len(c.token_ids) for row in together for c in row}
+    assert len(lengths) > 5  # many different ends, so rows did leave at many steps
+
+
+def test_a_completion_keeps_its_stop_token_in_the_ids_and_not_in_the_text(tokenizer):
+    """With an eos bias of 1000 the first token is eos; with -1000 no completion ends by itself."""
+    [[ended]] = sample(tiny_model(eos_bias=1000.0), tokenizer, ["a"], max_new_tokens=5)
+    assert (ended.text, ended.token_ids, ended.finished) == ("", [2], True)
+    [[cut]] = sample(tiny_model(eos_bias=-1000.0), tokenizer, ["a"], max_new_tokens=5)
+    assert len(cut.token_ids) == 5
+    assert not cut.finished
+    assert "<|eos|>" not in cut.text
+
+
+def test_a_seed_decides_and_the_global_random_state_is_left_alone(tokenizer):
+    model = tiny_model()
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    first = sample(model, tokenizer, PROMPTS, n=2, max_new_tokens=8, seed=1)
+    assert torch.equal(torch.rand(3), expected)
+    assert sample(model, tokenizer, PROMPTS, n=2, max_new_tokens=8, seed=1, batch_size=3) == first
+    assert sample(model, tokenizer, PROMPTS, n=2, max_new_tokens=8, seed=2) != first
+    assert any(a != b for a, b in first)  # two samples of one prompt are separate draws
+
+
+def test_sampled_frequencies_follow_the_tempered_softmax(tokenizer):
+    """8,000 first tokens at tau = 2: every frequency within 4.5 binomial standard deviations of softmax(z / 2)."""
+    model, count = tiny_model(), 8000
+    [drawn] = sample(model, tokenizer, ["a b"], n=count, max_new_tokens=1, temperature=2.0, batch_size=count)
+    frequency = torch.bincount(torch.tensor([c.token_ids[0] for c in drawn]), minlength=24).double() / count
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([tokenizer("a b")["input_ids"]])).logits[0, -1]
+    expected = torch.softmax(logits.double() / 2.0, -1)
+    assert ((frequency - expected).abs() <= 4.5 * (expected * (1 - expected) / count).sqrt()).all()
+
+
+def test_draw_reads_the_cumulative_distribution():
+    """Masses (0, 1, 0, 3), total 4: u < 1/4 gives token 1, u >= 1/4 token 3, and tokens of no mass are never drawn."""
+    masses = torch.tensor([[0.0, 1.0, 0.0, 3.0]], dtype=torch.float64).expand(5, -1)
+    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.9, 1 - 2**-53], dtype=torch.float64)
+    assert draw(masses.contiguous(), uniforms).tolist() == [1, 1, 3, 3, 3]
+
+
+def test_filters_keep_what_they_should():
+    """Probabilities (0.5, 0.3, 0.15, 0.05): the nucleus of 0.8 is the first two, of 0.81 the first three."""
+    logits = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
+    kept = [
+        filtered_probabilities(logits, temperature=1.0, top_p=p, top_k=k)[0].gt(0).tolist()
+        for p, k in ((1.0, 0), (0.79, 0), (0.81, 0), (0.01, 0), (1.0, 3), (0.9, 1))
+    ]
+    assert kept == [
+        [True, True, True, True],
+        [False, True, False, True],
+        [True, True, False, True],
+        [False, True, False, False],
+        [True, True, False, True],
+        [False, True, False, False],
+    ]
+    cold = filtered_probabilities(logits, temperature=0.5, top_p=1.0, top_k=0)[0]
+    squares = torch.tensor([0.0225, 0.25, 0.0025, 0.09], dtype=torch.float64)  # p^(1/0.5), then normalised
+    torch.testing.assert_close(cold, squares / squares.sum(), rtol=1e-6, atol=0)
+
+
+def test_an_adapter_is_sampled_with_and_modes_are_left_as_found(tokenizer):
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny_model()
+    plain = sample(base, tokenizer, PROMPTS, max_new_tokens=8, temperature=0)
+    adapted = get_peft_model(tiny_model(), LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", r=2))
+    adapted.train()
+    assert sample(adapted, tokenizer, PROMPTS, max_new_tokens=8, temperature=0) == plain  # LoRA B starts at zero
+    assert adapted.training
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=2.0)
+    assert sample(adapted, tokenizer, PROMPTS, max_new_tokens=8, temperature=0) != plain
+
+
+def test_chat_prompts_are_rendered_once_and_end_at_the_end_of_turn(tokenizer):
+    """Template: <|bos|> <|user|> text <|assistant|> answer <|end|>; ids are positions in SPECIALS + WORDS."""
+    user = [{"role": "user", "content": "a b"}]
+    assert encode_prompts(tokenizer, [user]) == [[1, 3, 19, 20, 4]]
+    begun = [*user, {"role": "assistant", "content": "c"}]
+    assert encode_prompts(tokenizer, [begun]) == [[1, 3, 19, 20, 4, 21]]
+    assert end_of_turn_id(tokenizer) == 5
+    model = tiny_model()
+    assert stop_token_ids(model, tokenizer, chat=True) == [2, 5]
+    assert stop_token_ids(model, tokenizer, chat=False) == [2]
+    model.generation_config.eos_token_id = [2, 9]
+    assert stop_token_ids(model, tokenizer, chat=False) == [2, 9]
+    assert render_chat(tokenizer, user) == "<|bos|> <|user|> a b <|assistant|>"
+
+
+def test_the_chat_end_of_turn_stops_a_chat_completion_only(tokenizer):
+    model = tiny_model()
+    head = model.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.zeros(head.out_features))
+    head.bias.data[5] = 1000.0  # <|end|> always
+    [[chat]] = sample(model, tokenizer, [[{"role": "user", "content": "a"}]], max_new_tokens=3)
+    assert (chat.token_ids, chat.finished) == ([5], True)
+    [[text]] = sample(model, tokenizer, ["a"], max_new_tokens=3)
+    assert (text.token_ids, text.finished) == ([5, 5, 5], False)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "words"),
+    [
+        (["a"], {"temperature": -1.0}, "temperature is -1.0"),
+        (["a"], {"temperature": float("nan")}, "temperature is nan"),
+        (["a"], {"top_p": 0.0}, "top_p is 0.0"),
+        (["a"], {"top_k": -1}, "top_k is -1"),
+        (["a"], {"n": 0}, "n is 0"),
+        (["a"], {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        (["a", "a b c"], {"max_new_tokens": 30}, "prompt 1 has 3 tokens and max_new_tokens is 30"),
+    ],
+)
+def test_mistakes_are_told(tokenizer, prompts, options, words):
+    model = tiny_model(max_position_embeddings=32)
+    with pytest.raises(UserError, match=words):
+        sample(model, tokenizer, prompts, **{"max_new_tokens": 4, **options})
+
+
+def test_an_empty_prompt_starts_from_bos_or_is_an_error(tokenizer):
+    assert encode_prompts(tokenizer, [""]) == [[1]]
+    bare = tiny_tokenizer()
+    bare.bos_token = None
+    with pytest.raises(UserError, match="prompt 1 is empty"):
+        encode_prompts(bare, ["a", ""])
+    bare.chat_template = None
+    with pytest.raises(UserError, match="no chat template"):
+        encode_prompts(bare, [[{"role": "user", "content": "a"}]])
+    assert sample(tiny_model(), tokenizer, [], max_new_tokens=3) == []
