@@ -1,0 +1,171 @@
+"""The tokenizer of NarLM: byte-level BPE, and what every tokenizer must bring before it is trained with.
+
+One rule decides whether a small model can carry what it read into what it says: **every word carries its leading
+space**, also the first word of a document, a message or an answer, so that `` Rome`` is one and the same token
+everywhere. The tokenizer sees to it itself (a text that does not start with a space is given one, after every special
+token too), so neither data nor template has to. Decoded text therefore starts with one space: joined to a prompt it
+reads as written, alone it wants ``str.strip``.
+
+Digits stand alone by default (the paper's footnote 5: a number cut by frequency hides its digits from the model), and
+the space before a number is a token of its own, so that a digit is the same token wherever it stands.
+
+``tokenizer(text)`` puts one BOS in front. The chat template writes that BOS as well, so a text that the template made
+is tokenized with ``add_special_tokens=False``, as transformers and TRL do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pipeline.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
+ROLES = ("system", "user", "assistant")
+SPECIAL_TOKENS = (PAD, BOS, EOS, *(f"<|{role}|>" for role in ROLES))
+
+# The first word's space is written out, not left to the tokenizer, so that a template's text is the same for every
+# reader of it. Content that brings its own (an answer sampled from the model starts with one) is left as it is.
+CHAT_TEMPLATE = """{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message['role'] not in ['system', 'user', 'assistant'] -%}
+{{- raise_exception("The chat template knows the roles system, user and assistant, not '" + message['role'] + "'.") -}}
+{%- endif -%}
+{%- set content = message['content'] or '' -%}
+{%- set content = content if content[:1] in ' \\n\\t' else ' ' + content -%}
+{{- '<|' + message['role'] + '|>' -}}
+{%- if message['role'] == 'assistant' -%}
+{% generation %}{{- content + eos_token -}}{% endgeneration %}
+{%- else -%}
+{{- content -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"""
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = True) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer.
+
+    Args:
+        texts: the corpus, read once; a generator is fine.
+        vocab_size: entries in all: 6 special tokens, 256 bytes, and merges. A corpus too small to fill it gives a
+            smaller tokenizer, so size the model by ``len(tokenizer)``.
+        split_digits: every digit is a token of its own.
+
+    Returns:
+        A tokenizer with distinct pad, BOS and EOS tokens and the chat template.
+
+    Raises:
+        UserError: ``vocab_size`` leaves no room for a merge, or there is no text.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    smallest = len(SPECIAL_TOKENS) + len(alphabet)
+    if vocab_size <= smallest:
+        raise UserError(
+            f"vocab_size is {vocab_size}, but {len(SPECIAL_TOKENS)} special tokens and {len(alphabet)} bytes already "
+            f"take {smallest}; choose a larger one, for example 640"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    # trim_offsets=False: otherwise no token owns the leading space and the mask of {% generation %} starts nowhere.
+    splits = [pre_tokenizers.ByteLevel(add_prefix_space=True, trim_offsets=False, use_regex=True)]
+    if split_digits:
+        splits.append(pre_tokenizers.Digits(individual_digits=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    seen = 0
+
+    def counted() -> Iterable[str]:
+        nonlocal seen
+        for text in texts:
+            seen += bool(text)
+            yield text
+
+    tokenizer.train_from_iterator(counted(), trainer=trainer)
+    if not seen:
+        raise UserError("the corpus has no text to train a tokenizer on; check --dataset_name and its text column")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A",
+        pair=f"{BOS} $A $B:1",
+        special_tokens=[(BOS, tokenizer.token_to_id(BOS))],
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        additional_special_tokens=[f"<|{role}|>" for role in ROLES],
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def ensure_training_chat_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Give ``tokenizer`` a chat template with ``{% generation %}`` markers, in place, and return it.
+
+    Its own template stays if it has the markers. Otherwise TRL's training version of it is taken, which renders the
+    same text. A base without any template gets NarLM's, with the role names as plain text if they are no tokens of it.
+
+    Raises:
+        UserError: its template has no markers and TRL knows no training version of it.
+    """
+    template = tokenizer.chat_template
+    if template is None:
+        if tokenizer.eos_token is None:
+            raise UserError(f"the tokenizer of {_name(tokenizer)} has no EOS token; set eos_token and save it again")
+        tokenizer.chat_template = CHAT_TEMPLATE if tokenizer.bos_token else CHAT_TEMPLATE.partition("\n")[2]
+        return tokenizer
+
+    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+    if has_generation_markers(template):
+        return tokenizer
+    try:
+        tokenizer.chat_template = get_training_chat_template(tokenizer)
+    except ValueError as error:
+        raise UserError(
+            f"the chat template of {_name(tokenizer)} has no {{% generation %}} markers and TRL has no training "
+            "version of it; wrap what the assistant says in {% generation %} ... {% endgeneration %} in its "
+            "chat_template.jinja, or delete that file to use NarLM's template"
+        ) from error
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Hold the tokenizer to what training and generation rely on.
+
+    With pad equal to EOS the end of an answer is masked out of the loss, and the model learns never to stop.
+
+    Raises:
+        UserError: no EOS token, no pad token, or one that is EOS or BOS.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {_name(tokenizer)} has no EOS token; set eos_token and save it again")
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"the tokenizer of {_name(tokenizer)} has no pad token; set pad_token to one that stands in its vocabulary "
+            "and is otherwise unused, and save it again"
+        )
+    for name in ("eos", "bos"):
+        if tokenizer.pad_token_id == getattr(tokenizer, f"{name}_token_id"):
+            raise UserError(
+                f"the tokenizer of {_name(tokenizer)} pads with its {name.upper()} token {tokenizer.pad_token!r}: "
+                "set pad_token to another one that is otherwise unused, and save it again"
+            )
+
+
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return repr(tokenizer.name_or_path or type(tokenizer).__name__)
