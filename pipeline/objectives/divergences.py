@@ -87,7 +87,7 @@ def softmax_selection_law(law: torch.Tensor, rewards: torch.Tensor, count: int, 
 
     It is `N p(y) w(y) E[1 / (w(y) + S)]`, S the weight of the N-1 others; with `1/a = int exp(-a t) dt` the
     expectation is an integral over t of `exp(-w(y) t) E[exp(-w t)]^(N-1)`, taken by the trapezoidal rule in log t,
-    where it converges geometrically. As N grows the law tends to `tilted_law`; best-of-N does not, it tends to the argmax.
+    where it converges geometrically. As N grows the law tends to `tilted_law`; best-of-N tends to the argmax.
     """
     law, rewards = law.double(), rewards.double()
     weights = torch.exp((rewards - rewards.max()) / tau).clamp(min=1e-12)

@@ -31,7 +31,7 @@ def random_task(outcomes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tenso
 
 
 def test_1_the_dpo_reward_is_beta_log_ratio_plus_beta_log_z():
-    """At the optimum `R = beta log(pi / pi_ref) + beta log Z`, so preferences are `sigma(R+ - R-)` and L_DPO fits them.
+    """At the optimum `R = beta log(pi / pi_ref) + beta log Z`, so preferences are `sigma(R+ - R-)`, as L_DPO has it.
 
     The printed `R = beta^-1 log(pi / pi_ref) + C` differs by beta^2 between two completions.
     """
