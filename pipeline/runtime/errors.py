@@ -1,4 +1,4 @@
-"""The one exception that means "the user's mistake", and how it reaches the terminal."""
+"""The exceptions that reach the terminal as one ``error:`` line."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one line that says what is wrong, where (file, row, field) and what to do. Stages print it as
     ``error: <message>`` on rank 0 and exit with code 2, without a traceback.
     """
+
+
+class PushError(RuntimeError):
+    """The upload to the Hub failed; the run on disk is complete. The message says how to push again; exit code 1."""

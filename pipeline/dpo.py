@@ -1,0 +1,56 @@
+"""Direct Preference Optimization: fit the policy to preference pairs, without a reward model and without RL.
+
+    L_DPO = -log sigma( beta [ log pi(y+|x)/pi(y-|x) - log pi_ref(y+|x)/pi_ref(y-|x) ] )
+
+    accelerate launch pipeline/dpo.py --config configs/quickstart/dpo.yaml
+
+Data: prompt + chosen + rejected. Any of TRL's loss_type values; beta is the temperature of the KL in the objective
+E[R] - beta KL(pi || pi_ref) whose optimum this loss is the maximum-likelihood estimate of.
+
+Paper: Part 2, section 1. The paper prints R = beta^-1 log(pi/pi_ref) + C; from its own objective it is
+R = beta log(pi/pi_ref) + beta log Z, which is what the loss above uses.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.runtime.arguments import StageArguments
+from pipeline.runtime.entry import entry
+from pipeline.runtime.record import Run
+
+
+@dataclass
+class DPOArguments(StageArguments):
+    """DPO has no field of its own beside TRL's ``DPOConfig`` (beta, loss_type, …)."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the stage; see the module's docstring."""
+    with Run("dpo", argv) as run:
+        if run.done:
+            return
+        from trl import DPOConfig, DPOTrainer
+
+        from pipeline.data.arguments import DataArguments
+        from pipeline.data.loading import load_data
+        from pipeline.model.loading import ModelArguments, load_policy
+        from pipeline.runtime.training import train_and_save
+        from pipeline.trainers.callbacks import WarnWhenChosenFalls
+
+        own, data_args, model_args, config = run.parse(DPOArguments, DataArguments, ModelArguments, DPOConfig)
+        policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
+        data = load_data(data_args, "preference", config.seed)
+        run.add_data(data.sources)
+        trainer = DPOTrainer(
+            model=policy.model,
+            args=config,
+            train_dataset=data.train,
+            eval_dataset=data.evaluation,
+            processing_class=policy.tokenizer,
+            peft_config=policy.peft_config,
+            callbacks=[WarnWhenChosenFalls()],
+        )
+        train_and_save(run, trainer, own, policy.finish)
+
+
+if __name__ == "__main__":
+    entry(main, DPOArguments, __doc__)

@@ -1,0 +1,89 @@
+"""Pretraining: fit theta = (W_emb, all layers, W_out, b_out) to a corpus by next-token prediction.
+
+    L(theta) = - sum_n sum_t log pi_theta(x_{t+1} | x_{1:t})                                        eq. (9)
+
+    accelerate launch pipeline/pretrain.py --config configs/quickstart/pretrain.yaml
+
+Data: text (prompt + completion and messages are joined to text). Without --model_name_or_path a byte-level BPE
+tokenizer is trained on the corpus and a NarLM of the given shape starts from random weights; with it, pretraining goes
+on from any causal LM of the Hub or a folder, with its own tokenizer.
+
+Deviation from (9): documents are packed into blocks of max_length tokens, positions restart and attention stops at
+each document's first token, and the loss is the mean over tokens, not the sum.
+"""
+
+from dataclasses import dataclass, field
+
+from pipeline.runtime.arguments import StageArguments
+from pipeline.runtime.entry import entry
+from pipeline.runtime.record import Run
+
+
+@dataclass
+class PretrainArguments(StageArguments):
+    """The shape of a new model, and how its corpus is cut. Unset shape fields keep the preset's (or config's) value."""
+
+    max_length: int = field(default=1024, metadata={"help": "Tokens in a packed block."})
+    vocab_size: int = field(default=8192, metadata={"help": "Entries of a new tokenizer (an upper bound)."})
+    split_digits: bool = field(default=True, metadata={"help": "One token a digit in a new tokenizer."})
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of a tokenizer to use instead of training one."}
+    )
+    preset: str | None = field(default=None, metadata={"help": "Named shape: nano, micro, gpt2-124m, …"})
+    hidden_size: int | None = field(default=None, metadata={"help": "Width d."})
+    intermediate_size: int | None = field(default=None, metadata={"help": "Width of the FFN."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Depth L."})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "Heads n_head."})
+    num_key_value_heads: int | None = field(default=None, metadata={"help": "Key/value heads (grouped queries)."})
+    sliding_window: int | None = field(default=None, metadata={"help": "Attention window Delta of every layer."})
+    position_embedding_type: str | None = field(default=None, metadata={"help": "rope, learned or sinusoidal."})
+    norm_type: str | None = field(default=None, metadata={"help": "layernorm or rmsnorm."})
+    ffn_type: str | None = field(default=None, metadata={"help": "gelu or swiglu."})
+    output_bias: bool | None = field(default=None, metadata={"help": "Whether the logits have the bias b_out."})
+    tie_word_embeddings: bool | None = field(default=None, metadata={"help": "Whether W_out is W_emb transposed."})
+    initializer_range: float | None = field(default=None, metadata={"help": "Standard deviation at the start."})
+
+    def shape(self) -> dict:
+        """The shape fields that were given."""
+        names = set(PretrainArguments.__dataclass_fields__) - set(StageArguments.__dataclass_fields__)
+        names -= {"max_length", "vocab_size", "split_digits", "tokenizer_name", "preset"}
+        return {name: value for name in sorted(names) if (value := getattr(self, name)) is not None}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the stage; see the module's docstring."""
+    with Run("pretrain", argv) as run:
+        if run.done:
+            return
+        from transformers import Trainer, TrainingArguments, set_seed
+
+        from pipeline.data.arguments import DataArguments
+        from pipeline.data.loading import load_data
+        from pipeline.data.packing import pack
+        from pipeline.model.building import build_narlm, new_tokenizer
+        from pipeline.model.loading import ModelArguments, load_policy
+        from pipeline.runtime.training import require_rows, train_and_save
+
+        own, data_args, model_args, config = run.parse(
+            PretrainArguments, DataArguments, ModelArguments, TrainingArguments
+        )
+        set_seed(config.seed)
+        data = load_data(data_args, "text", config.seed)
+        run.add_data(data.sources)
+        if model_args.model_name_or_path:
+            policy = load_policy(model_args, run)
+            model, tokenizer = policy.model, policy.tokenizer
+        else:
+            tokenizer = new_tokenizer(own, data.train, run.folder)
+            model = build_narlm(own, tokenizer, model_args.attn_implementation)
+        train = pack(data.train, tokenizer, own.max_length)
+        evaluation = pack(data.evaluation, tokenizer, own.max_length) if data.evaluation is not None else None
+        require_rows(train, f"{data_args.dataset_name}: fewer tokens than one block of max_length {own.max_length}")
+        trainer = Trainer(
+            model=model, args=config, train_dataset=train, eval_dataset=evaluation, processing_class=tokenizer
+        )
+        train_and_save(run, trainer, own)
+
+
+if __name__ == "__main__":
+    entry(main, PretrainArguments, __doc__)

@@ -1,0 +1,136 @@
+"""Model cards: one template a stage in ``model_cards/``, filled from the run record and from nothing else."""
+
+import os
+import platform
+import shlex
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from pipeline.runtime.record import read_record
+from pipeline.runtime.resources import resource
+
+PAPER = "2602.00426"
+
+
+def write_card(folder: Path, record: dict[str, Any]) -> Path:
+    """Write ``README.md`` from ``model_cards/<stage>.md`` and the run record; returns its path.
+
+    The card names no local path: a local parent appears by the Hub id it was pushed under, else by its folder's name.
+    """
+    base, lineage = lineage_of(record)
+    datasets = [source["name"] for source in record["data"]]
+    results = {name: value for name, value in record["metrics"].items() if value is not None}
+    name = folder.resolve().name
+    adapter = (folder / "adapter_config.json").is_file()
+    card_data = ModelCardData(
+        base_model=base,
+        datasets=sorted({data for data in datasets if _is_hub_id(data)}) or None,
+        library_name="peft" if adapter else "transformers",
+        license="apache-2.0" if record["stage"] == "pretrain" else None,
+        pipeline_tag="text-generation" if record["stage"] != "reward_model" else "text-classification",
+        tags=["narlm", record["stage"], "trl", *(["lora"] if adapter else []), f"arxiv:{PAPER}"],
+        model_name=name,
+        eval_results=[
+            EvalResult(
+                task_type="text-generation",
+                dataset_type="held-out",
+                dataset_name=public_name(datasets[-1]) if datasets else "held-out rows",
+                metric_type=metric,
+                metric_value=value,
+            )
+            for metric, value in results.items()
+            if metric.startswith("eval_") and not metric.endswith(("_per_second", "_runtime"))
+        ],
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(resource("model_cards", f"{record['stage']}.md")),
+        name=name,
+        lineage=lineage,
+        data=_table(
+            ["dataset", "split", "rows", "fingerprint"],
+            [
+                [public_name(s["name"]), s.get("split", ""), s.get("rows", ""), str(s.get("fingerprint", ""))[:12]]
+                for s in record["data"]
+            ],
+        ),
+        results=_table(["metric", "value"], [[k, f"{v:.4g}"] for k, v in sorted(results.items())]),
+        configuration="\n".join(f"{key}: {public_value(value)}" for key, value in sorted(record["given"].items())),
+        command=f"accelerate launch pipeline/{record['stage']}.py --config config.yaml",
+        load=_load_snippet(record["stage"], adapter, base, name),
+        environment=_table(["package", "version"], sorted(record["versions"].items())),
+        hardware=hardware(),
+        seconds=f"{record['seconds']:.0f}",
+        peak_memory=f"{record['peak_memory_bytes'] / 2**30:.2f} GiB",
+        seed=record["seed"],
+    )
+    path = folder / "README.md"
+    card.save(path)
+    return path
+
+
+def lineage_of(record: dict[str, Any]) -> tuple[str | None, str]:
+    """The Hub id a run's weights come from, if there is one, and the chain of runs as a Markdown list."""
+    lines, base, seen = [], None, set()
+    while record and record["parents"]:
+        parent = record["parents"][0]
+        repo = parent.get("repo") or (read_record(parent["path"]) or {}).get("hub", {}).get("repo")
+        label = f"[{repo}](https://huggingface.co/{repo})" if repo else f"`{Path(parent['path']).name}`"
+        lines.append(f"- {record['stage']} started from {label}")
+        base = base or repo
+        if "path" not in parent or parent["path"] in seen:
+            break
+        seen.add(parent["path"])
+        record = read_record(parent["path"])
+    return base, "\n".join(lines) or "- trained from scratch"
+
+
+def public_name(name: str) -> str:
+    """A dataset's name as a card may show it: a local path by its last part only."""
+    return name if name.startswith("world/") or _is_hub_id(name) else Path(name).name
+
+
+def public_value(value: Any) -> Any:
+    """A configuration value as a card may show it: paths by their last part, everything else as it is."""
+    if isinstance(value, str) and (os.path.isabs(value) or value.startswith(("~", "..")) or os.path.exists(value)):
+        return Path(value).name
+    if isinstance(value, dict):
+        return {key: public_value(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [public_value(item) for item in value]
+    return value
+
+
+def hardware() -> str:
+    """The accelerator, or the processor's architecture and core count."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") <= 1 and not name.startswith(("world/", ".", "/", "~")) and not os.path.exists(name)
+
+
+def _table(header: list[str], rows: list[list[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _load_snippet(stage: str, adapter: bool, base: str | None, name: str) -> str:
+    kind = "AutoModelForSequenceClassification" if stage == "reward_model" else "AutoModelForCausalLM"
+    if adapter:
+        peft_kind = kind.replace("Auto", "AutoPeft")
+        return (
+            f"from peft import {peft_kind}\n\nmodel = {peft_kind}.from_pretrained({shlex.quote(name)!r})  # the base "
+            f"({base or 'see the lineage below'}) is found through adapter_config.json"
+        )
+    return (
+        f"from transformers import AutoTokenizer, {kind}\n\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({name!r})\n"
+        f"model = {kind}.from_pretrained({name!r}, trust_remote_code=True)"
+    )

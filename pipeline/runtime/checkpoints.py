@@ -1,0 +1,89 @@
+"""Checkpoints that can be trusted: the newest whole one, and a saved folder that is really complete."""
+
+import json
+from pathlib import Path
+
+from pipeline.runtime.errors import UserError
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint below ``folder`` that was written to its end, or None.
+
+    ``transformers.trainer_utils.get_last_checkpoint`` takes half-written folders. Trainer writes
+    ``trainer_state.json`` last, so a checkpoint counts when that file parses, its weights are there (safetensors with
+    a readable header whose byte count matches, or a DeepSpeed/FSDP shard folder) and none of its files is empty.
+    """
+    candidates = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
+    for path in sorted(candidates, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+        if _is_whole(path):
+            return path
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        json.loads((path / "trainer_state.json").read_text())
+        weights = list(path.glob("*.safetensors"))
+        sharded = list(path.glob("global_step*")) + list(path.glob("pytorch_model_fsdp*"))
+        return bool(weights or sharded) and all(_safetensors_size_is_right(file) for file in weights)
+    except (OSError, ValueError):
+        return False
+
+
+def _safetensors_size_is_right(file: Path) -> bool:
+    """A safetensors file is 8 bytes of header length, the JSON header, then the data it announces."""
+    with open(file, "rb") as stream:
+        header_bytes = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(header_bytes))
+    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    return file.stat().st_size == 8 + header_bytes + end
+
+
+def check_saved(folder: Path, trained: bool = True) -> None:
+    """Refuse a saved folder that would not load as what was trained.
+
+    Args:
+        folder: a model or adapter folder.
+        trained: whether training steps were taken, so that an adapter whose LoRA B matrices are all zero (the value
+            they start from) means the training was lost, as ZeRO-3 can do while saving.
+
+    Raises:
+        RuntimeError: no weights, an empty tensor, or an adapter equal to its initialisation.
+    """
+    from safetensors import safe_open
+
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise RuntimeError(f"{folder} holds no safetensors file after saving")
+    lora_b_seen = lora_b_nonzero = False
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
+                tensor = tensors.get_tensor(name)
+                if tensor.numel() == 0:
+                    raise RuntimeError(f"{file}: tensor {name} was saved empty")
+                if "lora_B" in name:
+                    lora_b_seen = True
+                    lora_b_nonzero = lora_b_nonzero or bool(tensor.any())
+    if trained and lora_b_seen and not lora_b_nonzero:
+        raise RuntimeError(f"{folder}: every LoRA B matrix is zero, so the adapter was saved untrained")
+
+
+def require_model_folder(name_or_path: str) -> None:
+    """Catch a mistyped local path before the Hub is asked for a repository of that name.
+
+    Raises:
+        UserError: the name looks like a path (starts with . / ~ or has more than one slash) and no folder is there,
+            or the folder has neither ``config.json`` nor ``adapter_config.json``.
+    """
+    path = Path(name_or_path).expanduser()
+    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1 or path.exists()
+    if not looks_local:
+        return
+    if not path.is_dir():
+        raise UserError(f"model_name_or_path: there is no folder {name_or_path}; give a folder or a Hub id (user/name)")
+    if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise UserError(
+            f"model_name_or_path: {name_or_path} holds neither config.json nor adapter_config.json, so it is not a "
+            "saved model; did its stage finish (see its run.json)?"
+        )

@@ -1,0 +1,44 @@
+"""Content hashes of files and folders: what a run record says its parents and its data were."""
+
+import hashlib
+from pathlib import Path
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal; reads 1 MiB at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def path_sha256(path: Path, pattern: str = "*") -> str | None:
+    """SHA-256 of a file, or of the sorted (name, hash) pairs of a folder's files that match ``pattern``.
+
+    Returns None where nothing matches, so that a folder without weights is not mistaken for an unchanged one.
+    """
+    path = Path(path)
+    if path.is_file():
+        return file_sha256(path)
+    files = sorted(file for file in path.rglob(pattern) if file.is_file()) if path.is_dir() else []
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(path).as_posix()} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def weights_sha256(folder: Path) -> str | None:
+    """Identity of a saved model or adapter: the hash of the safetensors at the top of its folder.
+
+    Checkpoints below the folder do not count: they come and go while the weights stay the same.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()

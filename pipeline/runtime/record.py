@@ -1,0 +1,353 @@
+"""The run record: what a stage ran on, how far it came, and whether it has to run at all.
+
+Every stage's output folder holds ``run.json``. A finished stage run again with the same inputs does nothing; an
+interrupted one resumes from its newest whole checkpoint; ``--force`` moves the old folder aside and starts anew.
+"""
+
+import contextlib
+import json
+import math
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline.runtime.arguments import parse, read_given
+from pipeline.runtime.checkpoints import newest_checkpoint
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.fingerprints import path_sha256, weights_sha256
+
+SCHEMA = 1
+PACKAGES = ("narlm", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed", "bitsandbytes")
+SECRETS = ("token", "hub_token", "vllm_api_key")
+# Given values that do not change what is learned: changing them never makes a finished run stale.
+COSMETIC = {
+    "output_dir", "force", "logging_steps", "logging_strategy", "logging_dir", "logging_first_step", "report_to",
+    "run_name", "disable_tqdm", "log_level", "save_steps", "save_strategy", "save_total_limit", "push_to_hub",
+    "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_revision", "dataloader_num_workers",
+    "dataset_num_proc", "accelerate_config",
+}  # fmt: skip
+
+
+class Run:
+    """One run of one stage: a context manager that keeps ``run.json`` true whatever happens inside it.
+
+    Attributes:
+        folder: the output folder.
+        done: the same inputs were already run to the end; the stage returns at once.
+        record: the content of ``run.json``.
+    """
+
+    def __init__(self, stage: str, argv: list[str] | None = None):
+        """Read what was given and what the output folder says about it; light, so a finished run answers at once.
+
+        Raises:
+            UserError: no output_dir; the folder holds a run of other inputs, or one that is still running.
+        """
+        self.stage = stage
+        self.argv = list(sys.argv[1:] if argv is None else argv)
+        self.given = read_given(self.argv)
+        self.done = False
+        self.is_main = int(os.environ.get("RANK", 0)) == 0
+        self.stop_signal: int | None = None
+        self._training = False
+        self._helping = "--help_all" in self.argv
+        if self._helping:
+            return
+        if not self.given.get("output_dir"):
+            raise UserError("output_dir is missing: say where the run's weights, card and record go (--output_dir)")
+        self.folder = Path(str(self.given["output_dir"])).expanduser()
+        if self.folder.is_file():
+            raise UserError(f"output_dir: {self.folder} is a file; name a folder")
+        if self.given.get("force") is True:
+            self._move_aside()
+        previous = read_record(self.folder)
+        self.done = self.is_main and self._settle(previous) or (not self.is_main and self._matches_finished(previous))
+        self.record = self._new_record(previous)
+        if self.done and self.is_main:
+            print(f"{stage}: {self.folder} is up to date, nothing to do (--force runs it again)", flush=True)
+
+    # ------------------------------------------------------------------ life
+
+    def __enter__(self) -> "Run":
+        if not (self.done or self._helping):
+            self._handlers = {}
+            with contextlib.suppress(ValueError):  # only the main thread may set handlers
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    self._handlers[number] = signal.signal(number, self._on_signal)
+            self._started = time.monotonic()
+            self.write()
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if self.done or self._helping:
+            return
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self.record["status"] == "completed":
+            return  # finished before; what failed since then (a push) takes nothing from it
+        if kind is None:
+            self.complete()
+            return
+        if issubclass(kind, (KeyboardInterrupt, SystemExit)):
+            status = "interrupted"
+        else:
+            status = "failed"
+            self.record["error"] = f"{kind.__name__}: {error}"
+        if issubclass(kind, UserError) and not self.record["resumed"]:
+            # A mistyped argument leaves nothing behind that the corrected command would have to be forced over.
+            self._remove_trace()
+            return
+        self._finish(status)
+
+    def complete(self) -> None:
+        """Everything a user needs is on disk: say so in the record, with the time and memory it took."""
+        self._finish("completed")
+
+    def _finish(self, status: str) -> None:
+        self.record["status"] = status
+        self.record["seconds"] = round(self.record["seconds"] + time.monotonic() - self._started, 3)
+        self._started = time.monotonic()
+        self.record["peak_memory_bytes"] = max(self.record["peak_memory_bytes"], _peak_memory_bytes())
+        self.write()
+
+    def parse(self, *dataclass_types: type) -> tuple:
+        """The stage's argument classes from the same YAML and flags, recorded in full in the run record."""
+        parsed = parse(self.argv, *dataclass_types, prog=f"{self.stage}.py")
+        self.record["arguments"] = {
+            key: value for part in parsed for key, value in _plain(vars(part)).items() if key not in SECRETS
+        }
+        self.write()
+        return parsed
+
+    def add_parent(self, name_or_path: str, revision: str | None = None) -> None:
+        """Record a model this run starts from or is judged by: a folder by its weights' hash, a Hub id by revision."""
+        self.record["parents"].append(parent_of(name_or_path, revision))
+
+    def add_data(self, sources: list[dict[str, Any]]) -> None:
+        """Record the datasets a run reads: name, split, rows, fingerprint and what was dropped from them."""
+        self.record["data"].extend(sources)
+
+    def add_metrics(self, metrics: dict[str, Any]) -> None:
+        """Add flat ``name: number`` metrics; whatever is not a number is left out, non-finite becomes null."""
+        for name, value in metrics.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            self.record["metrics"][name] = value if math.isfinite(value) else None
+
+    def write(self) -> None:
+        """Write ``run.json`` atomically, on the main process only."""
+        if self.is_main:
+            write_json(self.folder / "run.json", self.record)
+
+    # ------------------------------------------------------------------ signals
+
+    @contextlib.contextmanager
+    def training(self):
+        """Inside, SIGINT and SIGTERM ask the trainer for a checkpoint and a stop (see ``callbacks.StopOnSignal``)."""
+        self._training = True
+        try:
+            yield
+        finally:
+            self._training = False
+        if self.stop_signal is not None:
+            raise SystemExit(128 + self.stop_signal)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._training and self.stop_signal is None:
+            self.stop_signal = number
+            if self.is_main:
+                print("stopping: the step is finished and a checkpoint written; again to stop at once", flush=True)
+            return
+        raise SystemExit(128 + number)
+
+    # ------------------------------------------------------------------ the folder's past
+
+    def _settle(self, previous: dict[str, Any] | None) -> bool:
+        """Decide on the main process: True if up to date, False to start or resume.
+
+        Raises:
+            UserError: the folder belongs to another stage, other inputs, or a live process.
+        """
+        if previous is None:
+            return False
+        if previous.get("status") == "running" and process_is_alive(previous):
+            raise UserError(
+                f"output_dir: another process ({previous['process']['pid']}) is running in {self.folder}; wait for it"
+            )
+        if previous.get("stage") != self.stage:
+            raise UserError(
+                f"output_dir: {self.folder} holds a {previous.get('stage')} run; choose another folder or --force"
+            )
+        if previous["status"] == "failed" and newest_checkpoint(self.folder) is None:
+            return False
+        changes = changed_inputs(previous, self.given)
+        if changes:
+            raise UserError(
+                f"output_dir: {self.folder} holds a run of other inputs ({'; '.join(changes[:3])}); "
+                "choose another folder, or --force to move it aside and start anew"
+            )
+        return previous["status"] == "completed"
+
+    def _matches_finished(self, previous: dict[str, Any] | None) -> bool:
+        """The other ranks' view of ``_settle``: they only need to agree with the main process that it is done."""
+        return bool(previous and previous.get("status") == "completed" and not changed_inputs(previous, self.given))
+
+    def _move_aside(self) -> None:
+        if self.is_main and self.folder.exists() and any(self.folder.iterdir()):
+            aside = self.folder.with_name(f"{self.folder.name}.old-{datetime.now():%Y%m%d-%H%M%S}")
+            self.folder.rename(aside)
+            print(f"{self.stage}: the old {self.folder} is now {aside}", flush=True)
+
+    def _new_record(self, previous: dict[str, Any] | None) -> dict[str, Any]:
+        if self.done:
+            return previous
+        # Only a run that left a checkpoint is continued; its seconds count on, so the total stays honest.
+        resumed = previous if previous and newest_checkpoint(self.folder) else None
+        return {
+            "schema": SCHEMA,
+            "stage": self.stage,
+            "status": "running",
+            "parents": [],
+            "given": {key: value for key, value in _plain(self.given).items() if key not in SECRETS},
+            "arguments": {},
+            "data": [],
+            "versions": versions(),
+            "seed": self.given.get("seed", 42),
+            "metrics": {},
+            "seconds": resumed["seconds"] if resumed else 0.0,
+            "peak_memory_bytes": resumed["peak_memory_bytes"] if resumed else 0,
+            "resumed": bool(resumed),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "process": process_identity(),
+        }
+
+    def _remove_trace(self) -> None:
+        if self.is_main:
+            (self.folder / "run.json").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # only if it is empty
+
+
+# ---------------------------------------------------------------------- functions on records
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The run record of a folder, or None where there is none (or it is not ours to read)."""
+    try:
+        record = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and "stage" in record else None
+
+
+def status_of(record: dict[str, Any]) -> str:
+    """The record's status, with a run whose process is dead counted as interrupted."""
+    if record["status"] == "running" and not process_is_alive(record):
+        return "interrupted"
+    return record["status"]
+
+
+def changed_inputs(record: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """What differs between a recorded run and what is given now: arguments, parents' weights, local data files."""
+    old, new = record.get("given", {}), _plain(given)
+    changes = [
+        f"{key}: {old.get(key)!r} then, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if key not in COSMETIC and key not in SECRETS and old.get(key) != new.get(key)
+    ]
+    for parent in record.get("parents", []):
+        if "path" in parent and parent["sha256"] and weights_sha256(Path(parent["path"])) != parent["sha256"]:
+            changes.append(f"the weights in {parent['path']} have changed")
+    for source in record.get("data", []):
+        path = Path(str(source.get("name", "")))
+        if source.get("fingerprint") and path.exists() and path_sha256(path) != source["fingerprint"]:
+            changes.append(f"the data in {path} has changed")
+    return changes
+
+
+def parent_of(name_or_path: str, revision: str | None = None) -> dict[str, Any]:
+    """A run record's entry for a model: ``{"path", "sha256"}`` for a folder, ``{"repo", "sha256", "revision"}`` else."""
+    if Path(name_or_path).is_dir():
+        return {"path": str(name_or_path), "sha256": weights_sha256(Path(name_or_path))}
+    return {"repo": name_or_path, "sha256": None, "revision": revision or "main"}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's numbers."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def process_identity(pid: int | None = None) -> dict[str, Any]:
+    """Host, pid and start time of a process: a pid alone may be given again to another one."""
+    pid = os.getpid() if pid is None else pid
+    return {"host": socket.gethostname(), "pid": pid, "start": _process_start(pid)}
+
+
+def process_is_alive(record: dict[str, Any]) -> bool:
+    """Whether the process that wrote a record still runs; on another host it is taken to be alive."""
+    process = record.get("process")
+    if not process:
+        return False
+    if process["host"] != socket.gethostname():
+        return True
+    if process["pid"] == os.getpid():
+        return False  # a stage called twice in one process: the earlier call is over
+    try:
+        os.kill(process["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return _process_start(process["pid"]) == process["start"]
+
+
+def _process_start(pid: int) -> str | None:
+    """Start time in clock ticks since boot (field 22 of /proc/pid/stat); None where there is no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _peak_memory_bytes() -> int:
+    """Largest memory so far: of the GPU if one was used, else the process's resident set."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _plain(mapping: dict[str, Any]) -> dict[str, Any]:
+    """A mapping as JSON can hold it: what is not a plain value is written as text, private keys are left out."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): convert(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple, set)):
+            return [convert(item) for item in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return str(value)
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value if not hasattr(value, "value") else value.value
+        return str(value)
+
+    return {key: convert(value) for key, value in mapping.items() if not key.startswith("_")}

@@ -1,0 +1,108 @@
+"""The part of a training stage that is the same in all of them: resume, train, judge, save, card, push."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, Trainer
+
+from pipeline.runtime.arguments import StageArguments
+from pipeline.runtime.callbacks import StopOnSignal
+from pipeline.runtime.cards import write_card
+from pipeline.runtime.checkpoints import check_saved, newest_checkpoint
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.hub import push_run
+from pipeline.runtime.record import Run
+
+
+def train_and_save(
+    run: Run, trainer: Trainer, own: StageArguments, finish: Callable[[Path], None] | None = None
+) -> dict[str, Any]:
+    """Train from the newest whole checkpoint, evaluate on held-out rows, save, write the card, push if asked.
+
+    Args:
+        run: the run whose folder and record are filled.
+        trainer: any Trainer, built on the run's data and model.
+        own: the stage's own fields.
+        finish: called on the main process with the output folder once the weights are saved, before they are checked.
+
+    Returns:
+        The run's metrics, which also stand in ``run.json``.
+
+    Raises:
+        UserError: early stopping without an evaluation metric to watch.
+        SystemExit: 130 or 143 after a signal, once a checkpoint is written.
+    """
+    args = trainer.args
+    # The push is ours, after everything is on disk: a dead Hub must not cost a run.
+    push, args.push_to_hub = args.push_to_hub, False
+    trainer.add_callback(StopOnSignal(run))
+    if own.early_stopping_patience is not None:
+        if not (args.load_best_model_at_end and args.metric_for_best_model):
+            raise UserError(
+                "early_stopping_patience needs load_best_model_at_end: true and metric_for_best_model, so that it is "
+                "known what better means"
+            )
+        trainer.add_callback(EarlyStoppingCallback(own.early_stopping_patience))
+
+    checkpoint = newest_checkpoint(run.folder)
+    if checkpoint and run.is_main:
+        print(f"{run.stage}: resuming from {checkpoint}", flush=True)
+    with run.training():
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    run.add_metrics(result.metrics)
+    run.add_metrics({"steps": trainer.state.global_step})
+    if trainer.eval_dataset is not None and args.eval_strategy != "no":
+        run.add_metrics(trainer.evaluate())
+        run.add_metrics(first_evaluation(trainer.state.log_history))
+    trainer.save_model(str(run.folder))
+    trainer.save_state()
+    if run.is_main:
+        (run.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same in plain text
+        if finish is not None:
+            finish(run.folder)
+        check_saved(run.folder, trained=trainer.state.global_step > 0)
+    run.complete()
+    if run.is_main:
+        write_card(run.folder, run.record)
+    trainer.accelerator.wait_for_everyone()
+    if push and run.is_main:
+        push_run(run.folder, args.hub_model_id, private=args.hub_private_repo, token=args.hub_token)
+    return run.record["metrics"]
+
+
+def first_evaluation(log_history: list[dict[str, Any]]) -> dict[str, float]:
+    """The first evaluation's metrics under ``first_eval_*``, so that the record says what training changed."""
+    for entry in log_history:
+        if any(name.startswith("eval_") for name in entry):
+            return {f"first_{name}": value for name, value in entry.items() if name.startswith("eval_")}
+    return {}
+
+
+def require_rows(dataset: Any, name: str | Path) -> None:
+    """Refuse a dataset that has become empty, e.g. by a length filter.
+
+    Raises:
+        UserError: no row is left.
+    """
+    if hasattr(dataset, "__len__") and len(dataset) == 0:
+        raise UserError(f"{name}: no row is left to train on; check max_length and the dataset's columns")
+
+
+def require_supervision(trainer: Trainer, rows: int = 64) -> None:
+    """Refuse SFT data whose answers are all masked or cut off: the loss would be NaN or the run would learn nothing.
+
+    Raises:
+        UserError: none of the first ``rows`` collated rows has a supervised token.
+    """
+    dataset = trainer.train_dataset
+    if not hasattr(dataset, "__len__"):
+        return
+    require_rows(dataset, "train_dataset")
+    batch = trainer.data_collator([dataset[i] for i in range(min(rows, len(dataset)))])
+    if not (batch["labels"] != -100).any():
+        raise UserError(
+            "no token is supervised: every answer is masked or lies beyond max_length; raise max_length, or check the "
+            "chat template's {% generation %} markers and assistant_only_loss"
+        )

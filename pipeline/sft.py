@@ -1,0 +1,57 @@
+"""Supervised fine-tuning: the pretraining loss (9), on answers only.
+
+    L(theta) = - sum_t log pi_theta(y_t | x, y_<t)        (t over the answer's tokens; the prompt is masked)
+
+    accelerate launch pipeline/sft.py --config configs/quickstart/sft.yaml
+
+Data: messages, prompt + completion, or text. Of prompt + completion the completion is learned; of messages the
+assistant's turns (assistant_only_loss), for which the chat template must mark them with {% generation %}.
+
+Paper: Part 2 names SFT as the source of pi_ref and as the second half of rejection sampling.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.runtime.arguments import StageArguments
+from pipeline.runtime.entry import entry
+from pipeline.runtime.record import Run
+
+
+@dataclass
+class SFTArguments(StageArguments):
+    """SFT has no field of its own beside TRL's ``SFTConfig`` (max_length, packing, assistant_only_loss, …)."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the stage; see the module's docstring."""
+    with Run("sft", argv) as run:
+        if run.done:
+            return
+        from trl import SFTConfig, SFTTrainer
+
+        from pipeline.data.arguments import DataArguments
+        from pipeline.data.loading import load_data
+        from pipeline.model.loading import ModelArguments, load_policy
+        from pipeline.model.tokenizer import ensure_training_chat_template
+        from pipeline.runtime.training import require_supervision, train_and_save
+
+        own, data_args, model_args, config = run.parse(SFTArguments, DataArguments, ModelArguments, SFTConfig)
+        policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
+        data = load_data(data_args, "sft", config.seed)
+        run.add_data(data.sources)
+        if "messages" in data.train.column_names:
+            ensure_training_chat_template(policy.tokenizer)
+        trainer = SFTTrainer(
+            model=policy.model,
+            args=config,
+            train_dataset=data.train,
+            eval_dataset=data.evaluation,
+            processing_class=policy.tokenizer,
+            peft_config=policy.peft_config,
+        )
+        require_supervision(trainer)
+        train_and_save(run, trainer, own, policy.finish)
+
+
+if __name__ == "__main__":
+    entry(main, SFTArguments, __doc__)
