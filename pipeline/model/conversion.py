@@ -1,0 +1,285 @@
+"""Llama, Mistral and GPT-2 as NarLM, and NarLM as any of them where nothing is lost.
+
+Weights are copied, not approximated: the logits agree to rounding. What the other architecture cannot say (an output
+bias that is not zero, a window in some layers only, another FFN) is a ``UserError`` that names it.
+"""
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
+
+from pipeline.model.configuration_narlm import FFN_ACTIVATIONS, NarLMConfig
+from pipeline.model.modeling_narlm import NarLMForCausalLM
+from pipeline.runtime.errors import UserError
+
+# Fields that mean the same in LlamaConfig, MistralConfig and NarLMConfig.
+_SHARED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "attention_dropout",
+    "tie_word_embeddings",
+    "rope_parameters",
+    "use_cache",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
+# GPT-2 module -> ours, below h.i and layers.i; its Conv1D keeps weights transposed.
+_GPT2_LAYER = {
+    "ln_1": "input_layernorm",
+    "attn.c_proj": "self_attn.o_proj",
+    "ln_2": "post_attention_layernorm",
+    "mlp.c_fc": "mlp.up_proj",
+    "mlp.c_proj": "mlp.down_proj",
+}
+_GPT2_CONV = ("c_attn", "c_proj", "c_fc")
+_GPT2_TOP = {
+    "transformer.wte": "model.embed_tokens",
+    "transformer.wpe": "model.embed_positions",
+    "transformer.ln_f": "model.norm",
+}
+
+
+def from_llama(model: LlamaForCausalLM) -> NarLMForCausalLM:
+    """NarLM with the weights of a Llama (RMSNorm, SwiGLU, RoPE, grouped queries)."""
+    config = _from_llama_config(
+        model.config, attention_bias=model.config.attention_bias, mlp_bias=model.config.mlp_bias
+    )
+    return _build(NarLMForCausalLM, config, model.state_dict(), model)
+
+
+def from_mistral(model: MistralForCausalLM) -> NarLMForCausalLM:
+    """NarLM with the weights of a Mistral (as Llama, with a window Delta in every layer)."""
+    return _build(
+        NarLMForCausalLM,
+        _from_llama_config(model.config, sliding_window=model.config.sliding_window),
+        model.state_dict(),
+        model,
+    )
+
+
+def from_gpt2(model: GPT2LMHeadModel) -> NarLMForCausalLM:
+    """NarLM with the weights of a GPT-2 (LayerNorm, GELU, learned positions, biases, tied head).
+
+    GPT-2's dropout of embeddings and residuals has no counterpart here and is left out; evaluation has none.
+
+    Raises:
+        UserError: attention not scaled by 1/sqrt(d_h), cross-attention, or an activation that is no GELU.
+    """
+    old = model.config
+    if not old.scale_attn_weights or old.scale_attn_by_inverse_layer_idx or old.add_cross_attention:
+        raise UserError(
+            "this GPT-2 scales its attention by layer, not at all, or attends to an encoder: NarLM cannot hold it"
+        )
+    if old.activation_function not in FFN_ACTIVATIONS["gelu"]:
+        raise UserError(f"this GPT-2 uses {old.activation_function}, not a GELU: NarLM cannot hold it")
+    config = NarLMConfig(
+        vocab_size=old.vocab_size,
+        hidden_size=old.n_embd,
+        intermediate_size=old.n_inner or 4 * old.n_embd,
+        num_hidden_layers=old.n_layer,
+        num_attention_heads=old.n_head,
+        hidden_act=old.activation_function,
+        max_position_embeddings=old.n_positions,
+        position_embedding_type="learned",
+        norm_eps=old.layer_norm_epsilon,
+        attention_bias=True,
+        output_bias=False,
+        attention_dropout=old.attn_pdrop,
+        initializer_range=old.initializer_range,
+        tie_word_embeddings=old.tie_word_embeddings,
+        use_cache=old.use_cache,
+        pad_token_id=old.pad_token_id,
+        bos_token_id=old.bos_token_id,
+        eos_token_id=old.eos_token_id,
+        dtype=old.dtype,
+    )
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith("transformer.h."):
+            _, _, index, rest = name.split(".", 3)
+            module, kind = rest.rsplit(".", 1)
+            if kind == "weight" and module.endswith(_GPT2_CONV):
+                tensor = tensor.T
+            if module == "attn.c_attn":  # queries, keys and values in one matrix
+                for part, piece in zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3, dim=0)):
+                    weights[f"model.layers.{index}.self_attn.{part}.{kind}"] = piece.contiguous()
+            elif module in _GPT2_LAYER:
+                weights[f"model.layers.{index}.{_GPT2_LAYER[module]}.{kind}"] = tensor.contiguous()
+        else:
+            module, kind = name.rsplit(".", 1)
+            weights[f"{_GPT2_TOP.get(module, module)}.{kind}"] = tensor
+    return _build(NarLMForCausalLM, config, weights, model)
+
+
+def to_llama(model: NarLMForCausalLM) -> LlamaForCausalLM:
+    """The same model as Llama.
+
+    Raises:
+        UserError: NarLM has a part that Llama lacks (another norm, FFN or position embedding, b_out, a window).
+    """
+    config = model.config
+    _demand(
+        config, "Llama", position_embedding_type="rope", norm_type="rmsnorm", ffn_type="swiglu", sliding_window=None
+    )
+    target = LlamaConfig(
+        **_shared(config), rms_norm_eps=config.norm_eps, attention_bias=config.attention_bias, mlp_bias=config.mlp_bias
+    )
+    return _build(LlamaForCausalLM, target, _without_output_bias(model, "Llama"), model)
+
+
+def to_mistral(model: NarLMForCausalLM) -> MistralForCausalLM:
+    """The same model as Mistral.
+
+    Raises:
+        UserError: NarLM has a part that Mistral lacks, or a window in some layers only.
+    """
+    config = model.config
+    _demand(
+        config,
+        "Mistral",
+        position_embedding_type="rope",
+        norm_type="rmsnorm",
+        ffn_type="swiglu",
+        attention_bias=False,
+        mlp_bias=False,
+    )
+    if len(set(config.layer_types)) > 1:
+        raise UserError("Mistral has the same window in every layer, but layer_types of this NarLM mixes two kinds")
+    target = MistralConfig(**_shared(config), rms_norm_eps=config.norm_eps, sliding_window=config.sliding_window)
+    return _build(MistralForCausalLM, target, _without_output_bias(model, "Mistral"), model)
+
+
+def to_gpt2(model: NarLMForCausalLM) -> GPT2LMHeadModel:
+    """The same model as GPT-2, without dropout of embeddings and residuals.
+
+    Raises:
+        UserError: NarLM has a part that GPT-2 lacks (another norm, FFN or position embedding, b_out, a window, grouped
+            keys and values, no biases).
+    """
+    config = model.config
+    _demand(
+        config,
+        "GPT-2",
+        position_embedding_type="learned",
+        norm_type="layernorm",
+        ffn_type="gelu",
+        attention_bias=True,
+        mlp_bias=True,
+        num_key_value_heads=config.num_attention_heads,
+        head_dim=config.hidden_size // config.num_attention_heads,
+        sliding_window=None,
+    )
+    target = GPT2Config(
+        vocab_size=config.vocab_size,
+        n_embd=config.hidden_size,
+        n_inner=config.intermediate_size,
+        n_layer=config.num_hidden_layers,
+        n_head=config.num_attention_heads,
+        n_positions=config.max_position_embeddings,
+        activation_function=config.hidden_act,
+        layer_norm_epsilon=config.norm_eps,
+        attn_pdrop=config.attention_dropout,
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        initializer_range=config.initializer_range,
+        tie_word_embeddings=config.tie_word_embeddings,
+        use_cache=config.use_cache,
+        pad_token_id=config.pad_token_id,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        dtype=config.dtype,
+    )
+    ours = _without_output_bias(model, "GPT-2")
+    tops = {new: old for old, new in _GPT2_TOP.items()}
+    layers = {new: old for old, new in _GPT2_LAYER.items()}
+    weights, projections = {}, {}
+    for name, tensor in ours.items():
+        if not name.startswith("model.layers."):
+            module, kind = name.rsplit(".", 1)
+            weights[f"{tops.get(module, module)}.{kind}"] = tensor
+            continue
+        _, _, index, rest = name.split(".", 3)
+        module, kind = rest.rsplit(".", 1)
+        if module in layers:
+            transposed = kind == "weight" and layers[module].endswith(_GPT2_CONV)
+            weights[f"transformer.h.{index}.{layers[module]}.{kind}"] = tensor.T.contiguous() if transposed else tensor
+        else:
+            projections[index, kind, module] = tensor
+    for index in range(config.num_hidden_layers):
+        for kind in ("weight", "bias"):
+            parts = [projections[str(index), kind, f"self_attn.{part}_proj"] for part in "qkv"]
+            joined = torch.cat(parts, dim=0)
+            weights[f"transformer.h.{index}.attn.c_attn.{kind}"] = (
+                joined.T.contiguous() if kind == "weight" else joined
+            )
+    return _build(GPT2LMHeadModel, target, weights, model)
+
+
+_FROM = {"llama": from_llama, "mistral": from_mistral, "gpt2": from_gpt2}
+
+
+def load_as_narlm(name_or_path: str, **kwargs) -> NarLMForCausalLM:
+    """A Hub id or a folder of a NarLM, Llama, Mistral or GPT-2 causal language model, as NarLM.
+
+    ``kwargs`` go to ``from_pretrained``.
+
+    Raises:
+        UserError: another architecture.
+    """
+    kind = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
+    if kind != "narlm" and kind not in _FROM:
+        raise UserError(
+            f"{name_or_path} is a {kind} model: NarLM can hold {', '.join(sorted(_FROM))}; "
+            "train it as it is, every stage takes any causal language model"
+        )
+    model = AutoModelForCausalLM.from_pretrained(name_or_path, trust_remote_code=False, **kwargs)
+    return model if kind == "narlm" else _FROM[kind](model)
+
+
+def _shared(config) -> dict:
+    return {**{name: getattr(config, name) for name in _SHARED}, "dtype": config.dtype}
+
+
+def _from_llama_config(config: LlamaConfig | MistralConfig, **others) -> NarLMConfig:
+    shared = {"mlp_bias": False, **_shared(config), **others}
+    return NarLMConfig(
+        **shared, norm_type="rmsnorm", ffn_type="swiglu", output_bias=False, norm_eps=config.rms_norm_eps
+    )
+
+
+def _demand(config: NarLMConfig, target: str, **values) -> None:
+    for name, value in values.items():
+        if getattr(config, name) != value:
+            raise UserError(f"{target} needs {name}={value!r}, but this NarLM has {name}={getattr(config, name)!r}")
+
+
+def _without_output_bias(model: NarLMForCausalLM, target: str) -> dict:
+    weights = model.state_dict()
+    bias = weights.pop("lm_head.bias", None)
+    if bias is not None and bias.any():
+        raise UserError(f"{target} has no output bias, but b_out (lm_head.bias) of this NarLM is not zero")
+    return weights
+
+
+def _build(kind: type[PreTrainedModel], config, weights: dict, source: PreTrainedModel) -> PreTrainedModel:
+    model = kind.from_pretrained(None, config=config, state_dict=weights, dtype=source.dtype)
+    model.generation_config = source.generation_config
+    return model.to(source.device)
