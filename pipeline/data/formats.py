@@ -1,0 +1,426 @@
+"""From the columns a dataset happens to have to TRL's standard forms, one row at a time. Pure functions on dicts.
+
+========== ============================================================ =============================================
+kind       result                                                       accepted
+========== ============================================================ =============================================
+text       ``text``                                                     text; messages; prompt+completion
+sft        ``messages``, or ``prompt``+``completion``, or ``text``      the same, most structured first
+preference ``prompt``+``chosen``+``rejected``                           the same; chosen+rejected, whole dialogues
+prompt     ``prompt`` and every other column, for the rewards           prompt; messages; chosen+rejected dialogues
+ranked     ``prompt``+``ranked`` (best first)+``ranks`` (1 is best)     prompt+ranked(+ranks); any preference pair
+========== ============================================================ =============================================
+
+``conversations`` (ShareGPT) stands for ``messages``, and for the ``prompt`` of a preference pair.
+
+A dialogue is a list of ``{"role", "content"}``, a ShareGPT list of ``{"from", "value"}``, or one string with
+``\\n\\nHuman:`` and ``\\n\\nAssistant:`` turns (HH-RLHF). Within one dataset a prompt is either always a string or
+always a dialogue; where a row has both, strings become messages.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pipeline.data.files import RowError
+from pipeline.runtime.errors import UserError
+
+KINDS = ("text", "sft", "preference", "prompt", "ranked")
+
+# Columns that make a form, in order of preference for each kind.
+FORMS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "text": (("text",), ("messages",), ("conversations",), ("prompt", "completion")),
+    "sft": (("messages",), ("conversations",), ("prompt", "completion"), ("text",)),
+    "preference": (("prompt", "chosen", "rejected"), ("conversations", "chosen", "rejected"), ("chosen", "rejected")),
+    "prompt": (("prompt",), ("messages",), ("conversations",), ("chosen", "rejected")),
+    "ranked": (
+        ("prompt", "ranked"),
+        ("prompt", "chosen", "rejected"),
+        ("conversations", "chosen", "rejected"),
+        ("chosen", "rejected"),
+    ),
+}
+_WANTED = {
+    "text": "text (or messages, or prompt+completion)",
+    "sft": "messages, or prompt+completion (or text)",
+    "preference": "prompt+chosen+rejected, or chosen+rejected that are whole dialogues",
+    "prompt": "prompt (or messages)",
+    "ranked": "prompt+ranked, best first",
+}
+# What other people call these columns, for the hint that comes with an error.
+_ALIASES = {
+    "prompt": ("question", "instruction", "problem", "query", "user_query", "input", "task", "sentence"),
+    "completion": ("answer", "response", "output", "solution", "chatgpt_response", "target", "code", "label"),
+    "text": ("content", "document", "sentence", "passage", "body", "code"),
+    "messages": ("conversation", "dialogue", "dialog", "chat"),
+    "chosen": ("preferred", "better", "accepted", "response_chosen", "answer_chosen"),
+    "rejected": ("dispreferred", "worse", "response_rejected", "answer_rejected"),
+    "ranked": ("ranking", "responses", "completions"),
+}
+_ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+}
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+Message = dict[str, str]
+
+
+class Form(NamedTuple):
+    """The form of one dataset: the columns it is read from, and whether prompts and answers are dialogues."""
+
+    columns: tuple[str, ...]
+    conversational: bool
+
+
+def parse_map(dataset_map: str | Mapping[str, str] | None) -> dict[str, str]:
+    """``old=new,…`` as ``{old: new}``.
+
+    Raises:
+        UserError: a part without ``=``, or two columns renamed to one.
+    """
+    if not dataset_map:
+        return {}
+    if isinstance(dataset_map, Mapping):
+        renames = {str(old): str(new) for old, new in dataset_map.items()}
+    else:
+        renames = {}
+        for part in str(dataset_map).split(","):
+            old, equals, new = (piece.strip() for piece in part.partition("="))
+            if not (old and equals and new):
+                raise UserError(f"dataset_map {dataset_map!r}: {part.strip()!r} is not old=new (old=new,old2=new2)")
+            renames[old] = new
+    if len(set(renames.values())) < len(renames):
+        raise UserError(f"dataset_map {dataset_map!r} gives two columns one name")
+    return renames
+
+
+def check_map(renames: Mapping[str, str], columns: Collection[str], where: str) -> None:
+    """Raises UserError unless every renamed column is there and no new name hides a column that stays."""
+    for old, new in renames.items():
+        if old not in columns:
+            near = difflib.get_close_matches(old, list(columns), 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"{where} has no column {old!r} to rename (dataset_map); it has {_listed(columns)}{hint}")
+        if new in columns and new not in renames:
+            raise UserError(
+                f"{where} already has a column {new!r}: free the name in dataset_map too ({new}=old_{new},{old}={new})"
+            )
+
+
+def rename(row: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, Any]:
+    """The row under its new column names."""
+    return {renames.get(key, key): value for key, value in row.items()} if renames else dict(row)
+
+
+def detect(rows: Sequence[Mapping[str, Any]], kind: str, where: str, mapped: Collection[str] = ()) -> Form:
+    """The form of a dataset, from its first rows (columns already renamed).
+
+    Columns that the user named in ``--dataset_map`` decide before our own order of preference.
+
+    Raises:
+        UserError: no form of this kind fits; the message lists the columns found and the nearest ``--dataset_map``.
+    """
+    if kind not in KINDS:
+        raise UserError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    fitting = [form for form in FORMS[kind] if all(name in columns for name in form)]
+    fitting.sort(key=lambda form: -len(set(form) & set(mapped)))
+    if not fitting:
+        raise UserError(
+            f"{where} has no columns for {kind} data: it needs {_WANTED[kind]}; it has {_listed(columns)}"
+            f"{_map_hint(columns, kind)}"
+        )
+    form = fitting[0]
+    sample = next((row for row in rows if all(row.get(name) is not None for name in form)), None)
+    if sample is None:
+        raise UserError(f"{where}: the first {len(rows)} rows leave {' or '.join(form)} empty")
+    if form == ("chosen", "rejected") and isinstance(sample["chosen"], str) and not _is_hh(sample["chosen"]):
+        raise UserError(
+            f"{where} has chosen and rejected texts but no prompt: add a prompt column (dataset_map), or give whole "
+            f"dialogues; it has {_listed(columns)}"
+        )
+    dialogue = any(not isinstance(sample[name], str) for name in form if name not in ("text", "ranked"))
+    if "ranked" in form:
+        dialogue = dialogue or any(not isinstance(c, str) for c in _list(sample["ranked"], "ranked"))
+    return Form(form, dialogue or form[0] in ("messages", "conversations") or form == ("chosen", "rejected"))
+
+
+def _listed(columns: Collection[str]) -> str:
+    return ", ".join(columns) if columns else "no columns"
+
+
+def _map_hint(columns: Sequence[str], kind: str) -> str:
+    """``; try --dataset_map question=prompt,answer=completion`` for the form that most columns can be renamed to."""
+    best: tuple[int, dict[str, str]] = (0, {})
+    for form in FORMS[kind]:
+        renames: dict[str, str] = {}
+        for name in form:
+            if name in columns:
+                continue
+            free = [c for c in columns if c not in renames and c not in form]
+            known = [c for alias in _ALIASES.get(name, ()) for c in free if c.lower() == alias]
+            near = known or difflib.get_close_matches(name, free, 1, 0.75)
+            if near:
+                renames[near[0]] = name
+        complete = all(name in columns or name in renames.values() for name in form)
+        score = len(renames) + 10 * complete
+        if renames and score > best[0]:
+            best = (score, renames)
+    return "; try --dataset_map " + ",".join(f"{old}={new}" for old, new in best[1].items()) if best[1] else ""
+
+
+def _is_hh(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip("\n").startswith(("Human:", "Assistant:"))
+
+
+def _list(value: Any, field: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise RowError(field, f"a list was expected, found {_type(value)}")
+    return value
+
+
+def _type(value: Any) -> str:
+    return "nothing" if value is None else "text" if isinstance(value, str) else type(value).__name__
+
+
+def text_of(value: Any, field: str, *, empty: bool = False) -> str:
+    """The value if it is text with something in it, else a RowError."""
+    if not isinstance(value, str):
+        raise RowError(field, f"text was expected, found {_type(value)}")
+    if not empty and not value.strip():
+        raise RowError(field, "is empty")
+    return value
+
+
+def messages_of(value: Any, field: str) -> list[Message]:
+    """A dialogue in any accepted spelling as ``[{"role", "content"}, …]``; other keys of a message are dropped.
+
+    Raises:
+        RowError: not a dialogue, an unknown role, or content that is not text.
+    """
+    if isinstance(value, str):
+        return _hh_messages(value, field)
+    if isinstance(value, Mapping):
+        value = [value]
+    messages = []
+    for position, message in enumerate(_list(value, field)):
+        at = f"{field}[{position}]"
+        if not isinstance(message, Mapping):
+            raise RowError(at, f"a message was expected, found {_type(message)}")
+        role_key, content_key = ("role", "content") if "role" in message else ("from", "value")
+        role, content = message.get(role_key), message.get(content_key)
+        if not isinstance(role, str) or role.lower() not in _ROLES:
+            raise RowError(f"{at}.{role_key}", f"unknown role {role!r}: use system, user or assistant")
+        messages.append({"role": _ROLES[role.lower()], "content": text_of(content, f"{at}.{content_key}", empty=True)})
+    if not messages:
+        raise RowError(field, "is empty")
+    return messages
+
+
+def _hh_messages(value: str, field: str) -> list[Message]:
+    """One string of ``\\n\\nHuman: …\\n\\nAssistant: …`` turns; turns of one speaker in a row are joined."""
+    if not _is_hh(value):
+        raise RowError(field, "a dialogue was expected: a list of messages, or a text that starts with 'Human:'")
+    pieces = _HH_TURN.split("\n\n" + value.lstrip("\n"))[1:]
+    messages: list[Message] = []
+    for speaker, content in zip(pieces[::2], pieces[1::2]):
+        role = "user" if speaker == "Human" else "assistant"
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] = f"{messages[-1]['content']}\n\n{content.strip()}".strip()
+        else:
+            messages.append({"role": role, "content": content.strip()})
+    return messages
+
+
+def _prompt_of(value: Any, conversational: bool, field: str = "prompt") -> str | list[Message]:
+    if not conversational:
+        return text_of(value, field)
+    if isinstance(value, str) and not _is_hh(value):
+        return [{"role": "user", "content": text_of(value, field)}]
+    messages = messages_of(value, field)
+    if not any(message["content"].strip() for message in messages):
+        raise RowError(field, "is empty")
+    return messages
+
+
+def _completion_of(value: Any, conversational: bool, field: str) -> str | list[Message]:
+    """An answer: text, or the assistant's messages."""
+    if not conversational:
+        return text_of(value, field)
+    if isinstance(value, str):
+        return [{"role": "assistant", "content": text_of(value, field)}]
+    return _answer(messages_of(value, field), field)
+
+
+def _answer(messages: list[Message], field: str) -> list[Message]:
+    """The messages, once they are known to be an assistant's non-empty answer."""
+    if not messages or messages[0]["role"] != "assistant" or messages[-1]["role"] != "assistant":
+        raise RowError(field, "is not an answer: it must begin and end with a turn of the assistant")
+    if not messages[-1]["content"].strip():
+        raise RowError(field, "is empty")
+    return messages
+
+
+def _pair(row: Mapping[str, Any], form: Form) -> dict[str, Any]:
+    """``prompt``, ``chosen``, ``rejected`` of a preference row.
+
+    Where chosen and rejected are whole dialogues the prompt is their longest common prefix of turns; the turns after
+    it must be the assistant's on both sides, else the two answer different prompts.
+    """
+    conversational = form.conversational
+    whole = form.columns == ("chosen", "rejected")
+    if not whole and conversational and isinstance(row.get("chosen"), list):
+        whole = messages_of(row["chosen"], "chosen")[0]["role"] != "assistant"
+    if whole:
+        chosen, rejected = messages_of(row.get("chosen"), "chosen"), messages_of(row.get("rejected"), "rejected")
+        if chosen == rejected:
+            raise RowError("rejected", "is the same as chosen")
+        shared = 0
+        while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+            shared += 1
+        prompt = chosen[:shared]
+        if not prompt:
+            raise RowError("rejected", "shares no first turn with chosen: the two answer different prompts")
+        if len(form.columns) == 3:
+            prompt = _with_given_prompt(prompt, _prompt_of(row.get(form.columns[0]), True, form.columns[0]))
+        chosen, rejected = _answer(chosen[shared:], "chosen"), _answer(rejected[shared:], "rejected")
+    else:
+        prompt = _prompt_of(row.get(form.columns[0]), conversational, form.columns[0])
+        chosen = _completion_of(row.get("chosen"), conversational, "chosen")
+        rejected = _completion_of(row.get("rejected"), conversational, "rejected")
+        if chosen == rejected:
+            raise RowError("rejected", "is the same as chosen")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _with_given_prompt(prompt: list[Message], given: list[Message]) -> list[Message]:
+    """The dialogue's prompt, checked against the row's own prompt column; a system turn of its own is put in front."""
+    if given[0] in prompt:
+        return prompt
+    if all(message["role"] == "system" for message in given):
+        return given + prompt
+    raise RowError("prompt", "does not stand in chosen and rejected")
+
+
+def _ranking(row: Mapping[str, Any], form: Form) -> dict[str, Any]:
+    """``prompt``, ``ranked`` (best first) and ``ranks`` (1 is best, equal numbers are ties)."""
+    if form.columns != ("prompt", "ranked"):
+        pair = _pair(row, form)
+        return {"prompt": pair["prompt"], "ranked": [pair["chosen"], pair["rejected"]], "ranks": [1, 2]}
+    prompt = _prompt_of(row.get("prompt"), form.conversational)
+    answers = [
+        _completion_of(answer, form.conversational, f"ranked[{i}]")
+        for i, answer in enumerate(_list(row.get("ranked"), "ranked"))
+    ]
+    if len(answers) < 2:
+        raise RowError("ranked", f"has {len(answers)} answers: at least two can be ranked")
+    if any(answers.count(answer) > 1 for answer in answers):
+        raise RowError("ranked", "holds the same answer twice")
+    ranks = row.get("ranks")
+    if ranks is None:
+        ranks = list(range(1, len(answers) + 1))
+    if len(_list(ranks, "ranks")) != len(answers) or not all(type(rank) is int for rank in ranks):
+        raise RowError("ranks", f"{len(answers)} whole numbers were expected, one an answer")
+    order = sorted(range(len(answers)), key=lambda i: ranks[i])
+    return {"prompt": prompt, "ranked": [answers[i] for i in order], "ranks": [ranks[i] for i in order]}
+
+
+def _dialogue(row: Mapping[str, Any], form: Form) -> list[Message]:
+    """The messages of a row for supervised learning: at least one answer, none of them empty."""
+    field = form.columns[0]
+    messages = messages_of(row.get(field), field)
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not answers:
+        raise RowError(field, "has no turn of the assistant: nothing to learn from")
+    if not all(message["content"].strip() for message in answers):
+        raise RowError(field, "has an empty turn of the assistant")
+    return messages
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """Parts as one running text: a blank line between two, unless one of them brings its own white space."""
+    text = parts[0]
+    for part in parts[1:]:
+        own = text[-1:].isspace() or part[:1].isspace()
+        text += part if own else "\n\n" + part
+    return text
+
+
+def convert(row: Mapping[str, Any], form: Form, kind: str) -> dict[str, Any]:
+    """One row in the standard form of its kind (see the table above).
+
+    Raises:
+        RowError: field and reason, e.g. an empty completion, chosen equal to rejected, a wrong type.
+    """
+    columns = form.columns
+    if kind == "preference":
+        return _pair(row, form)
+    if kind == "ranked":
+        return _ranking(row, form)
+    if kind == "prompt":
+        if columns == ("chosen", "rejected"):
+            prompt: str | list[Message] = _pair(row, form)["prompt"]
+        elif columns == ("prompt",):
+            prompt = _prompt_of(row.get("prompt"), form.conversational)
+        else:
+            messages = messages_of(row.get(columns[0]), columns[0])
+            while messages and messages[-1]["role"] == "assistant":
+                messages = messages[:-1]
+            prompt = _prompt_of(messages, True, columns[0])
+        return {"prompt": prompt, **{key: value for key, value in row.items() if key != "prompt"}}
+    if columns == ("text",):
+        return {"text": text_of(row.get("text"), "text")}
+    if columns == ("prompt", "completion"):
+        prompt = _prompt_of(row.get("prompt"), form.conversational)
+        completion = _completion_of(row.get("completion"), form.conversational, "completion")
+        if kind == "sft":
+            return {"prompt": prompt, "completion": completion}
+        if not form.conversational:
+            return {"text": _joined([prompt, completion])}
+        messages = [*prompt, *completion]
+    else:
+        messages = _dialogue(row, form)
+    if kind == "sft":
+        return {"messages": messages}
+    return {"text": _joined([message["content"] for message in messages if message["content"]])}
+
+
+def to_messages(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """A converted row of any form as dialogue, so that datasets of different forms can stand in one mixture."""
+    answer = {"chosen", "rejected", "completion"}
+    lifted = {}
+    for key, value in row.items():
+        if key == "prompt" and isinstance(value, str):
+            value = [{"role": "user", "content": value}]
+        elif kind != "prompt" and key in answer and isinstance(value, str):
+            value = [{"role": "assistant", "content": value}]
+        elif kind == "ranked" and key == "ranked":
+            value = [[{"role": "assistant", "content": v}] if isinstance(v, str) else v for v in value]
+        lifted[key] = value
+    if kind == "sft" and "prompt" in lifted:
+        return {"messages": lifted["prompt"] + lifted["completion"]}
+    return lifted
+
+
+def content_hash(row: Mapping[str, Any]) -> str:
+    """SHA-256 of the whole converted row, independent of the order of its columns; the identity of a row."""
+    canonical = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def prompt_hash(row: Mapping[str, Any]) -> str:
+    """Identity of what a row asks: rows that share it must stand on the same side of a held-out split."""
+    if "prompt" in row:
+        return content_hash({"prompt": row["prompt"]})
+    if len(row.get("messages", ())) > 1 and row["messages"][-1]["role"] == "assistant":
+        return content_hash({"prompt": row["messages"][:-1]})
+    return content_hash(row)

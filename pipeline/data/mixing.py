@@ -1,0 +1,317 @@
+"""Several datasets as one: entries, exact duplicates, held-out rows, leaks, sampling weights.
+
+Works on plain lists of converted rows with an identity (hash of content) each. Everything random follows the seed.
+"""
+
+import difflib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.files import split_files, suffix_of
+from pipeline.data.formats import content_hash, parse_map, prompt_hash, to_messages
+from pipeline.runtime.errors import UserError
+
+_FILE_BUILDERS = ("json", "csv", "parquet", "text")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One named dataset: what is read and how its columns are renamed, before any row is read."""
+
+    name: str
+    split: str = "train"
+    config: str | None = None
+    revision: str | None = None
+    data_dir: str | None = None
+    data_files: Any = None
+    columns: tuple[str, ...] | None = None
+    dataset_map: Mapping[str, str] | None = None
+    weight: float | None = None
+    fraction: float | None = None
+    role: str = "train"
+
+    @property
+    def split_name(self) -> str:
+        """The split without its slice."""
+        return self.split.partition("[")[0]
+
+    @property
+    def is_world(self) -> bool:
+        return self.name.startswith("world/")
+
+    @property
+    def label(self) -> str:
+        """The dataset as messages name it."""
+        return self.name + (f" ({self.config})" if self.config else "")
+
+    def files(self, must_exist: bool = True) -> list[Path]:
+        """The local files of this split; empty for a Hub id or the embedded world.
+
+        A name counts as local when it exists, or cannot be a Hub id (more than one slash, a data suffix, ./ or ~).
+
+        Raises:
+            UserError: it is local by its looks and does not exist, or holds no such split.
+        """
+        if self.is_world:
+            return []
+        path = Path(self.name).expanduser()
+        if self.name in _FILE_BUILDERS and not path.exists():
+            if self.data_files is None and self.data_dir is None:
+                raise UserError(f"dataset {self.name!r} needs data_files or data_dir")
+            path = Path(self.data_dir or ".").expanduser()
+        elif self.data_dir is not None and path.is_dir():
+            path = path / self.data_dir
+        looks_local = self.name.count("/") > 1 or self.name[:1] in "./~" or bool(suffix_of(path))
+        if not path.exists() and not looks_local:
+            return []
+        if not path.exists():
+            if not must_exist:
+                return []
+            raise UserError(f"dataset {self.name!r} does not exist: give a file, a folder, a Hub id or world/<name>")
+        if self.data_files is None:
+            return split_files(path, self.split_name)
+        return self._named_files(path)
+
+    def _named_files(self, folder: Path) -> list[Path]:
+        """``data_files`` of an entry: a name or pattern, a list of them, or ``{split: names}``."""
+        names = self.data_files
+        if isinstance(names, Mapping):
+            if self.split_name not in names:
+                raise UserError(f"{self.name}: data_files has no split {self.split_name!r}; it has {', '.join(names)}")
+            names = names[self.split_name]
+        found: list[Path] = []
+        for name in [names] if isinstance(names, str) else names:
+            path = folder / Path(name).expanduser()
+            matches = [path] if path.exists() else sorted(folder.glob(name)) if not Path(name).is_absolute() else []
+            if not matches:
+                raise UserError(f"{self.name}: data_files {name!r} matches no file in {folder}")
+            found += [file for match in matches for file in split_files(match, self.split_name)]
+        return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """The converted rows of one source; ``hashes`` and ``prompts`` are their identities, row by row."""
+
+    source: Source
+    rows: list[dict[str, Any]]
+    hashes: list[str]
+    prompts: list[str]
+    fingerprint: str | None
+    counts: dict[str, int]
+    bad_rows: tuple[str, ...] = ()
+    notes: Mapping[str, Any] | None = None
+
+    def select(self, keep: Sequence[int], **changed_counts: int) -> "Part":
+        """The part with only the rows at these places (a place may come several times)."""
+        return replace(
+            self,
+            rows=[self.rows[i] for i in keep],
+            hashes=[self.hashes[i] for i in keep],
+            prompts=[self.prompts[i] for i in keep],
+            counts={**self.counts, **changed_counts},
+        )
+
+    def record(self) -> dict[str, Any]:
+        """This part's entry in the run record."""
+        entry = {
+            "name": self.source.name,
+            "split": self.source.split,
+            "role": self.source.role,
+            "rows": len(self.rows),
+            "fingerprint": self.fingerprint,
+            **self.counts,
+        }
+        if self.source.config:
+            entry["config"] = self.source.config
+        if self.source.dataset_map:
+            entry["dataset_map"] = ",".join(f"{old}={new}" for old, new in self.source.dataset_map.items())
+        if self.bad_rows:
+            entry["first_bad_rows"] = list(self.bad_rows)
+        return {**entry, **(self.notes or {})}
+
+
+_ENTRY_KEYS = ("path", "name", "data_dir", "data_files", "split", "columns", "fraction", "weight", "dataset_map")
+
+
+def parse_mixture(entries: Sequence[Mapping[str, Any]], dataset_map: Any = None) -> list[Source]:
+    """The entries of ``datasets:``; ``dataset_map`` is the default of entries without their own.
+
+    Raises:
+        UserError: an entry without path, an unknown key (with the nearest known one), a wrong type, or a weight or
+            fraction on some entries only.
+    """
+    sources = []
+    for number, entry in enumerate(entries, start=1):
+        at = f"datasets, entry {number}"
+        if not isinstance(entry, Mapping):
+            raise UserError(f"{at}: a mapping with path, split, … was expected, found {entry!r}")
+        for key in entry:
+            if key not in _ENTRY_KEYS:
+                near = difflib.get_close_matches(str(key), _ENTRY_KEYS, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_ENTRY_KEYS)}"
+                raise UserError(f"{at}: unknown key {key!r}; {hint}")
+        for key in ("path", "name", "data_dir", "split"):
+            if entry.get(key) is not None and not isinstance(entry[key], str):
+                raise UserError(f"{at}: {key} must be text, found {entry[key]!r}")
+        if not entry.get("path"):
+            raise UserError(f"{at}: path is missing (a Hub id, a file, a folder or world/<name>)")
+        columns = entry.get("columns")
+        if columns is not None and not (isinstance(columns, list) and all(isinstance(c, str) for c in columns)):
+            raise UserError(f"{at}: columns must be a list of column names, found {columns!r}")
+        own_map = entry.get("dataset_map")
+        sources.append(
+            Source(
+                name=entry["path"],
+                split=entry.get("split") or "train",
+                config=entry.get("name"),
+                data_dir=entry.get("data_dir"),
+                data_files=entry.get("data_files"),
+                columns=tuple(columns) if columns is not None else None,
+                dataset_map=parse_map(own_map if own_map is not None else dataset_map),
+                weight=_share(entry, "weight", at),
+                fraction=_share(entry, "fraction", at),
+            )
+        )
+    for key in ("weight", "fraction"):
+        given = [getattr(source, key) is not None for source in sources]
+        if any(given) and not all(given):
+            raise UserError(f"datasets: {key} must stand on every entry or on none")
+    if sources[0].weight is not None and sources[0].fraction is not None:
+        raise UserError("datasets: give weight (repeats rows where needed) or fraction (never repeats), not both")
+    return sources
+
+
+def _share(entry: Mapping[str, Any], key: str, at: str) -> float | None:
+    value = entry.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise UserError(f"{at}: {key} must be a number above 0, found {value!r}")
+    return float(value)
+
+
+def deduplicate(parts: Sequence[Part]) -> list[Part]:
+    """Every row content once in all parts together; the first one stays."""
+    seen: set[str] = set()
+    result = []
+    for part in parts:
+        keep = []
+        for place, digest in enumerate(part.hashes):
+            if digest not in seen:
+                seen.add(digest)
+                keep.append(place)
+        result.append(part.select(keep, duplicates=len(part.rows) - len(keep)))
+    return result
+
+
+def hold_out(parts: Sequence[Part], rows: int, seed: int) -> tuple[list[Part], list[Part]]:
+    """``(training, evaluation)``: about ``rows`` rows drawn from all parts, in proportion to their sizes.
+
+    Rows that share a prompt move together, in all parts, so the held-out prompts are new to the model. Where one
+    prompt is asked too often for that (instructions that never vary), single rows are drawn instead.
+    """
+    if rows == 0:
+        return list(parts), []
+    places = [(p, i) for p, part in enumerate(parts) for i in range(len(part.rows))]
+    groups: dict[str, list[tuple[int, int]]] = {}
+    for p, i in places:
+        groups.setdefault(parts[p].prompts[i], []).append((p, i))
+    order = list(groups)
+    random.Random(f"hold out {seed}").shuffle(order)
+    chosen: set[tuple[int, int]] = set()
+    for prompt in order:
+        if len(chosen) + len(groups[prompt]) <= rows:
+            chosen.update(groups[prompt])
+    by = "prompt"
+    if len(chosen) < max(1, rows // 2):
+        by = "row"
+        chosen = set(random.Random(f"hold out {seed}").sample(places, rows))
+    training, evaluation = [], []
+    for p, part in enumerate(parts):
+        inside = [i for i in range(len(part.rows)) if (p, i) in chosen]
+        outside = [i for i in range(len(part.rows)) if (p, i) not in chosen]
+        training.append(part.select(outside))
+        if inside:
+            held = part.select(inside, duplicates=0, bad_rows=0, rows_read=len(inside))
+            source = replace(part.source, role="evaluation", weight=None, fraction=None)
+            notes = {"held_out_of": "train", "held_out_by": by, "seed": seed}
+            evaluation.append(replace(held, source=source, bad_rows=(), notes=notes))
+    return training, evaluation
+
+
+def remove_leaks(parts: Sequence[Part], evaluation: Sequence[Part], kind: str) -> list[Part]:
+    """Training parts without the rows that stand in any evaluation part: the same content, or, where a row is only a
+    prompt with columns for the rewards (an id, a level), the same prompt."""
+    identity = "prompts" if kind == "prompt" else "hashes"
+    known = {digest for part in evaluation for digest in getattr(part, identity)}
+    result = []
+    for part in parts:
+        keep = [i for i, digest in enumerate(getattr(part, identity)) if digest not in known]
+        result.append(part.select(keep, removed_from_train=len(part.rows) - len(keep)))
+    return result
+
+
+def same_form(parts: Sequence[Part], kind: str, also: Sequence[Part] = ()) -> tuple[list[Part], list[Part]]:
+    """Parts with one form for all: where they differ, texts become dialogues (and prompt+completion messages)."""
+    every = [*parts, *also]
+    if len({_shape(part.rows[0], kind) for part in every if part.rows}) > 1:
+        every = [_lifted(part, kind) for part in every]
+        if len({_shape(part.rows[0], kind) for part in every}) > 1:
+            forms = "; ".join(f"{part.source.label}: {'+'.join(part.rows[0])}" for part in every)
+            raise UserError(
+                f"datasets of different forms cannot stand in one mixture ({forms}): rename by dataset_map"
+            )
+    return every[: len(parts)], every[len(parts) :]
+
+
+def _shape(row: Mapping[str, Any], kind: str) -> tuple[tuple[str, bool], ...]:
+    """The columns that make the form and whether each is text."""
+    names = ("prompt",) if kind == "prompt" else tuple(row)
+    return tuple(sorted((name, isinstance(row[name], str)) for name in names if name != "ranked"))
+
+
+def _lifted(part: Part, kind: str) -> Part:
+    rows = [to_messages(row, kind) for row in part.rows]
+    return replace(
+        part, rows=rows, hashes=[content_hash(row) for row in rows], prompts=[prompt_hash(row) for row in rows]
+    )
+
+
+def weigh(parts: Sequence[Part], seed: int) -> list[Part]:
+    """Parts resized to their sampling weights or fractions.
+
+    ``weight``: the mixture keeps its total size N and part i gets N w_i / sum(w) rows: a seeded draw without
+    replacement where it has more, whole repetitions and a seeded draw where it has fewer (recorded as ``repeats``).
+    ``fraction`` is TRL's: the largest mixture in which no row repeats, and the first rows of each part.
+    """
+    if parts[0].source.weight is None and parts[0].source.fraction is None:
+        return list(parts)
+    result = []
+    if parts[0].source.fraction is not None:
+        shares = [part.source.fraction / sum(p.source.fraction for p in parts) for part in parts]
+        total = min(len(part.rows) / share for part, share in zip(parts, shares))
+        for part, share in zip(parts, shares):
+            result.append(_noted(part.select(range(round(share * total))), fraction=part.source.fraction))
+        return result
+    whole, weights = sum(len(part.rows) for part in parts), sum(part.source.weight for part in parts)
+    for number, part in enumerate(parts):
+        wanted = max(1, round(whole * part.source.weight / weights))
+        rounds, rest = divmod(wanted, len(part.rows))
+        drawn = sorted(random.Random(f"weigh {seed} {number}").sample(range(len(part.rows)), rest))
+        repeats = round(wanted / len(part.rows), 4)
+        keep = [*list(range(len(part.rows))) * rounds, *drawn]
+        result.append(_noted(part.select(keep), weight=part.source.weight, repeats=repeats))
+    return result
+
+
+def _noted(part: Part, **notes: Any) -> Part:
+    return replace(part, notes={**(part.notes or {}), **notes})
+
+
+def shuffle(rows: list[Any], seed: int) -> None:
+    """Mixes the rows of several parts in place, so that packing and unshuffled readers see all of them early."""
+    random.Random(f"mixture {seed}").shuffle(rows)
