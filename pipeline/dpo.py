@@ -52,5 +52,11 @@ def main(argv: list[str] | None = None) -> None:
         train_and_save(run, trainer, own, policy.finish)
 
 
+FLAGS = {
+    "beta": "strength of the KL to pi_ref; smaller moves further [0.1]",
+    "loss_type": "sigmoid (the paper's), ipo, hinge, robust, … [sigmoid]",
+    "max_length": "tokens of prompt + answer kept [1024]",
+}
+
 if __name__ == "__main__":
-    entry(main, DPOArguments, __doc__)
+    entry(main, DPOArguments, __doc__, flags=FLAGS)

@@ -8,7 +8,7 @@ Data: prompt, and the columns that the reward reads (answer for numeric). --rewa
 (numeric, math, code, exact, …) or is a dotted path package.module:function.
 
 Paper: Part 2, section 3. TRL's default beta is 0, which is no KL at all: write beta and scale_rewards: none for the
-paper's objective. The KL stands inside the loss, so its fixed point is per prefix, not the paper's pi* (docs/errata.md).
+paper's objective. The KL stands inside the loss, so its fixed point is per prefix, not pi* (docs/errata.md, line 9).
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +23,8 @@ class GRPOArguments(StageArguments):
     """What GRPO rewards; everything else is TRL's ``GRPOConfig``."""
 
     reward: str = field(
-        default="numeric", metadata={"help": "Reward by registry name, weighted sum of names, or package.module:function."}
+        default="numeric",
+        metadata={"help": "Reward by registry name, weighted sum of names, or package.module:function."},
     )
 
 
@@ -57,5 +58,14 @@ def main(argv: list[str] | None = None) -> None:
         train_and_save(run, trainer, own, policy.finish)
 
 
+FLAGS = {
+    "num_generations": "answers sampled a prompt (N) [8]",
+    "max_completion_length": "tokens of an answer [256]",
+    "beta": "weight of the KL to pi_ref [0: none]",
+    "scale_rewards": "divide advantages by their spread: group, batch or none [group]",
+    "loss_type": "grpo, dr_grpo, dapo, bnpo, … [dapo]",
+    "temperature": "sampling temperature [1.0]",
+}
+
 if __name__ == "__main__":
-    entry(main, GRPOArguments, __doc__)
+    entry(main, GRPOArguments, __doc__, flags=FLAGS)

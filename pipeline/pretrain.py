@@ -21,7 +21,7 @@ from pipeline.runtime.record import Run
 
 @dataclass
 class PretrainArguments(StageArguments):
-    """The shape of a new model, and how its corpus is cut. Unset shape fields keep the preset's (or config's) value."""
+    """The shape of a new model, and how its corpus is cut. A shape field left out keeps the preset's value."""
 
     max_length: int = field(default=1024, metadata={"help": "Tokens in a packed block."})
     vocab_size: int = field(default=8192, metadata={"help": "Entries of a new tokenizer (an upper bound)."})

@@ -53,5 +53,11 @@ def main(argv: list[str] | None = None) -> None:
         train_and_save(run, trainer, own, policy.finish)
 
 
+FLAGS = {
+    "max_length": "tokens of a row kept [1024]",
+    "packing": "several rows a sequence [false]",
+    "assistant_only_loss": "learn the assistant's turns of messages only [false]",
+}
+
 if __name__ == "__main__":
-    entry(main, SFTArguments, __doc__)
+    entry(main, SFTArguments, __doc__, flags=FLAGS)

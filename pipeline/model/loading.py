@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 import pipeline.model  # noqa: F401 - registers NarLM with the Auto classes
-from pipeline.model.tokenizer import check_tokenizer
+from pipeline.model.tokenizer import check_tokenizer, ensure_pad_token
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
@@ -32,7 +32,7 @@ class ModelArguments(ModelConfig):
     """TRL's ``ModelConfig`` and what happens to an adapter that is the start."""
 
     adapter_mode: Literal["continue", "merge", "stack"] = field(
-        default="continue", metadata={"help": "What happens to an adapter that is the start: continue, merge or stack."}
+        default="continue", metadata={"help": "What happens to an adapter that is the start."}
     )
 
 
@@ -53,7 +53,12 @@ class Policy:
 
 
 def load_policy(
-    args: ModelArguments, run: Run, *, trust_remote_code: bool = False, auto_class: type = AutoModelForCausalLM, **kwargs
+    args: ModelArguments,
+    run: Run,
+    *,
+    trust_remote_code: bool = False,
+    auto_class: type = AutoModelForCausalLM,
+    **kwargs: Any,
 ) -> Policy:
     """Load the start of a training stage and say which weights are pi_ref.
 
@@ -106,6 +111,8 @@ def load_policy(
                 raise UserError("adapter_mode stack trains a new adapter over the old one: add --use_peft")
             model.config._name_or_path, parent_adapter = base, name
             pi_ref = f"{base} with the adapter {name}, the new adapter off"
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     run.record["pi_ref"] = name  # by every mode the reference is the start as it was, and this loads it
     if run.is_main:
         print(f"{run.stage}: pi_ref is {pi_ref}", flush=True)
@@ -113,7 +120,12 @@ def load_policy(
 
 
 def load_model(
-    name: str, *, dtype: str = "float32", trust_remote_code: bool = False, auto_class: type = AutoModelForCausalLM, **kwargs
+    name: str,
+    *,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    auto_class: type = AutoModelForCausalLM,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """A model for use, not for training: adapters are merged into their base, the model is in evaluation mode.
 
@@ -129,9 +141,7 @@ def load_model(
     return model.eval()
 
 
-def load_tokenizer(
-    name: str, trust_remote_code: bool = False, revision: str | None = None
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer saved with a model or adapter (else its base's), checked for a pad token of its own.
 
     Raises:
@@ -142,6 +152,7 @@ def load_tokenizer(
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
         except (OSError, ValueError, KeyError):
             continue
+        ensure_pad_token(tokenizer)
         check_tokenizer(tokenizer)
         return tokenizer
     raise UserError(f"model_name_or_path: no tokenizer can be loaded from {name}; save one beside the model")

@@ -15,6 +15,7 @@ is tokenized with ``add_special_tokens=False``, as transformers and TRL do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -129,10 +130,12 @@ def ensure_training_chat_template(tokenizer: PreTrainedTokenizerBase) -> PreTrai
         tokenizer.chat_template = CHAT_TEMPLATE if tokenizer.bos_token else CHAT_TEMPLATE.partition("\n")[2]
         return tokenizer
 
-    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
-
-    if has_generation_markers(template):
+    template = template["default"] if isinstance(template, dict) else template  # a base may ship named variants
+    if re.search(r"\{%-?\s*generation\s*-?%\}", template):
         return tokenizer
+
+    from trl.chat_template_utils import get_training_chat_template
+
     try:
         tokenizer.chat_template = get_training_chat_template(tokenizer)
     except ValueError as error:
@@ -142,6 +145,24 @@ def ensure_training_chat_template(tokenizer: PreTrainedTokenizerBase) -> PreTrai
             "chat_template.jinja, or delete that file to use NarLM's template"
         ) from error
     return tokenizer
+
+
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a base whose tokenizer has no pad token of its own one, in place.
+
+    Many bases pad with EOS or with nothing. A reserved token the tokenizer already has is taken where there is one, so
+    that the vocabulary stays the base's; only otherwise is ``<|pad|>`` added, and the embeddings must grow by a row.
+    """
+    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
+        return
+    vocabulary = tokenizer.get_vocab()
+    reserved = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|endoftext|>", "<|reserved_special_token_0|>", "<unk>")
+    for token in reserved:
+        if token in vocabulary and vocabulary[token] not in taken:
+            tokenizer.pad_token = token
+            return
+    tokenizer.add_special_tokens({"pad_token": PAD})
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -156,8 +177,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         raise UserError(f"the tokenizer of {_name(tokenizer)} has no EOS token; set eos_token and save it again")
     if tokenizer.pad_token_id is None:
         raise UserError(
-            f"the tokenizer of {_name(tokenizer)} has no pad token; set pad_token to one that stands in its vocabulary "
-            "and is otherwise unused, and save it again"
+            f"the tokenizer of {_name(tokenizer)} has no pad token; set pad_token to one of its tokens "
+            "that is otherwise unused, and save it again"
         )
     for name in ("eos", "bos"):
         if tokenizer.pad_token_id == getattr(tokenizer, f"{name}_token_id"):

@@ -26,7 +26,9 @@ class StageArguments:
     )
     early_stopping_patience: int | None = field(
         default=None,
-        metadata={"help": "Stop after this many evaluations without a better metric_for_best_model; the best is kept."},
+        metadata={
+            "help": "Stop after this many evaluations without a better metric_for_best_model; the best is kept."
+        },
     )
 
 

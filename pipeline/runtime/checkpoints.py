@@ -81,7 +81,9 @@ def require_model_folder(name_or_path: str) -> None:
     if not looks_local:
         return
     if not path.is_dir():
-        raise UserError(f"model_name_or_path: there is no folder {name_or_path}; give a folder or a Hub id (user/name)")
+        raise UserError(
+            f"model_name_or_path: there is no folder {name_or_path}; give a folder or a Hub id (user/name)"
+        )
     if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(
             f"model_name_or_path: {name_or_path} holds neither config.json nor adapter_config.json, so it is not a "

@@ -39,7 +39,14 @@ COMMON_FLAGS = {
 }
 
 
-def entry(main: Callable[[list[str] | None], None], own: type, doc: str, *, trains: bool = True) -> typing.NoReturn:
+def entry(
+    main: Callable[[list[str] | None], None],
+    own: type,
+    doc: str,
+    *,
+    flags: dict[str, str] | None = None,
+    trains: bool = True,
+) -> typing.NoReturn:
     """Run a stage as a command and exit with the right code.
 
     Exit codes: 0 done; 2 the user's mistake, one ``error:`` line on stderr (rank 0); 1 anything else, with the
@@ -49,13 +56,14 @@ def entry(main: Callable[[list[str] | None], None], own: type, doc: str, *, trai
         main: the stage's ``main(argv)``.
         own: the dataclass of the stage's own fields.
         doc: the stage file's docstring, shown by ``--help``.
+        flags: fields of the trainer's config that decide this stage's result, with a line of help each.
         trains: whether the stage has the training flags.
     """
     argv = sys.argv[1:]
     # TRL reports its use over the network by default; a run of ours says nothing to anybody unless it is asked to.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if "--help" in argv or "-h" in argv:
-        print(short_help(doc, own, trains))
+        print(short_help(doc, own, flags or {}, trains))
         raise SystemExit(0)
     try:
         main(argv)
@@ -71,10 +79,13 @@ def entry(main: Callable[[list[str] | None], None], own: type, doc: str, *, trai
     raise SystemExit(0)
 
 
-def short_help(doc: str, own: type, trains: bool) -> str:
+def short_help(doc: str, own: type, flags: dict[str, str], trains: bool) -> str:
     """The stage's docstring, its own fields, and the flags people use; wrapped at 100 columns."""
     lines = [textwrap.dedent(doc).strip(), "", "This stage's own fields:"]
     lines += [_line(f.name, _help_of(f)) for f in dataclasses.fields(own)]
+    if flags:
+        lines += ["", "What decides its result:"]
+        lines += [_line(name, text) for name, text in flags.items()]
     if trains:
         fields = {f.name for f in dataclasses.fields(own)}
         lines += ["", "Often used:"]

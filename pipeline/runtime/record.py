@@ -68,7 +68,7 @@ class Run:
         if self.given.get("force") is True:
             self._move_aside()
         previous = read_record(self.folder)
-        self.done = self.is_main and self._settle(previous) or (not self.is_main and self._matches_finished(previous))
+        self.done = self._settle(previous) if self.is_main else self._matches_finished(previous)
         self.record = self._new_record(previous)
         if self.done and self.is_main:
             print(f"{stage}: {self.folder} is up to date, nothing to do (--force runs it again)", flush=True)
@@ -201,9 +201,7 @@ class Run:
 
     def _move_aside(self) -> None:
         if self.is_main and self.folder.exists() and any(self.folder.iterdir()):
-            aside = self.folder.with_name(f"{self.folder.name}.old-{datetime.now():%Y%m%d-%H%M%S}")
-            self.folder.rename(aside)
-            print(f"{self.stage}: the old {self.folder} is now {aside}", flush=True)
+            print(f"{self.stage}: the old {self.folder} is now {set_aside(self.folder)}", flush=True)
 
     def _new_record(self, previous: dict[str, Any] | None) -> dict[str, Any]:
         if self.done:
@@ -247,6 +245,12 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and "stage" in record else None
 
 
+def set_aside(folder: Path) -> Path:
+    """Rename a run's folder so that a new run can take its place; returns the new name. Nothing is deleted."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return folder.rename(folder.with_name(f"{folder.name}.old-{stamp}"))
+
+
 def status_of(record: dict[str, Any]) -> str:
     """The record's status, with a run whose process is dead counted as interrupted."""
     if record["status"] == "running" and not process_is_alive(record):
@@ -273,7 +277,7 @@ def changed_inputs(record: dict[str, Any], given: dict[str, Any]) -> list[str]:
 
 
 def parent_of(name_or_path: str, revision: str | None = None) -> dict[str, Any]:
-    """A run record's entry for a model: ``{"path", "sha256"}`` for a folder, ``{"repo", "sha256", "revision"}`` else."""
+    """A record's entry for a model: ``{"path", "sha256"}`` of a folder, ``{"repo", "sha256", "revision"}`` else."""
     if Path(name_or_path).is_dir():
         return {"path": str(name_or_path), "sha256": weights_sha256(Path(name_or_path))}
     return {"repo": name_or_path, "sha256": None, "revision": revision or "main"}

@@ -1,0 +1,58 @@
+"""A new model for pretraining: its tokenizer from the corpus, its weights from the initialisation."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.model import NarLMConfig, NarLMForCausalLM
+from pipeline.model.loading import load_tokenizer
+from pipeline.model.tokenizer import train_tokenizer
+from pipeline.runtime.errors import UserError
+
+
+def new_tokenizer(arguments: Any, documents: Any, folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer named, else the one an interrupted run already trained, else one trained on the documents.
+
+    Args:
+        arguments: ``PretrainArguments``: tokenizer_name, vocab_size, split_digits.
+        documents: dataset with a ``text`` column, read once.
+        folder: the run's output folder, where the trained tokenizer is kept from the first minute.
+    """
+    if arguments.tokenizer_name:
+        return load_tokenizer(arguments.tokenizer_name)
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(str(folder))
+    texts = (row["text"] for row in documents)
+    tokenizer = train_tokenizer(texts, arguments.vocab_size, arguments.split_digits)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def build_narlm(
+    arguments: Any, tokenizer: PreTrainedTokenizerBase, attn_implementation: str | None
+) -> NarLMForCausalLM:
+    """A NarLM of the given shape with random weights, sized by the tokenizer.
+
+    Args:
+        arguments: ``PretrainArguments``: preset, the shape fields, max_length.
+        tokenizer: decides V and the special ids.
+        attn_implementation: eager is the fastest for small models on CPU; None lets transformers choose.
+
+    Raises:
+        UserError: an unknown preset, or a shape that cannot be.
+    """
+    shape = arguments.shape() | {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    try:
+        config = NarLMConfig.from_preset(arguments.preset, **shape) if arguments.preset else NarLMConfig(**shape)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the model's shape: {' '.join(str(error).split())}") from error
+    config.max_position_embeddings = max(config.max_position_embeddings, arguments.max_length)
+    model = NarLMForCausalLM._from_config(config, attn_implementation=attn_implementation)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
