@@ -157,8 +157,14 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
         return
     vocabulary = tokenizer.get_vocab()
-    reserved = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|endoftext|>", "<|reserved_special_token_0|>", "<unk>")
-    for token in reserved:
+    for token in (
+        "<|finetune_right_pad_id|>",
+        "<pad>",
+        "[PAD]",
+        "<|endoftext|>",
+        "<|reserved_special_token_0|>",
+        "<unk>",
+    ):
         if token in vocabulary and vocabulary[token] not in taken:
             tokenizer.pad_token = token
             return

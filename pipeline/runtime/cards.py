@@ -6,7 +6,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Template
 
 from pipeline.runtime.record import read_record
 from pipeline.runtime.resources import resource
@@ -21,7 +23,11 @@ def write_card(folder: Path, record: dict[str, Any]) -> Path:
     """
     base, lineage = lineage_of(record)
     datasets = [source["name"] for source in record["data"]]
-    results = {name: value for name, value in record["metrics"].items() if value is not None}
+    results = {
+        metric: value
+        for metric, value in record["metrics"].items()
+        if value is not None and not metric.endswith(("_per_second", "_runtime", "epoch", "num_tokens"))
+    }
     name = folder.resolve().name
     adapter = (folder / "adapter_config.json").is_file()
     card_data = ModelCardData(
@@ -41,30 +47,33 @@ def write_card(folder: Path, record: dict[str, Any]) -> Path:
                 metric_value=value,
             )
             for metric, value in results.items()
-            if metric.startswith("eval_") and not metric.endswith(("_per_second", "_runtime"))
+            if metric.startswith("eval_")
         ],
     )
-    card = ModelCard.from_template(
-        card_data,
-        template_path=str(resource("model_cards", f"{record['stage']}.md")),
-        name=name,
-        lineage=lineage,
-        data=_table(
+    facts = {
+        "lineage": lineage,
+        "data": _table(
             ["dataset", "split", "rows", "fingerprint"],
             [
                 [public_name(s["name"]), s.get("split", ""), s.get("rows", ""), str(s.get("fingerprint", ""))[:12]]
                 for s in record["data"]
             ],
         ),
-        results=_table(["metric", "value"], [[k, f"{v:.4g}"] for k, v in sorted(results.items())]),
-        configuration="\n".join(f"{key}: {public_value(value)}" for key, value in sorted(record["given"].items())),
-        command=f"accelerate launch pipeline/{record['stage']}.py --config config.yaml",
-        load=_load_snippet(record["stage"], adapter, base, name),
-        environment=_table(["package", "version"], sorted(record["versions"].items())),
-        hardware=hardware(),
-        seconds=f"{record['seconds']:.0f}",
-        peak_memory=f"{record['peak_memory_bytes'] / 2**30:.2f} GiB",
-        seed=record["seed"],
+        "results": _table(["metric", "value"], [[k, f"{v:.4g}"] for k, v in sorted(results.items())]),
+        "configuration": yaml.safe_dump({key: public_value(value) for key, value in record["given"].items()}).strip(),
+        "command": f"accelerate launch pipeline/{record['stage']}.py --config config.yaml",
+        "load": _load_snippet(record["stage"], adapter, base, name),
+        "environment": _table(["package", "version"], sorted(record["versions"].items())),
+        "hardware": hardware(),
+        "seconds": f"{record['seconds']:.0f}",
+        "peak_memory": f"{record['peak_memory_bytes'] / 2**30:.2f} GiB",
+        "seed": record["seed"],
+    }
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(resource("model_cards", f"{record['stage']}.md")),
+        name=name,
+        **{part: _render(f"_{part}.md", facts) for part in ("facts", "reproduce")},
     )
     path = folder / "README.md"
     card.save(path)
@@ -114,6 +123,11 @@ def hardware() -> str:
 
 def _is_hub_id(name: str) -> bool:
     return name.count("/") <= 1 and not name.startswith(("world/", ".", "/", "~")) and not os.path.exists(name)
+
+
+def _render(template: str, facts: dict[str, Any]) -> str:
+    """One of the parts that all cards share, filled."""
+    return Template(resource("model_cards", template).read_text(encoding="utf-8")).render(facts).strip()
 
 
 def _table(header: list[str], rows: list[list[Any]]) -> str:

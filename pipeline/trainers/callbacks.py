@@ -27,7 +27,7 @@ class WarnWhenChosenFalls(TrainerCallback):
             if state.is_world_process_zero:
                 print(
                     f"warning: log-likelihood of chosen answers fell from {self.first:.2f} to {value:.2f} at step "
-                    f"{state.global_step}: the margin grows by making both answers less likely. A larger beta, a lower "
-                    "learning_rate, or rpo/sft in loss_type keeps them up.",
+                    f"{state.global_step}: the margin grows by making both answers less likely. A larger "
+                    "beta, a lower learning_rate, or sft in loss_type keeps them up.",
                     flush=True,
                 )
