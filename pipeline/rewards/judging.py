@@ -1,0 +1,91 @@
+"""What a verdict is, what a judge sees, and where the text of a completion comes from.
+
+A judge takes one :class:`Sample` and returns one :class:`Judgement`. The verdicts and their scores:
+
+=============  ===========  =========================================================================
+verdict        score        meaning
+=============  ===========  =========================================================================
+``right``      1.0          the completion is right
+``wrong``      0.0          the completion is wrong
+``timeout``    0.0          the completion ran over its own limit: it is wrong, else hanging would pay
+``scored``     any number   a graded reward (length, repetition, a reward model, a weighted sum)
+``unscorable`` None         the row has no usable gold answer
+``error``      None         the judge itself failed
+=============  ===========  =========================================================================
+"""
+
+from typing import Any, NamedTuple
+
+VERDICTS = ("right", "wrong", "timeout", "scored", "unscorable", "error")
+
+
+class Judgement(NamedTuple):
+    """One verdict. ``lenient`` is a second, forgiving score where a verifier has one; ``reason`` is for people."""
+
+    verdict: str
+    score: float | None
+    lenient: float | None = None
+    reason: str = ""
+
+
+class Sample(NamedTuple):
+    """What a judge sees of one row: the prompt as given, the completion as given and as text, the other columns."""
+
+    prompt: Any
+    completion: Any
+    text: str
+    row: dict[str, Any]
+
+
+def right(**extra) -> Judgement:
+    return Judgement("right", 1.0, **extra)
+
+
+def wrong(reason: str = "", **extra) -> Judgement:
+    return Judgement("wrong", 0.0, reason=reason, **extra)
+
+
+def timeout(reason: str) -> Judgement:
+    return Judgement("timeout", 0.0, reason=reason)
+
+
+def scored(score: float) -> Judgement:
+    return Judgement("scored", score)
+
+
+def unscorable(reason: str) -> Judgement:
+    return Judgement("unscorable", None, reason=reason)
+
+
+def error(reason: str) -> Judgement:
+    return Judgement("error", None, reason=reason)
+
+
+def judged(is_right: bool, reason: str = "") -> Judgement:
+    return right() if is_right else wrong(reason)
+
+
+def message_text(content: Any) -> str:
+    """Text of a message's ``content``: a string, nothing, or a list of parts of which the text parts count."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts = (part if isinstance(part, str) else part.get("text") for part in content)
+        return "".join(part for part in parts if isinstance(part, str))
+    raise TypeError(f"a message's content must be text or a list of parts, not {type(content).__name__}")
+
+
+def completion_text(completion: Any) -> str:
+    """Text of a completion as TRL passes it: a string, or (conversational prompts) a list of messages.
+
+    Of several messages (a conversation with tools) the last one of the assistant is what the user reads, so it is
+    what gets judged. Raises TypeError on anything else.
+    """
+    if isinstance(completion, str):
+        return completion
+    if isinstance(completion, list) and all(isinstance(message, dict) for message in completion):
+        spoken = [message for message in completion if message.get("role", "assistant") == "assistant"]
+        return message_text(spoken[-1].get("content")) if spoken else ""
+    raise TypeError(f"a completion must be a string or a list of messages, not {type(completion).__name__}")

@@ -1,0 +1,319 @@
+"""One registry of rewards: the same callable serves GRPO, PPO, RSFT, preference mining, evaluation and the CLI.
+
+``get_reward("numeric")`` gives TRL's callable ``fn(prompts, completions, **columns) -> list[float | None]``; a name
+may be a dotted path ``package.module:function`` to a reward of the user's own, and a weighted sum is written out:
+``"numeric + 0.2*format - 0.1*repetition(size=4)"``.
+"""
+
+import ast
+import importlib
+import inspect
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from pipeline.rewards.judging import Judgement, Sample, completion_text, error, scored
+from pipeline.runtime.errors import UserError
+
+# name -> (module, function, columns it needs, whether the function judges a whole batch at once). A module is imported
+# when its reward is asked for: numeric must not wait for torch.
+_BUILT_IN: dict[str, tuple[str, str, tuple[str, ...], bool]] = {
+    "numeric": ("pipeline.rewards.numeric", "judge", ("answer",), False),
+    "exact": ("pipeline.rewards.text", "exact_judge", ("answer",), False),
+    "choice": ("pipeline.rewards.text", "choice_judge", ("answer",), False),
+    "format": ("pipeline.rewards.text", "format_judge", (), False),
+    "length": ("pipeline.rewards.text", "length_judge", (), False),
+    "repetition": ("pipeline.rewards.text", "repetition_judge", (), False),
+}
+# What TRL hands to a reward beside the columns of the data.
+_NOT_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
+_TERM = re.compile(r"\s*(?:(?P<weight>[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*\*\s*)?(?P<name>[A-Za-z_][\w.]*(?::\w+)?)\s*")
+
+
+def names() -> list[str]:
+    """Names of the built-in rewards."""
+    return sorted(_BUILT_IN)
+
+
+class Reward:
+    """A reward as TRL calls it, with verdicts beside the scores.
+
+    Picklable: it holds only its name and its options; pools and models are built where they are used.
+
+    Attributes:
+        __name__: the name under which trainers log it.
+        columns: columns of the data that it cannot do without.
+        counts: how often each verdict was given so far.
+    """
+
+    def __init__(self, name: str, options: dict[str, Any]):
+        module, function, self.columns, self._whole_batch = _BUILT_IN[name]
+        self.__name__ = name
+        self.options = options
+        self.counts: Counter[str] = Counter()
+        self._judge = partial(
+            getattr(importlib.import_module(module), function), **_checked(module, function, options)
+        )
+        prepare = getattr(importlib.import_module(module), "prepare", None)
+        if prepare is not None:
+            prepare(**options)
+
+    def __reduce__(self):
+        return _rebuilt, (self.__name__, self.options)
+
+    def judge(self, prompts: list | None, completions: list, **columns: Any) -> list[Judgement]:
+        """One judgement a completion.
+
+        Raises UserError where the data lacks a column this reward needs; a failing judge gives the verdict ``error``.
+        """
+        rows = _rows(len(completions), columns)
+        _require_columns(self.__name__, self.columns, columns)
+        samples = [
+            _sample(prompt, completion, row)
+            for prompt, completion, row in zip(
+                prompts if prompts is not None else [None] * len(completions), completions, rows, strict=True
+            )
+        ]
+        if self._whole_batch:
+            judgements = self._judge(samples)
+        else:
+            judgements = [_guarded(self._judge, sample) for sample in samples]
+        self.counts.update(judgement.verdict for judgement in judgements)
+        return judgements
+
+    def __call__(self, prompts: list | None, completions: list, **columns: Any) -> list[float | None]:
+        judgements = self.judge(prompts, completions, **columns)
+        _log_verdicts(self.__name__, judgements, columns.get("log_metric"))
+        return [judgement.score for judgement in judgements]
+
+
+class CustomReward:
+    """A reward of the user's own, given as ``package.module:function`` with TRL's signature."""
+
+    columns: tuple[str, ...] = ()
+
+    def __init__(self, path: str, options: dict[str, Any]):
+        self.path, self.options = path, options
+        self._function = _imported(path)
+        self.__name__ = path.rpartition(":")[2]
+        self.counts: Counter[str] = Counter()
+
+    def __reduce__(self):
+        return CustomReward, (self.path, self.options)
+
+    def judge(self, prompts: list | None, completions: list, **columns: Any) -> list[Judgement]:
+        """Scores of the user's function as judgements: None is ``error``, any number is ``scored``.
+
+        Raises UserError where it does not return one number or None a completion.
+        """
+        scores = self._function(prompts=prompts, completions=completions, **columns, **self.options)
+        if not isinstance(scores, list | tuple) or len(scores) != len(completions):
+            shape = f"{len(scores)} scores" if isinstance(scores, list | tuple) else type(scores).__name__
+            raise UserError(
+                f"reward '{self.path}' returned {shape} for {len(completions)} completions: "
+                "return a list with one number (or None) for each"
+            )
+        judgements = [_judgement_of(self.path, index, score) for index, score in enumerate(scores)]
+        self.counts.update(judgement.verdict for judgement in judgements)
+        return judgements
+
+    def __call__(self, prompts: list | None, completions: list, **columns: Any) -> list[float | None]:
+        judgements = self.judge(prompts, completions, **columns)
+        _log_verdicts(self.__name__, judgements, columns.get("log_metric"))
+        return [judgement.score for judgement in judgements]
+
+
+class WeightedSum:
+    """``sum_k w_k R_k``; None where any part is None (TRL's own sum would count a missing part as 0)."""
+
+    def __init__(self, parts: list[tuple[float, Any]]):
+        self.parts = parts
+        self.columns = tuple(dict.fromkeys(column for _, part in parts for column in part.columns))
+        self.counts: Counter[str] = Counter()
+        terms = [part.__name__ if weight == 1 else f"{weight:g}*{part.__name__}" for weight, part in parts]
+        self.__name__ = "+".join(terms).replace("+-", "-")
+
+    def __reduce__(self):
+        return WeightedSum, (self.parts,)
+
+    def judge(self, prompts: list | None, completions: list, **columns: Any) -> list[Judgement]:
+        by_part = [part.judge(prompts, completions, **columns) for _, part in self.parts]
+        judgements = [self._total(row) for row in zip(*by_part, strict=True)]
+        self.counts.update(judgement.verdict for judgement in judgements)
+        log_metric = columns.get("log_metric")
+        for (_, part), column in zip(self.parts, by_part, strict=True):
+            _log_verdicts(part.__name__, column, log_metric)
+            scores = [judgement.score for judgement in column if judgement.score is not None]
+            if log_metric is not None and scores:
+                log_metric(f"reward_parts/{part.__name__}", sum(scores) / len(scores))
+        return judgements
+
+    def _total(self, row: Iterable[Judgement]) -> Judgement:
+        for judgement in row:
+            if judgement.score is None:
+                return judgement
+        return scored(math.fsum(weight * judgement.score for (weight, _), judgement in zip(self.parts, row)))
+
+    def __call__(self, prompts: list | None, completions: list, **columns: Any) -> list[float | None]:
+        return [judgement.score for judgement in self.judge(prompts, completions, **columns)]
+
+
+def get_reward(spec: str | list[str], **options: Any) -> Callable[..., list[float | None]]:
+    """The reward that ``spec`` names.
+
+    ``spec`` is a built-in name, a dotted path ``package.module:function``, or a weighted sum of both such as
+    ``"math + 0.2*format"`` (a list of terms is their sum). Options go to a single reward, or stand in parentheses
+    behind a term: ``"length(limit=128)"``. Options of the call that belong to the machine
+    (``allow_unsafe_code_execution``) reach the parts of a sum that know them.
+
+    Raises UserError on an unknown name, an unknown option or a malformed sum.
+    """
+    terms = [term for text in ([spec] if isinstance(spec, str) else spec) for term in _terms(text)]
+    if not terms:
+        raise UserError("reward: the name is empty; known: " + ", ".join(names()))
+    if len(terms) == 1 and terms[0][0] == 1.0:
+        _, name, own = terms[0]
+        return _single(name, {**options, **own})
+    return WeightedSum([(weight, _single(name, {**_known(name, options), **own})) for weight, name, own in terms])
+
+
+def _single(name: str, options: dict[str, Any]) -> Reward | CustomReward:
+    if ":" in name:
+        return CustomReward(name, options)
+    if name not in _BUILT_IN:
+        raise UserError(
+            f"reward: unknown name '{name}'; known: {', '.join(names())}, or a dotted path package.module:function"
+        )
+    return Reward(name, options)
+
+
+def _terms(text: str) -> list[tuple[float, str, dict[str, Any]]]:
+    """``"numeric - 0.5*length(limit=9)"`` as ``[(1.0, "numeric", {}), (-0.5, "length", {"limit": 9})]``."""
+    terms, position, sign = [], 0, 1.0
+    while position < len(text):
+        match = _TERM.match(text, position)
+        if match is None:
+            raise UserError(
+                f"reward: cannot read '{text[position:].strip()}' in '{text}'; write it like 'math + 0.2*format'"
+            )
+        position, own = match.end(), {}
+        if text[position : position + 1] == "(":
+            own, position = _options(text, position)
+        terms.append((sign * float(match["weight"] or 1), match["name"], own))
+        rest = text[position:].lstrip()
+        position = len(text) - len(rest)
+        if rest:
+            if rest[0] not in "+-" or not rest[1:].strip():
+                raise UserError(f"reward: expected '+' or '-' and a term at '{rest}' in '{text}'")
+            sign, position = (1.0 if rest[0] == "+" else -1.0), position + 1
+    return terms
+
+
+def _options(text: str, start: int) -> tuple[dict[str, Any], int]:
+    """Options in the parentheses that open at ``start``, and where they end."""
+    for end in (match.end() for match in re.finditer(r"\)", text[start:])):
+        try:
+            call = ast.parse("f" + text[start : start + end], mode="eval").body
+            if isinstance(call, ast.Call) and not call.args:
+                return {word.arg: ast.literal_eval(word.value) for word in call.keywords}, start + end
+        except (SyntaxError, ValueError):
+            continue
+    raise UserError(f"reward: cannot read the options in '{text}'; write them like 'length(limit=128)'")
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """Options of the command line: ``"limit=128, buffer=16"`` with Python literals as values."""
+    return _options(f"({text})", 0)[0] if text.strip() else {}
+
+
+def _accepted(module: str, function: str) -> list[str]:
+    parameters = inspect.signature(getattr(importlib.import_module(module), function)).parameters
+    return list(parameters)[1:]
+
+
+def _checked(module: str, function: str, options: dict[str, Any]) -> dict[str, Any]:
+    accepted = _accepted(module, function)
+    for option in options:
+        if option not in accepted:
+            raise UserError(f"reward: unknown option '{option}'; this reward knows: {', '.join(accepted) or 'none'}")
+    return options
+
+
+def _known(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options of a sum that the part ``name`` knows."""
+    if name not in _BUILT_IN:
+        return {}
+    module, function, *_ = _BUILT_IN[name]
+    return {key: value for key, value in options.items() if key in _accepted(module, function)}
+
+
+def _imported(path: str) -> Callable:
+    module, _, attribute = path.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as cause:
+        raise UserError(f"reward: cannot import '{path}': {cause}") from cause
+    if not callable(function):
+        raise UserError(f"reward: '{path}' is not callable")
+    return function
+
+
+def _rebuilt(name: str, options: dict[str, Any]) -> Reward:
+    return Reward(name, options)
+
+
+def _rows(count: int, columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """The columns row by row. Only lists with one entry a completion are columns."""
+    listed = {
+        name: values
+        for name, values in columns.items()
+        if name not in _NOT_COLUMNS and isinstance(values, list | tuple) and len(values) == count
+    }
+    return [{name: values[index] for name, values in listed.items()} for index in range(count)]
+
+
+def _require_columns(reward: str, needed: tuple[str, ...], columns: dict[str, Any]) -> None:
+    for column in needed:
+        if column not in columns:
+            present = ", ".join(sorted(set(columns) - _NOT_COLUMNS - {"completion_ids"})) or "none"
+            raise UserError(
+                f"reward '{reward}' needs the column '{column}'; the data has: {present}; "
+                f"rename one with dataset_map, such as gold={column}"
+            )
+
+
+def _sample(prompt: Any, completion: Any, row: dict[str, Any]) -> Sample:
+    return Sample(prompt, completion, completion_text(completion), row)
+
+
+def _guarded(judge: Callable[[Sample], Judgement], sample: Sample) -> Judgement:
+    try:
+        return judge(sample)
+    except UserError:
+        raise
+    except Exception as failure:
+        return error(f"{type(failure).__name__}: {failure}")
+
+
+def _judgement_of(path: str, index: int, score: Any) -> Judgement:
+    if score is None:
+        return error("the reward returned None")
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        try:
+            score = float(score)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"reward '{path}' returned {score!r} for completion {index}: return a number or None"
+            ) from None
+    return scored(float(score)) if math.isfinite(score) else error(f"the reward returned {score}")
+
+
+def _log_verdicts(name: str, judgements: list[Judgement], log_metric: Callable[[str, float], None] | None) -> None:
+    """Shares of what is neither right nor wrong, to the trainer's log: silent zeros are how runs die."""
+    if log_metric is None or not judgements:
+        return
+    for verdict in ("timeout", "unscorable", "error"):
+        log_metric(f"verdicts/{name}/{verdict}", sum(j.verdict == verdict for j in judgements) / len(judgements))
