@@ -60,8 +60,9 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
         from pipeline.data.packing import pack
+        from pipeline.data.streaming import pack_stream
         from pipeline.model.building import build_narlm, new_tokenizer
-        from pipeline.model.loading import ModelArguments, load_policy
+        from pipeline.model.loading import ModelArguments, load_policy, with_adapter
         from pipeline.runtime.training import require_rows, train_and_save
 
         own, data_args, model_args, config = run.parse(
@@ -72,17 +73,24 @@ def main(argv: list[str] | None = None) -> None:
         run.add_data(data.sources)
         if model_args.model_name_or_path:
             policy = load_policy(model_args, run)
-            model, tokenizer = policy.model, policy.tokenizer
+            model, tokenizer, finish = with_adapter(policy), policy.tokenizer, policy.finish
         else:
             tokenizer = new_tokenizer(own, data.train, run.folder)
-            model = build_narlm(own, tokenizer, model_args.attn_implementation)
-        train = pack(data.train, tokenizer, own.max_length)
-        evaluation = pack(data.evaluation, tokenizer, own.max_length) if data.evaluation is not None else None
-        require_rows(train, f"{data_args.dataset_name}: fewer tokens than one block of max_length {own.max_length}")
+            model, finish = build_narlm(own, tokenizer, model_args.attn_implementation), None
+        if data_args.dataset_streaming:
+            train, callbacks = pack_stream(data.train, tokenizer, own.max_length, config, run.checkpoint)
+        else:
+            train, callbacks = pack(data.train, tokenizer, own.max_length), []
+        require_rows(train, f"{data_args.dataset_name}: less text than one block of {own.max_length} tokens")
         trainer = Trainer(
-            model=model, args=config, train_dataset=train, eval_dataset=evaluation, processing_class=tokenizer
+            model=model,
+            args=config,
+            train_dataset=train,
+            eval_dataset=pack(data.evaluation, tokenizer, own.max_length) if data.evaluation is not None else None,
+            processing_class=tokenizer,
+            callbacks=callbacks,
         )
-        train_and_save(run, trainer, own)
+        train_and_save(run, trainer, own, finish)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A new model for pretraining: its tokenizer from the corpus, its weights from the initialisation."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,23 @@ from pipeline.model.loading import load_tokenizer
 from pipeline.model.tokenizer import train_tokenizer
 from pipeline.runtime.errors import UserError
 
+TOKENIZER_DOCUMENTS = 1_000_000  # merges settle long before; a stream never ends
+
 
 def new_tokenizer(arguments: Any, documents: Any, folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer named, else the one an interrupted run already trained, else one trained on the documents.
 
     Args:
         arguments: ``PretrainArguments``: tokenizer_name, vocab_size, split_digits.
-        documents: dataset with a ``text`` column, read once.
+        documents: a dataset with a ``text`` column, or a stream with ``texts()``; the first million are read.
         folder: the run's output folder, where the trained tokenizer is kept from the first minute.
     """
     if arguments.tokenizer_name:
         return load_tokenizer(arguments.tokenizer_name)
     if (folder / "tokenizer.json").is_file():
         return load_tokenizer(str(folder))
-    texts = (row["text"] for row in documents)
-    tokenizer = train_tokenizer(texts, arguments.vocab_size, arguments.split_digits)
+    texts = documents.texts() if hasattr(documents, "texts") else documents["text"]
+    tokenizer = train_tokenizer(islice(texts, TOKENIZER_DOCUMENTS), arguments.vocab_size, arguments.split_digits)
     tokenizer.save_pretrained(folder)
     return tokenizer
 

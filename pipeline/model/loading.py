@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config, get_quantization_config
@@ -117,6 +117,11 @@ def load_policy(
     if run.is_main:
         print(f"{run.stage}: pi_ref is {pi_ref}", flush=True)
     return Policy(model, tokenizer, peft_config, pi_ref, parent_adapter)
+
+
+def with_adapter(policy: Policy) -> PreTrainedModel | PeftModel:
+    """The policy's model with its new adapter, for a plain Trainer; TRL's trainers do this themselves."""
+    return get_peft_model(policy.model, policy.peft_config) if policy.peft_config else policy.model
 
 
 def load_model(

@@ -141,6 +141,11 @@ class Run:
                 continue
             self.record["metrics"][name] = value if math.isfinite(value) else None
 
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint this run resumes from: the newest whole one in its folder."""
+        return newest_checkpoint(self.folder)
+
     def write(self) -> None:
         """Write ``run.json`` atomically, on the main process only."""
         if self.is_main:

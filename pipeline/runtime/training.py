@@ -9,7 +9,7 @@ from transformers import EarlyStoppingCallback, Trainer
 from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.callbacks import StopOnSignal
 from pipeline.runtime.cards import write_card
-from pipeline.runtime.checkpoints import check_saved, newest_checkpoint
+from pipeline.runtime.checkpoints import check_saved
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.hub import push_run
 from pipeline.runtime.record import Run
@@ -45,7 +45,7 @@ def train_and_save(
             )
         trainer.add_callback(EarlyStoppingCallback(own.early_stopping_patience))
 
-    checkpoint = newest_checkpoint(run.folder)
+    checkpoint = run.checkpoint
     if checkpoint and run.is_main:
         print(f"{run.stage}: resuming from {checkpoint}", flush=True)
     with run.training():
