@@ -28,6 +28,8 @@ _BUILT_IN: dict[str, tuple[str, str, tuple[str, ...], bool]] = {
     "length": ("pipeline.rewards.text", "length_judge", (), False),
     "repetition": ("pipeline.rewards.text", "repetition_judge", (), False),
 }
+# Options that say how this machine may be used, not what the reward is: rewards that do not know them pass over them.
+_MACHINE_OPTIONS = frozenset({"allow_unsafe_code_execution"})
 # What TRL hands to a reward beside the columns of the data.
 _NOT_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
 _TERM = re.compile(r"\s*(?:(?P<weight>[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*\*\s*)?(?P<name>[A-Za-z_][\w.]*(?::\w+)?)\s*")
@@ -166,18 +168,24 @@ def get_reward(spec: str | list[str], **options: Any) -> Callable[..., list[floa
 
     ``spec`` is a built-in name, a dotted path ``package.module:function``, or a weighted sum of both such as
     ``"math + 0.2*format"`` (a list of terms is their sum). Options go to a single reward, or stand in parentheses
-    behind a term: ``"length(limit=128)"``. Options of the call that belong to the machine
-    (``allow_unsafe_code_execution``) reach the parts of a sum that know them.
+    behind a term: ``"length(limit=128)"``. ``allow_unsafe_code_execution`` may be given with
+    any reward: it reaches the parts that run code.
 
     Raises UserError on an unknown name, an unknown option or a malformed sum.
     """
     terms = [term for text in ([spec] if isinstance(spec, str) else spec) for term in _terms(text)]
     if not terms:
         raise UserError("reward: the name is empty; known: " + ", ".join(names()))
+    machine = {name: value for name, value in options.items() if name in _MACHINE_OPTIONS}
+    own = {name: value for name, value in options.items() if name not in _MACHINE_OPTIONS}
     if len(terms) == 1 and terms[0][0] == 1.0:
-        _, name, own = terms[0]
-        return _single(name, {**options, **own})
-    return WeightedSum([(weight, _single(name, {**_known(name, options), **own})) for weight, name, own in terms])
+        _, name, written = terms[0]
+        return _single(name, {**_known(name, machine), **own, **written})
+    if own:
+        raise UserError(f"reward: write the options of a sum behind its terms, like 'length(limit=128)', not {own}")
+    return WeightedSum(
+        [(weight, _single(name, {**_known(name, machine), **written})) for weight, name, written in terms]
+    )
 
 
 def _single(name: str, options: dict[str, Any]) -> Reward | CustomReward:
@@ -243,7 +251,7 @@ def _checked(module: str, function: str, options: dict[str, Any]) -> dict[str, A
 
 
 def _known(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options of a sum that the part ``name`` knows."""
+    """Those of the options that the reward ``name`` knows."""
     if name not in _BUILT_IN:
         return {}
     module, function, *_ = _BUILT_IN[name]

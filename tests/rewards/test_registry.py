@@ -70,6 +70,13 @@ def test_weighted_sum():
     assert get_reward(["exact", "format"])(None, ["a"], answer=["a"]) == [1.0]
 
 
+def test_options_of_the_machine_pass_over_rewards_that_run_no_code():
+    assert get_reward("numeric", allow_unsafe_code_execution=True)(None, ["#### 1"], answer=["1"]) == [1.0]
+    assert get_reward("exact+format", allow_unsafe_code_execution=True)(None, ["1"], answer=["1"]) == [1.0]
+    with pytest.raises(UserError, match="behind its terms"):
+        get_reward("numeric + length", limit=3)
+
+
 def test_sum_with_negative_weight_and_options():
     """length: 12 words against limit 8 is -1, times -2 is +2; numeric is wrong."""
     reward = get_reward("numeric - 2*length(limit=8, buffer=4)")

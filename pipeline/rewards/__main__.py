@@ -1,0 +1,196 @@
+"""Score a file of completions with the reward that will train on them, before any GPU is spent.
+
+    python -m pipeline.rewards --reward numeric --file rows.jsonl --out scores.jsonl --dataset_map gold=answer
+
+Each row of the JSONL file carries ``completion`` (text, or a list of messages), the columns of its reward (``answer``
+for numeric, math, logic, exact and choice; ``tests`` for code) and, where the reward wants it, ``prompt``. The rows of
+the output are those of the input with ``score``, ``verdict`` and, for numeric, ``lenient_score`` added.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pipeline.rewards.judging import VERDICTS, Judgement, completion_text
+from pipeline.rewards.registry import get_reward, names, parse_options
+from pipeline.runtime.errors import UserError
+
+_REASONS_SHOWN = 5
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are the user's mistakes: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see python -m pipeline.rewards --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m pipeline.rewards",
+        description=__doc__.partition("\n")[0],
+        epilog="built-in rewards: " + ", ".join(names()),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--reward", required=True, help="a name, package.module:function, or a sum: 'math + 0.2*format'"
+    )
+    parser.add_argument("--file", required=True, type=Path, help="JSONL file of rows with a completion each")
+    parser.add_argument("--out", required=True, type=Path, help="JSONL file to write, as a whole or not at all")
+    parser.add_argument("--dataset_map", default="", help="old=new,… renames columns, such as gold=answer")
+    parser.add_argument("--options", default="", help="options of the reward, such as limit=128 or deadline=5")
+    parser.add_argument(
+        "--allow_unsafe_code_execution",
+        action="store_true",
+        help="run completions without a sandbox where none can be had: they can then do all that you can do",
+    )
+    return parser
+
+
+def parse_map(text: str) -> dict[str, str]:
+    """``"old=new,…"`` as a dictionary. Raises UserError where it is malformed or names a column twice."""
+    renames: dict[str, str] = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        old, equals, new = (part.strip() for part in pair.partition("="))
+        if not (old and equals and new):
+            raise UserError(f"dataset_map: cannot read '{pair}'; write it as old=new,old=new")
+        if old in renames or new in renames.values():
+            raise UserError(f"dataset_map: '{pair}' names a column twice")
+        renames[old] = new
+    return renames
+
+
+def _parse_integer(digits: str) -> int | str:
+    """An integer, or its digits where Python would refuse to convert them."""
+    return int(digits) if len(digits) <= 4300 else digits
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; blank lines are skipped. Raises UserError with file and row where one is no object."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as cause:
+        raise UserError(f"{path}: cannot read it: {cause.strerror}") from cause
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_int=_parse_integer)
+        except UnicodeDecodeError as cause:
+            raise UserError(f"{path} row {number}: not UTF-8 text at byte {cause.start}") from cause
+        except (json.JSONDecodeError, RecursionError) as cause:
+            raise UserError(f"{path} row {number}: not JSON ({cause}); write one object a line") from cause
+        if not isinstance(row, dict):
+            raise UserError(f"{path} row {number}: a row must be an object with fields, not {type(row).__name__}")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path}: has no rows")
+    return rows
+
+
+def as_columns(rows: list[dict[str, Any]], renames: dict[str, str], path: Path) -> dict[str, list]:
+    """The rows as columns under their new names; a field that a row lacks is None there.
+
+    Raises UserError where a renamed column is in no row, a new name is taken, or a completion is missing or no text.
+    """
+    present = dict.fromkeys(name for row in rows for name in row)
+    for old, new in renames.items():
+        if old not in present:
+            raise UserError(f"dataset_map: {path} has no column '{old}'; it has: {', '.join(present)}")
+        if new in present and new not in renames:
+            raise UserError(f"dataset_map: {path} has a column '{new}' already; '{old}' cannot take its name")
+    columns = {renames.get(name, name): [row.get(name) for row in rows] for name in present}
+    source = {new: old for old, new in renames.items()}.get("completion", "completion")
+    for number, row in enumerate(rows, start=1):
+        if row.get(source) is None:
+            raise UserError(f"{path} row {number}: field '{source}' is missing; every row needs a completion")
+        try:
+            completion_text(row[source])
+        except TypeError as cause:
+            raise UserError(f"{path} row {number}: field '{source}': {cause}") from cause
+    return columns
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a JSONL file as a whole: a reader sees the old file or the new one, never half of it."""
+    path = path.resolve()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as cause:
+        raise UserError(f"{path}: cannot write there: {cause.strerror}") from cause
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException as cause:
+        os.unlink(temporary)
+        if isinstance(cause, OSError):
+            raise UserError(f"{path}: cannot write it: {cause.strerror}") from cause
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _scored_row(row: dict[str, Any], judgement: Judgement, with_lenient: bool) -> dict[str, Any]:
+    lenient = {"lenient_score": judgement.lenient} if with_lenient else {}
+    return {**row, "score": judgement.score, **lenient, "verdict": judgement.verdict}
+
+
+def summary(judgements: list[Judgement]) -> list[str]:
+    """One line a verdict given, then the mean scores over the rows that have one."""
+    counts = Counter(judgement.verdict for judgement in judgements)
+    lines = [
+        f"{v}: {counts[v]} of {len(judgements)} ({counts[v] / len(judgements):.1%})" for v in VERDICTS if counts[v]
+    ]
+    for name, values in (
+        ("mean score", [j.score for j in judgements if j.score is not None]),
+        ("mean lenient score", [j.lenient for j in judgements if j.lenient is not None]),
+    ):
+        if values:
+            lines.append(f"{name}: {sum(values) / len(values):.4f} over {len(values)} rows")
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given = _parser().parse_args(arguments)
+    options = parse_options(given.options)
+    if given.allow_unsafe_code_execution:
+        options["allow_unsafe_code_execution"] = True
+    reward = get_reward(given.reward, **options)
+    if given.out.is_dir():
+        raise UserError(f"{given.out}: is a folder; --out names a file")
+    rows = read_rows(given.file)
+    columns = as_columns(rows, parse_map(given.dataset_map), given.file)
+    completions, prompts = columns.pop("completion"), columns.pop("prompt", None)
+    judgements = reward.judge(prompts, completions, **columns)
+
+    with_lenient = given.reward.strip() == "numeric"
+    write_rows(given.out, [_scored_row(row, j, with_lenient) for row, j in zip(rows, judgements, strict=True)])
+    print("\n".join(summary(judgements)))
+    unjudged = [(number, j) for number, j in enumerate(judgements, start=1) if j.verdict in ("unscorable", "error")]
+    for number, judgement in unjudged[:_REASONS_SHOWN]:
+        print(f"warning: row {number}: {judgement.verdict}: {judgement.reason}", file=sys.stderr)
+    if len(unjudged) > _REASONS_SHOWN:
+        print(f"warning: {len(unjudged) - _REASONS_SHOWN} more rows without a score", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
