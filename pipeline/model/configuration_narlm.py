@@ -207,9 +207,13 @@ class NarLMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.position_embedding_type != "rope":
             self.rope_parameters = None  # the base class fills in the default
+        if self.ffn_type == "gelu":
+            plan = type(self).base_model_tp_plan
+            self.base_model_tp_plan = {name: how for name, how in plan.items() if "gate_proj" not in name}
+        self.validate_architecture()  # here too: an error that @strict meets is wrapped and no longer a ValueError
 
     def validate_architecture(self):
-        """Run by ``@strict`` when a config is made and when it is saved."""
+        """Every rule between fields; run when a config is made and, by ``@strict``, when it is saved."""
         for name, allowed in (
             ("position_embedding_type", POSITION_EMBEDDING_TYPES),
             ("norm_type", NORM_TYPES),
@@ -264,25 +268,27 @@ class NarLMConfig(PreTrainedConfig):
                     f"sliding_window is {self.sliding_window} but no layer in layer_types is 'sliding_attention': "
                     "remove the window or name the layers that have it."
                 )
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"layer_types names {len(self.layer_types)} layers but num_hidden_layers is {self.num_hidden_layers}: "
+                "make them agree, or leave layer_types out."
+            )
         if extra := set(self.layer_types) - {"full_attention", "sliding_attention"}:
             raise ValueError(
                 f"layer_types has {', '.join(sorted(extra))}: choose 'full_attention' or 'sliding_attention'."
+            )
+        rope = self.rope_parameters or {}
+        rope_types = ("default", *ROPE_INIT_FUNCTIONS)
+        if rope.get("rope_type", "default") not in rope_types:
+            raise ValueError(f"rope_type {rope['rope_type']!r} is unknown: choose one of {', '.join(rope_types)}.")
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            raise ValueError(
+                f"partial_rotary_factor is {rope['partial_rotary_factor']}: (14) rotates the whole head; remove it."
             )
         if not 0.0 <= self.attention_dropout < 1.0:
             raise ValueError(f"attention_dropout is {self.attention_dropout}: it must be in [0, 1).")
         if not self.initializer_range > 0.0:
             raise ValueError(f"initializer_range is {self.initializer_range}: it must be positive.")
-
-    def validate_rope(self):
-        super().validate_rope()
-        rope = self.rope_parameters or {}
-        known = ("default", *ROPE_INIT_FUNCTIONS)
-        if rope.get("rope_type", "default") not in known:
-            raise ValueError(f"rope_type {rope['rope_type']!r} is unknown: choose one of {', '.join(known)}.")
-        if rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise ValueError(
-                f"partial_rotary_factor is {rope['partial_rotary_factor']}: (14) rotates the whole head; remove it."
-            )
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "NarLMConfig":

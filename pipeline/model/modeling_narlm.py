@@ -79,8 +79,8 @@ class NarLMRotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions (B, T) -> cosines and signed sines, each (B, 1, T, K), in the dtype of ``x``."""
-        angles = position_ids[:, None, :, None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
+        """Positions (B, T) -> cosines and signed sines, each (B, T, K), in the dtype of ``x``."""
+        angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return torch.cat((cos, cos), dim=-1).to(x.dtype), torch.cat((-sin, sin), dim=-1).to(x.dtype)
 
@@ -347,7 +347,8 @@ class NarLMModel(NarLMPreTrainedModel):
         hidden_states = inputs_embeds  # H_0 = E
         position_embeddings = None
         if self.rotary_emb is not None:
-            position_embeddings = self.rotary_emb(hidden_states, position_ids)
+            cos, signed_sin = self.rotary_emb(hidden_states, position_ids)
+            position_embeddings = cos.unsqueeze(1), signed_sin.unsqueeze(1)  # the same for every head
         else:
             hidden_states = hidden_states + self.embed_positions(position_ids).to(hidden_states)  # e_t + p_t
         for layer, layer_type in zip(self.layers, self.config.layer_types):
