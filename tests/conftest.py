@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
-    """Path of a file below the real-data folder (``NARLM_DATA``, else ``../shared/data``); skips where it is absent."""
+    """Path of a file below the real-data folder (``NARLM_DATA``, else ``../shared/data``); skips where absent."""
     folder = Path(os.environ.get("NARLM_DATA", ROOT.parent / "shared" / "data"))
 
     def locate(name: str) -> Path:

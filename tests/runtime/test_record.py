@@ -1,0 +1,155 @@
+"""The run record: what makes a run finished, stale, interrupted or somebody else's."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.record import Run, changed_inputs, parent_of, read_record, status_of, write_json
+
+
+def finish(folder, *flags, parents=(), sources=()):
+    """Run an empty stage to its end in ``folder``."""
+    with Run("demo", ["--output_dir", str(folder), *flags]) as run:
+        assert not run.done
+        run.record["parents"] = list(parents)
+        run.add_data(list(sources))
+        run.add_metrics({"loss": 1.5, "name": "text", "flag": True, "bad": float("nan")})
+    return run
+
+
+def test_a_record_has_the_contract_s_keys_and_only_numbers_as_metrics(tmp_path):
+    finish(tmp_path / "a", "--seed", "7")
+    record = read_record(tmp_path / "a")
+    keys = {"schema", "stage", "status", "parents", "arguments", "data", "versions", "seed", "metrics", "seconds"}
+    assert keys | {"peak_memory_bytes"} <= record.keys()
+    assert (record["schema"], record["stage"], record["status"], record["seed"]) == (1, "demo", "completed", 7)
+    assert record["metrics"] == {"loss": 1.5, "bad": None}
+    assert record["versions"]["torch"].startswith("2.")
+    assert record["peak_memory_bytes"] > 1_000_000
+
+
+def test_the_same_inputs_are_up_to_date_whatever_is_only_cosmetic(tmp_path, capsys):
+    finish(tmp_path / "a", "--beta", "0.1")
+    with Run("demo", ["--output_dir", str(tmp_path / "a"), "--beta", "0.1", "--logging_steps", "5"]) as run:
+        assert run.done
+    assert "up to date" in capsys.readouterr().out
+
+
+def test_other_inputs_are_refused_with_the_difference_named(tmp_path):
+    finish(tmp_path / "a", "--beta", "0.1")
+    with pytest.raises(UserError, match=r"beta: 0.1 then, 0.2 now.*--force"):
+        Run("demo", ["--output_dir", str(tmp_path / "a"), "--beta", "0.2"])
+    assert read_record(tmp_path / "a")["status"] == "completed"
+
+
+def test_force_moves_the_old_folder_aside(tmp_path):
+    finish(tmp_path / "a", "--beta", "0.1")
+    finish(tmp_path / "a", "--beta", "0.2", "--force")
+    (old,) = tmp_path.glob("a.old-*")
+    assert (read_record(old)["given"]["beta"], read_record(tmp_path / "a")["given"]["beta"]) == (0.1, 0.2)
+
+
+def test_another_stage_s_folder_is_refused(tmp_path):
+    finish(tmp_path / "a")
+    with pytest.raises(UserError, match="holds a demo run"):
+        Run("other", ["--output_dir", str(tmp_path / "a")])
+
+
+def test_changed_parents_and_data_make_a_run_stale(tmp_path):
+    """A parent is its safetensors' bytes, a data source the bytes of its file; other files do not count."""
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    (parent / "model.safetensors").write_bytes(b"weights")
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"text": "a"}\n')
+    from pipeline.runtime.fingerprints import file_sha256
+
+    source = {"name": str(data), "split": "train", "rows": 1, "fingerprint": file_sha256(data)}
+    run = finish(tmp_path / "a", parents=[parent_of(str(parent))], sources=[source])
+    assert changed_inputs(run.record, run.given) == []
+    (parent / "README.md").write_text("a card")
+    assert changed_inputs(run.record, run.given) == []
+    (parent / "model.safetensors").write_bytes(b"other weights")
+    data.write_text('{"text": "b"}\n')
+    assert [change.split()[1] for change in changed_inputs(run.record, run.given)] == ["weights", "data"]
+
+
+def test_a_failure_is_recorded_and_a_user_error_leaves_no_trace(tmp_path):
+    with pytest.raises(ZeroDivisionError), Run("demo", ["--output_dir", str(tmp_path / "a")]):
+        raise ZeroDivisionError("division by zero")
+    record = read_record(tmp_path / "a")
+    assert (record["status"], record["error"]) == ("failed", "ZeroDivisionError: division by zero")
+    with pytest.raises(UserError), Run("demo", ["--output_dir", str(tmp_path / "b")]):
+        raise UserError("no such column")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_running_record_of_a_dead_process_is_interrupted(tmp_path):
+    """A pid that is given again to another process does not bring the old run back: its start time differs."""
+    finish(tmp_path / "a")
+    record = read_record(tmp_path / "a") | {"status": "running"}
+    alive = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        from pipeline.runtime.record import process_identity
+
+        record["process"] = process_identity(alive.pid)
+        write_json(tmp_path / "a" / "run.json", record)
+        assert status_of(record) == "running"
+        with pytest.raises(UserError, match=f"another process \\({alive.pid}\\) is running"):
+            Run("demo", ["--output_dir", str(tmp_path / "a")])
+        record["process"]["start"] = "1"
+        assert status_of(record) == "interrupted"
+    finally:
+        alive.kill()
+        alive.wait()
+
+
+def test_output_dir_is_required_and_must_not_be_a_file(tmp_path):
+    with pytest.raises(UserError, match="output_dir is missing"):
+        Run("demo", [])
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        Run("demo", ["--output_dir", str(tmp_path / "file")])
+
+
+def test_secrets_are_not_recorded(tmp_path):
+    finish(tmp_path / "a", "--hub_token", "hf_secret")
+    assert "hf_secret" not in (tmp_path / "a" / "run.json").read_text()
+
+
+def test_a_signal_outside_training_ends_the_run_as_interrupted(tmp_path):
+    with pytest.raises(SystemExit) as caught, Run("demo", ["--output_dir", str(tmp_path / "a")]):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert read_record(tmp_path / "a")["status"] == "interrupted"
+
+
+def test_a_signal_in_training_waits_for_the_checkpoint(tmp_path):
+    """The trainer goes on to its next step end; only after ``training()`` does the run exit, with 143."""
+    seen = []
+
+    def interrupted_training() -> None:
+        with Run("demo", ["--output_dir", str(tmp_path / "a")]) as run, run.training():
+            os.kill(os.getpid(), signal.SIGTERM)
+            seen.append(run.stop_signal)
+
+    with pytest.raises(SystemExit) as caught:
+        interrupted_training()
+    assert seen == [signal.SIGTERM]
+    assert caught.value.code == 143
+
+
+def test_a_reader_never_sees_half_a_record(tmp_path):
+    """The file is replaced, not rewritten: an open handle still reads the old content whole."""
+    path = tmp_path / "run.json"
+    write_json(path, {"a": 1})
+    with open(path) as before:
+        write_json(path, {"a": 2})
+        assert json.load(before) == {"a": 1}
+    assert json.loads(path.read_text()) == {"a": 2}
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]

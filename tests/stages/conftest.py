@@ -1,0 +1,91 @@
+"""A tiny NarLM and tiny files for the stage tests: everything a stage needs, made once a session."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.08,
+    "tie_word_embeddings": True,
+}
+# Flags that keep a stage small, quiet and the same on every machine.
+QUICK = {
+    "bf16": "false",
+    "report_to": "none",
+    "logging_steps": "1",
+    "per_device_train_batch_size": "4",
+    "per_device_eval_batch_size": "8",
+    "learning_rate": "1e-2",
+    "lr_scheduler_type": "constant",
+    "disable_tqdm": "true",
+    "save_total_limit": "2",
+}
+
+
+def flags(**values: object) -> list[str]:
+    """``--key value`` words; a list gives several values, a bool its lower-case word."""
+    words = []
+    for key, value in (QUICK | values).items():
+        items = value if isinstance(value, list) else [value]
+        words += [f"--{key}", *(str(item).lower() if isinstance(item, bool) else str(item) for item in items)]
+    return words
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    """A JSONL file of the given rows."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """Folder of a NarLM of about 30,000 parameters with random weights and a tokenizer of sums."""
+    import torch
+
+    from pipeline.model import NarLMConfig, NarLMForCausalLM
+    from pipeline.model.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    texts = [
+        f"What is {a} plus {b}? The answer is {a + b}. Good, bad, right, wrong." for a in range(9) for b in range(9)
+    ]
+    tokenizer = train_tokenizer(texts, 300)
+    torch.manual_seed(0)
+    config = NarLMConfig(
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **TINY,
+    )
+    NarLMForCausalLM._from_config(config, attn_implementation="eager").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def preference_file(tmp_path_factory) -> Path:
+    """Forty preference pairs in which the right sum is chosen."""
+    rows = [
+        {"prompt": f"What is {a} plus {b}?", "chosen": f"The answer is {a + b}.", "rejected": "Bad."}
+        for a in range(8)
+        for b in range(5)
+    ]
+    return write_rows(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
+def sft_file(tmp_path_factory) -> Path:
+    """Forty prompt-completion rows."""
+    rows = [
+        {"prompt": f"What is {a} plus {b}?", "completion": f"The answer is {a + b}."}
+        for a in range(8)
+        for b in range(5)
+    ]
+    return write_rows(tmp_path_factory.mktemp("answers") / "answers.jsonl", rows)
