@@ -1,0 +1,51 @@
+"""Accuracy by a verifier of the rewards' registry, strict and lenient, as an ``evaluate.Metric``."""
+
+import datasets
+import evaluate
+
+from pipeline.evaluation.scores import wilson_interval, with_interval
+from pipeline.rewards.registry import get_reward
+
+DESCRIPTION = """\
+Share of completions that a verifier finds right, with Wilson's 95% interval. A verifier with a lenient score beside
+its strict one (numeric: the last number where there is no marker) gives accuracy_lenient too. What cannot be judged is
+counted in unscored and left out."""
+
+INPUTS = """\
+Args:
+    predictions: completions, as text.
+    references: gold answers, as text.
+    verifier: a name in the registry of rewards (numeric, exact, choice, math, logic, ...); default numeric.
+Returns:
+    accuracy, accuracy_low, accuracy_high, the same with _lenient where there is one, unscored.
+Examples:
+    >>> metric = evaluate.load("pipeline/evaluation/metrics/verified_accuracy")
+    >>> metric.compute(predictions=["so 6*7 is #### 42", "about 41"], references=["42", "41"])["accuracy"]
+    0.5
+"""
+
+
+class VerifiedAccuracy(evaluate.Metric):
+    """See ``DESCRIPTION``."""
+
+    def _info(self):
+        text = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation="",
+            inputs_description=INPUTS,
+            features=datasets.Features({"predictions": text, "references": text}),
+        )
+
+    def _compute(self, predictions, references, verifier="numeric"):
+        judgements = get_reward(verifier).judge(None, list(predictions), answer=list(references))
+        judged = [j for j in judgements if j.score is not None]
+        figures = {"unscored": len(judgements) - len(judged)}
+        if judged:
+            strict = sum(j.score for j in judged)
+            figures |= with_interval("accuracy", strict / len(judged), wilson_interval(strict, len(judged)))
+        if any(j.lenient is not None for j in judged):
+            lenient = sum(j.score if j.lenient is None else j.lenient for j in judged)
+            interval = wilson_interval(lenient, len(judged))
+            figures |= with_interval("accuracy_lenient", lenient / len(judged), interval)
+        return figures

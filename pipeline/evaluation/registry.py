@@ -1,0 +1,117 @@
+"""Evaluations by name, and what one of them gives back.
+
+An evaluation is a function ``(model, tokenizer, **options) -> Result``. A YAML of ``assess.py`` names it by a name of
+the table below, or by the dotted path of anybody's own function, ``package.module:function``.
+"""
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.evaluation.rows import read_rows
+from pipeline.runtime.errors import UserError
+
+EVALUATIONS = {
+    "loss": "pipeline.evaluation.language:loss",
+    "trigram": "pipeline.evaluation.language:trigram",
+    "accuracy": "pipeline.evaluation.tasks:accuracy",
+    "reward": "pipeline.evaluation.tasks:reward",
+    "samples": "pipeline.evaluation.tasks:samples",
+    "preference": "pipeline.evaluation.preference:preference",
+}
+
+
+@dataclass
+class Result:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: figures by name; a figure ``x`` with a 95% interval has ``x_low`` and ``x_high`` beside it.
+        samples: one mapping a prompt (prompt, completions, scores, …), for ``samples.jsonl`` and the report.
+        data: what it was measured on, as the run record lists data.
+    """
+
+    metrics: dict[str, float]
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    data: list[dict[str, Any]] = field(default_factory=list)
+
+
+def get_evaluation(kind: str) -> Callable[..., Result]:
+    """The evaluation function of a registry name or a dotted path ``package.module:function``.
+
+    Raises:
+        UserError: no such evaluation.
+    """
+    path = EVALUATIONS.get(kind, kind)
+    if ":" not in path:
+        near = difflib.get_close_matches(kind, EVALUATIONS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"type: there is no evaluation {kind!r}; choose of {', '.join(EVALUATIONS)}{hint}")
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"type: {kind!r} cannot be imported: {error}") from error
+
+
+def check_entries(entries: list[dict[str, Any]]) -> None:
+    """Check the list of evaluations before any model is loaded.
+
+    Raises:
+        UserError: an entry that is no mapping, has no or a repeated name, an unknown type, or an unknown option.
+    """
+    if not entries:
+        raise UserError("evaluations: the list is empty; name at least one evaluation")
+    seen = set()
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict):
+            raise UserError(f"evaluations: entry {number} is {entry!r}; each one is a mapping with name and type")
+        name = label(entry)
+        if not re.fullmatch(r"[\w .+-]+", name):
+            raise UserError(f"evaluations: entry {number} has the name {name!r}; use letters, digits, spaces and _.+-")
+        if name in seen:
+            raise UserError(f"evaluations: the name {name!r} stands twice; give the second one its own `name:`")
+        seen.add(name)
+        _check_options(name, get_evaluation(str(entry.get("type"))), entry)
+
+
+def label(entry: dict[str, Any]) -> str:
+    """The name of an entry: its ``name``, else its type (of a dotted path the function)."""
+    return str(entry.get("name", str(entry.get("type")).rpartition(":")[2]))
+
+
+def run_entry(model: Any, tokenizer: Any, entry: dict[str, Any], **defaults: Any) -> Result:
+    """Run one entry of the list; ``defaults`` reach it where it takes them and does not say otherwise.
+
+    Raises:
+        UserError: whatever the evaluation says, with the entry's name in front.
+    """
+    function = get_evaluation(entry["type"])
+    taken = inspect.signature(function).parameters
+    options = {name: value for name, value in defaults.items() if name in taken}
+    options |= {name: value for name, value in entry.items() if name not in ("name", "type")}
+    try:
+        return function(model, tokenizer, **options)
+    except UserError as error:
+        raise UserError(f"evaluation {label(entry)}: {error}") from error
+
+
+def _check_options(name: str, function: Callable[..., Result], entry: dict[str, Any]) -> None:
+    parameters = inspect.signature(function).parameters
+    known = {p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
+    needed = {p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        reading = inspect.signature(read_rows).parameters.values()
+        known |= {p.name for p in reading if p.name != "kind"}
+        needed |= {p.name for p in reading if p.default is p.empty and p.name != "kind"}
+    given = set(entry) - {"name", "type"}
+    for option in sorted(given - known):
+        near = difflib.get_close_matches(option, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(sorted(known))}"
+        raise UserError(f"evaluation {name}: unknown option {option!r}; {hint}")
+    if missing := sorted(needed - given):
+        raise UserError(f"evaluation {name}: the option {missing[0]} is missing")

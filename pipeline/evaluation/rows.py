@@ -1,0 +1,67 @@
+"""The rows an evaluation reads, and how the run record names them. Never training rows: the split is always named."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from pipeline.data.formats import parse_map, rename
+from pipeline.data.loading import raw_rows, read_source
+from pipeline.data.mixing import Source
+from pipeline.runtime.errors import UserError
+
+
+def read_rows(
+    dataset: str,
+    split: str = "test",
+    *,
+    kind: str,
+    config: str | None = None,
+    dataset_map: str | None = None,
+    where: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    skip_bad_rows: bool = False,
+    columns: Collection[str] = (),
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of one dataset in the standard form of ``kind``, and their entry for the run record.
+
+    Args:
+        dataset: Hub id, local file or folder, or ``world/<name>``.
+        split: its split; a slice such as ``test[:200]`` is allowed.
+        kind: text, sft, preference, prompt or ranked (``pipeline.data.formats``).
+        config: configuration of a Hub dataset.
+        dataset_map: renames columns, ``old=new,…``.
+        where: keep rows whose columns have these values, e.g. ``{kind: with passage}``.
+        limit: at most this many rows, evenly spaced over the split.
+        skip_bad_rows: leave out rows that do not fit instead of stopping.
+        columns: further columns to keep where they exist; kind ``prompt`` keeps all of them anyway.
+
+    Raises:
+        UserError: the dataset cannot be read, or no row is left.
+    """
+    source = Source(name=dataset, split=split, config=config, dataset_map=parse_map(dataset_map), role="evaluation")
+    part = read_source(source, kind, skip_bad_rows)
+    wanted = {*columns, *(where or {})}
+    rows = part.rows if kind == "prompt" or not wanted else _with_columns(part.rows, source, wanted)
+    for column, value in (where or {}).items():
+        if not any(column in row for row in rows):
+            raise UserError(f"{dataset}: where names the column {column!r}, which the rows do not have")
+        rows = [row for row in rows if row.get(column) == value]
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}: give 1 or more, or leave it out for all rows")
+    if limit is not None and limit < len(rows):
+        rows = [rows[i * len(rows) // limit] for i in range(limit)]
+    if not rows:
+        raise UserError(f"{dataset}, split {split}: no row is left after where: {dict(where or {})}")
+    record = part.record() | {"rows": len(rows)}
+    for name, value in (("where", dict(where or {})), ("limit", limit)):
+        if value:
+            record[name] = value
+    return rows, record
+
+
+def _with_columns(rows: Sequence[dict[str, Any]], source: Source, wanted: Collection[str]) -> list[dict[str, Any]]:
+    """Rows with those of the wanted columns that the dataset has; none are added where bad rows were left out."""
+    given = [row for _, _, row in raw_rows(source)] if "[" not in source.split else []
+    if len(given) != len(rows) or not all(isinstance(row, Mapping) for row in given):
+        return list(rows)
+    renamed = (rename(row, source.dataset_map or {}) for row in given)
+    return [row | {c: other[c] for c in wanted if c in other} for row, other in zip(rows, renamed, strict=True)]

@@ -1,0 +1,118 @@
+"""From single scores to a figure with its uncertainty: intervals, pass@k, majority vote, preference accuracy.
+
+Pure functions on numbers. A score is in [0, 1], or None where it could not be judged: those are counted apart and
+never taken for a zero.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+Z95 = 1.959963984540054  # the 97.5% quantile of the standard normal law
+
+
+def wilson_interval(successes: float, n: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927): sensible at 0, at 1 and for small n.
+
+    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), p = successes / n. ``successes`` may be fractional
+    (a tie counts a half).
+    """
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def bootstrap_interval(values: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95% percentile bootstrap interval of the mean; the values (one a prompt) are what is drawn again."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.size < 2:
+        return (float(values[0]),) * 2 if values.size else (math.nan, math.nan)
+    generator = np.random.default_rng(seed)
+    rows = max(1, 2_000_000 // values.size)  # at most 16 MB of indices at a time
+    means = np.concatenate(
+        [
+            values[generator.integers(values.size, size=(min(rows, resamples - start), values.size))].mean(axis=1)
+            for start in range(0, resamples, rows)
+        ]
+    )
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased estimate, from n samples, that at least one of k is right: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021).
+
+    Raises:
+        ValueError: k is not within 1..n.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs at least {k} samples a prompt, there are {n}")
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def majority_score(answers: Sequence[Hashable | None], scores: Sequence[float]) -> float:
+    """Score of the most frequent answer (self-consistency, Wang et al. 2022).
+
+    Samples without an answer (None) do not vote; with no votes at all the score is 0. Equally frequent answers share:
+    the expected score of picking one of them at random.
+    """
+    votes: dict[Hashable, list[float]] = defaultdict(list)
+    for answer, score in zip(answers, scores, strict=True):
+        if answer is not None:
+            votes[answer].append(score)
+    if not votes:
+        return 0.0
+    most = max(map(len, votes.values()))
+    leaders = [sum(group) / most for group in votes.values() if len(group) == most]
+    return sum(leaders) / len(leaders)
+
+
+def preference_accuracy(margins: Sequence[float]) -> float:
+    """Share of pairs whose chosen answer has the higher reward; margin = r_chosen - r_rejected, a tie is a half."""
+    margins = np.asarray(margins, dtype=np.float64)
+    return float(((margins > 0) + 0.5 * (margins == 0)).mean())
+
+
+def preference_figures(margins: Sequence[float], true_margins: Sequence[float] | None = None) -> dict[str, float]:
+    """``accuracy`` with Wilson's interval; with the true reward's margins also ``bayes_accuracy``, ``share_of_bayes``.
+
+    The Bayes accuracy is what the true reward itself reaches on these very pairs: no other reward does better but by
+    chance.
+    """
+    accuracy, n = preference_accuracy(margins), len(margins)
+    figures = with_interval("accuracy", accuracy, wilson_interval(accuracy * n, n))
+    if true_margins is not None:
+        bayes = preference_accuracy(true_margins)
+        figures |= {"bayes_accuracy": bayes, "share_of_bayes": accuracy / bayes if bayes else 0.0}
+    return figures
+
+
+def ratio_with_interval(sums: Sequence[float], counts: Sequence[int]) -> dict[str, float]:
+    """``loss`` = total / count with a bootstrap interval over rows, ``perplexity`` = exp(loss), ``tokens``.
+
+    Args:
+        sums: -log p summed over each row's tokens.
+        counts: how many tokens each row has.
+
+    Raises:
+        ValueError: there is no token.
+    """
+    total, tokens = math.fsum(sums), sum(counts)
+    if not tokens:
+        raise ValueError("there is no token to score")
+    mean, average = total / tokens, tokens / len(counts)
+    # The ratio's spread by its linear approximation: row r moves it by (sum_r - mean * count_r) / (average count).
+    moved = [mean + (value - mean * number) / average for value, number in zip(sums, counts, strict=True)]
+    figures = with_interval("loss", mean, bootstrap_interval(moved))
+    return {**figures, "perplexity": math.exp(min(mean, 700.0)), "tokens": tokens}
+
+
+def with_interval(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
+    """``{name, name_low, name_high}``: how every figure with an interval is named in a run record."""
+    return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}

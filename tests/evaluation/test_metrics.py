@@ -1,0 +1,61 @@
+"""The ``evaluate.Metric`` modules: loaded by path, offline, with the figures that the evaluations give."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.evaluation import metrics
+from pipeline.evaluation.scores import bootstrap_interval, preference_figures, ratio_with_interval, wilson_interval
+from pipeline.runtime.errors import UserError
+
+FOLDER = Path(metrics.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    import evaluate
+
+    cache = str(tmp_path_factory.mktemp("metrics"))
+    return lambda name: evaluate.load(str(FOLDER / name), cache_dir=cache)
+
+
+def test_every_folder_is_a_metric_and_loads_by_path(load):
+    names = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path.name != "__pycache__")
+    assert names == ["pass_at_k", "preference_accuracy", "token_loss", "verified_accuracy"]
+    for name in names:
+        assert "Examples" in load(name).inputs_description
+    assert metrics.load_metric("token_loss").name == "token_loss"
+    with pytest.raises(UserError, match="choose of pass_at_k"):
+        metrics.load_metric("perplexity")
+
+
+def test_token_loss(load):
+    got = load("token_loss").compute(predictions=[[-1.0, -3.0], [-2.0]])
+    assert got == ratio_with_interval([4.0, 2.0], [2, 1])
+    assert got["loss"] == 2.0
+
+
+def test_pass_at_k(load):
+    got = load("pass_at_k").compute(predictions=[[1.0, 0.0], [0.0, 0.0]], k=[1, 2])
+    assert (got["pass@1"], got["pass@2"]) == (0.25, 0.5)
+    assert (got["pass@2_low"], got["pass@2_high"]) == bootstrap_interval([1.0, 0.0])
+
+
+def test_preference_accuracy(load):
+    metric = load("preference_accuracy")
+    margins = [0.5, 0.0, -1.0, 2.0]
+    assert metric.compute(predictions=margins) == preference_figures(margins)
+    assert metric.compute(predictions=margins, true_margins=[1.0] * 4)["share_of_bayes"] == 0.625
+
+
+def test_verified_accuracy(load):
+    """One right by its marker, one by its last number only, one without a readable gold answer."""
+    got = load("verified_accuracy").compute(
+        predictions=["so 6*7 is #### 42", "about 41", "#### 3"], references=["42", "41", "three"]
+    )
+    assert (got["accuracy"], got["accuracy_lenient"], got["unscored"]) == (0.5, 1.0, 1)
+    assert (got["accuracy_low"], got["accuracy_high"]) == wilson_interval(1, 2)
+    assert (
+        load("verified_accuracy").compute(predictions=[" Rome"], references=["Rome"], verifier="exact")["accuracy"]
+        == 1
+    )
