@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -104,12 +105,14 @@ def load_policy(
             if run.is_main and not (start / "config.json").is_file():
                 model.save_pretrained(start)
                 tokenizer.save_pretrained(start)
-            model.config._name_or_path = str(start)  # TRL reloads the reference from here
+            PartialState().wait_for_everyone()
+            _rename(model, str(start))
             pi_ref = f"{start} (base {base} with {name} merged in)"
         else:
             if peft_config is None:
                 raise UserError("adapter_mode stack trains a new adapter over the old one: add --use_peft")
-            model.config._name_or_path, parent_adapter = base, name
+            _rename(model, base)
+            parent_adapter = name
             pi_ref = f"{base} with the adapter {name}, the new adapter off"
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -217,6 +220,11 @@ def stack_adapters(lower: str, upper: str) -> None:
     }
     save_file(stacked, Path(upper) / "adapter_model.safetensors", metadata={"format": "pt"})
     (Path(upper) / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _rename(model: PreTrainedModel, name: str) -> None:
+    """Say where a model comes from: TRL reloads the reference from there, PEFT writes it into adapter_config.json."""
+    model.config._name_or_path = model.name_or_path = name
 
 
 def _from_pretrained(auto_class: type, name: str, **kwargs: Any) -> PreTrainedModel:

@@ -89,3 +89,10 @@ def sft_file(tmp_path_factory) -> Path:
         for b in range(5)
     ]
     return write_rows(tmp_path_factory.mktemp("answers") / "answers.jsonl", rows)
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """The metrics of a finished run."""
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "completed"
+    return record["metrics"]
