@@ -1,0 +1,104 @@
+"""Reward models from whole rankings: TRL's RewardTrainer with the Plackett-Luce likelihood.
+
+    L = -log prod_i exp(R(x, y_i)) / sum_{j >= i} exp(R(x, y_j))        y_1 the best
+
+For two candidates it is TRL's Bradley-Terry loss exactly. Ties, stated by a column ``ranks``, count the likelihood of
+all their orders. (Plackett, 1975; the paper's Part 2, section 1A.)
+"""
+
+from typing import Any
+
+import torch
+from trl import RewardTrainer
+from trl.trainer.utils import pad
+
+from pipeline.objectives.preference import plackett_luce_loss
+
+
+def encode_ranking(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Token ids of every candidate with its prompt, as RewardTrainer writes them: chat template, or text and one eos.
+
+    ``chosen_ids`` and ``rejected_ids`` (the best and the last) tell RewardTrainer that the row is tokenized.
+    """
+    prompt, ids = example["prompt"], []
+    for candidate in example["ranked"]:
+        if isinstance(prompt, str):
+            eos = tokenizer.eos_token
+            text = prompt + candidate if candidate.endswith(eos) else prompt + candidate + eos
+            ids.append(tokenizer(text)["input_ids"])
+        else:
+            ids.append(tokenizer.apply_chat_template(prompt + candidate, tokenize=True, return_dict=True)["input_ids"])
+    ranks = example.get("ranks") or list(range(1, len(ids) + 1))
+    return {"chosen_ids": ids[0], "rejected_ids": ids[-1], "candidate_ids": ids, "ranks": ranks}
+
+
+def encode_rankings(dataset: Any, tokenizer: Any, max_length: int | None) -> Any:
+    """A ``prompt`` + ``ranked`` dataset tokenized; a row with a candidate longer than ``max_length`` is left out."""
+    dataset = dataset.map(
+        encode_ranking, fn_kwargs={"tokenizer": tokenizer}, remove_columns=dataset.column_names, desc="Tokenizing"
+    )
+    if max_length is None:
+        return dataset
+    return dataset.filter(lambda row: all(len(ids) <= max_length for ids in row["candidate_ids"]))
+
+
+class DataCollatorForRanking:
+    """Rows of any number of candidates as one flat batch: (sum of N, T) ids, and the ranks of each row, (B, max N).
+
+    Absent candidates have rank 0; real ranks start at 1.
+    """
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Pad the candidates to one length and the ranks to one width."""
+        ids = [torch.tensor(candidate) for row in rows for candidate in row["candidate_ids"]]
+        return {
+            "input_ids": pad(ids, padding_value=self.pad_token_id, padding_side="right"),
+            "attention_mask": pad([torch.ones_like(x) for x in ids], padding_value=0, padding_side="right"),
+            "ranks": pad([torch.tensor(row["ranks"]) for row in rows], padding_value=0, padding_side="right"),
+        }
+
+
+class RankedRewardTrainer(RewardTrainer):
+    """RewardTrainer on rankings; only the loss differs.
+
+    It takes datasets of ``encode_rankings``, a ``DataCollatorForRanking`` and ``remove_unused_columns=False``.
+    """
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean Plackett-Luce loss of the batch's rankings, with RewardTrainer's metrics."""
+        mode = "train" if self.model.training else "eval"
+        ranks = inputs["ranks"]
+        mask = ranks > 0
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        flat = outputs.logits.squeeze(-1)
+        scores = flat.new_zeros(ranks.shape).masked_scatter(mask, flat)
+        strict = torch.equal(ranks, torch.arange(1, ranks.size(1) + 1, device=ranks.device) * mask)
+        loss = plackett_luce_loss(scores, mask, None if strict else ranks).mean()
+        if self.args.center_rewards_coefficient is not None:  # for two candidates RewardTrainer's (R+ + R-)^2
+            centre = 2 * (scores * mask).sum(1) / mask.sum(1)
+            loss = loss + self.args.center_rewards_coefficient * (centre**2).mean()
+
+        with torch.no_grad():
+            better = (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]  # (B, N, N)
+            margins = (scores[:, :, None] - scores[:, None, :])[better]
+            statistics = torch.stack([(margins > 0).sum(), margins.sum(), better.sum()]).float()
+            right, margin, pairs = self.accelerator.reduce(statistics, reduction="sum").tolist()
+            tokens = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum()).sum().item()
+            if mode == "train":
+                self._total_train_tokens += tokens
+            every = self.accelerator.gather(torch.stack([flat.min(), flat.mean(), flat.max()])[None])
+            for name, value in {
+                "min_reward": every[:, 0].min().item(),
+                "mean_reward": every[:, 1].mean().item(),
+                "max_reward": every[:, 2].max().item(),
+                "accuracy": right / max(pairs, 1),
+                "margin": margin / max(pairs, 1),
+            }.items():
+                self._metrics[mode][name].append(value)
+            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        return (loss, outputs) if return_outputs else loss

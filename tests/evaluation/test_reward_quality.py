@@ -1,0 +1,89 @@
+"""Figures of a reward model, against values worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from pipeline.evaluation.reward_quality import (
+    average_ranks,
+    correlation,
+    expected_calibration_error,
+    plot_reliability,
+    randomised_order,
+    reliability,
+    reward_figures,
+    spearman,
+    within_prompt_spearman,
+)
+
+
+def test_average_ranks_by_hand():
+    """3, 1, 3, 2: ranks 3.5, 1, 3.5, 2."""
+    assert average_ranks([3, 1, 3, 2]).tolist() == [3.5, 1.0, 3.5, 2.0]
+
+
+def test_spearman_by_hand():
+    """1, 2, 3, 4 against 1, 2, 4, 3: 1 - 6 * (0 + 0 + 1 + 1) / (4 * 15) = 0.8; any increasing map leaves it."""
+    assert spearman([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(0.8)
+    assert spearman([1, 2, 3, 4], [math.exp(x) for x in (1, 2, 4, 3)]) == pytest.approx(0.8)
+
+
+def test_spearman_with_ties_is_pearson_on_ranks():
+    """Ranks 1, 2.5, 2.5 against 1, 2, 3: covariance 1.5, variances 1.5 and 2: 1.5 / sqrt(3) = 0.866025."""
+    assert spearman([0, 5, 5], [1, 2, 3]) == pytest.approx(math.sqrt(3) / 2)
+
+
+def test_within_prompt_ignores_the_prompts_constant():
+    """Two prompts with offsets of 100 and -7: 1.0 and 0.8 all the same; a prompt with equal truths is left out."""
+    scores = [[100.1, 100.2, 100.3], [-7 + x for x in (1, 2, 3, 4)], [1.0, 2.0, 3.0]]
+    truth = [[1, 2, 3], [1, 2, 4, 3], [5, 5, 5]]
+    assert within_prompt_spearman(scores, truth) == pytest.approx(0.9)
+    with pytest.raises(ValueError, match="no prompt"):
+        within_prompt_spearman([[1.0, 2.0]], [[3.0, 3.0]])
+
+
+def test_reliability_and_ece_by_hand():
+    """Probabilities 0.1, 0.1, 0.9, 0.9 with labels 0, 1, 1, 1 in two bins: |0.1 - 0.5| and |0.9 - 1|, mean 0.25."""
+    table = reliability(np.array([0.1, 0.1, 0.9, 0.9]), np.array([0.0, 1.0, 1.0, 1.0]), bins=2)
+    assert table == [(pytest.approx(0.1), 0.5, 2), (pytest.approx(0.9), 1.0, 2)]
+    assert sum(abs(p - o) * n for p, o, n in table) / 4 == pytest.approx(0.25)
+
+
+def test_order_is_random_so_overconfidence_shows():
+    """Pairs drawn from Bradley-Terry at margin log 4 (80%): the true margin is calibrated, a threefold one is not. In
+    the given order the latter would have looked better than the truth.
+    """
+    generator = np.random.default_rng(1)
+    true = np.full(20000, math.log(4)) * np.where(generator.random(20000) < 0.8, 1, -1)  # chosen minus rejected
+    assert expected_calibration_error(true) < 0.01
+    # sigma(3 log 4) = 64/65 = 0.985 against an observed 0.8
+    assert expected_calibration_error(3 * true) == pytest.approx(64 / 65 - 0.8, abs=0.01)
+    _, labels = randomised_order(true)
+    assert 0.48 < labels.mean() < 0.52
+
+
+def test_extreme_margins_do_not_overflow():
+    """A margin of 1000 is a probability of 1, its opposite 0."""
+    probabilities, labels = randomised_order([1000.0, 1000.0, 1000.0, 1000.0])
+    assert probabilities.tolist() == labels.tolist()
+
+
+def test_reward_figures_by_hand():
+    """Margins 1, -1, 2, 0: accuracy (2 + 1/2) / 4, mean 0.5; lengths longer by 1, -1, 2, 0: correlation 1. The true
+    reward is right in three of the four.
+    """
+    figures = reward_figures([1, 0, 2, 1], [0, 1, 0, 1], [3, 2, 5, 4], [2, 3, 3, 4], true_margins=[1, 1, 1, -1])
+    assert figures["accuracy"] == pytest.approx(0.625)
+    assert figures["margin"] == pytest.approx(0.5)
+    assert figures["length_correlation"] == pytest.approx(1.0)
+    assert figures["bayes_accuracy"] == pytest.approx(0.75)
+    assert figures["accuracy_low"] < 0.625 < figures["accuracy_high"]
+    assert math.isnan(correlation([1, 1], [1, 2]))
+
+
+def test_the_plot_is_an_image(tmp_path):
+    """Written where asked, folder included, and larger than an empty canvas's header."""
+    path = plot_reliability(np.random.default_rng(0).normal(1, 1, 300), tmp_path / "plots" / "reliability.png")
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert path.stat().st_size > 5000
