@@ -71,9 +71,22 @@ INDEX = {ids: i for i, ids in enumerate(COMPLETIONS)}
 
 
 def rewards(seed: int = 0) -> torch.Tensor:
-    """A fixed reward of every completion of every prompt, (prompts, completions), in float64."""
+    """A fixed reward of every completion of every prompt, (prompts, completions), in float64, of deviation 1 a prompt.
+
+    The sum of a score of each token by prompt and position and of each pair of neighbours: hard enough that what comes
+    first depends on what can follow, and within the reach of a model of two layers.
+    """
     generator = torch.Generator().manual_seed(1000 + seed)
-    return torch.randn(len(PROMPTS), len(COMPLETIONS), generator=generator, dtype=torch.float64)
+    token = torch.randn(len(PROMPTS), LENGTH, VOCABULARY, generator=generator, dtype=torch.float64)
+    pair = torch.randn(len(PROMPTS), VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64)
+    table = torch.stack(
+        [
+            sum(token[:, t, ids[t]] for t in range(len(ids))) + sum(pair[:, a, b] for a, b in itertools.pairwise(ids))
+            for ids in COMPLETIONS
+        ],
+        dim=1,
+    )
+    return (table - table.mean(1, keepdim=True)) / table.std(1, keepdim=True)
 
 
 def reward_function(table: torch.Tensor):
