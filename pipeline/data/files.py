@@ -20,7 +20,7 @@ from pipeline.runtime.errors import UserError
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 PASSAGE_CHARACTERS = 4000
 SYNONYMS = {"validation": ("validation", "valid", "val", "dev"), "train": ("train", "training")}
-WHOLE_FILE_HASH_LIMIT = 1 << 30
+WHOLE_FILE_HASH_LIMIT, SAMPLE_BYTES = 1 << 30, 16 << 20
 
 
 class RowError(Exception):
@@ -273,9 +273,9 @@ def fingerprint(files: Sequence[Path]) -> str:
                     digest.update(block)
             else:
                 digest.update(str(size).encode())
-                for offset in (0, size // 2, size - (16 << 20)):
+                for offset in (0, size // 2, size - SAMPLE_BYTES):
                     file.seek(offset)
-                    digest.update(file.read(16 << 20))
+                    digest.update(file.read(SAMPLE_BYTES))
         digests.append(digest.hexdigest())
     if len(digests) == 1:
         return digests[0]

@@ -6,7 +6,7 @@ Works on plain lists of converted rows with an identity (hash of content) each. 
 import difflib
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class Source:
     data_dir: str | None = None
     data_files: Any = None
     columns: tuple[str, ...] | None = None
-    dataset_map: Mapping[str, str] | None = None
+    dataset_map: Mapping[str, str] = field(default_factory=dict)
     weight: float | None = None
     fraction: float | None = None
     role: str = "train"

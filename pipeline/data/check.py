@@ -1,0 +1,232 @@
+"""What a stage would make of a dataset, before any compute is spent on it.
+
+    python -m pipeline.data.check my_pairs.jsonl
+    python -m pipeline.data.check openai/gsm8k --config main --dataset_map question=prompt,answer=completion \\
+        --tokenizer Qwen/Qwen3-0.6B --max_length 512
+
+Prints the format found, rows, bad rows (the first ten, each with file, row, field and reason), duplicates; with a
+tokenizer also token lengths, the supervised share, and one sample with what is learned between [[ and ]]. Exit code 0
+when the dataset can be read (bad rows included), 2 with one ``error:`` line when it cannot.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pipeline.data.formats import KINDS, parse_map
+from pipeline.data.loading import PEEK, find_form, raw_rows, read_source
+from pipeline.data.mixing import Part, Source
+from pipeline.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Tried in this order when --kind is not given; ranked and prompt also take other kinds' columns, so they come late.
+GUESSES = ("preference", "sft", "ranked", "prompt")
+MEASURED_ROWS = 5000
+SHOWN_BAD_ROWS = 10
+SHOWN_CHARACTERS = 1500
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the report.
+
+    Raises:
+        UserError: the dataset or the tokenizer cannot be read, or a flag is wrong.
+    """
+    parser = _Parser(
+        prog="python -m pipeline.data.check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", help="Hub id, local file or folder, or world/<name>")
+    parser.add_argument("--kind", choices=KINDS, help="what the data is for; guessed from the columns when not given")
+    parser.add_argument("--split", default="train", help="split, with a slice if you like: test[:200]")
+    parser.add_argument("--config", help="configuration (subset) of a Hub dataset")
+    parser.add_argument("--dataset_map", default="", help="rename columns: old=new,…")
+    parser.add_argument("--tokenizer", help="model or tokenizer, Hub id or folder: adds lengths and a masked sample")
+    parser.add_argument("--max_length", type=int, default=1024, help="tokens the stage will keep of a row [1024]")
+    options = parser.parse_args(argv)
+
+    source = Source(
+        name=options.name, split=options.split, config=options.config, dataset_map=parse_map(options.dataset_map)
+    )
+    columns, kind = _look(source, options.kind)
+    part = read_source(source, kind, skip_bad_rows=True)
+    for line in describe(part, kind, columns, guessed=options.kind is None):
+        print(line)
+    if options.tokenizer:
+        for line in measure(part.rows, _tokenizer(options.tokenizer), options.max_length):
+            print(line)
+
+
+def _look(source: Source, kind: str | None) -> tuple[list[str], str]:
+    """The columns as they stand, and the kind: the given one, else the first that the columns fit."""
+    first = [row for row, _ in zip(raw_rows(source), range(PEEK))]
+    if not first:
+        raise UserError(f"{source.label} is empty: there are no rows in split {source.split!r}")
+    columns = list(dict.fromkeys(key for _, _, row in first if isinstance(row, Mapping) for key in row))
+    if kind:
+        find_form(source, kind, first)
+        return columns, kind
+    for guess in GUESSES:
+        try:
+            form = find_form(source, guess, first)
+        except UserError:
+            continue
+        return columns, "text" if form.columns == ("text",) else guess
+    renamed = [source.dataset_map.get(c, c) if source.dataset_map else c for c in columns]
+    for guess in ("sft", "preference"):
+        # Raises with the columns found and the nearest --dataset_map; pairs are named like pairs.
+        if guess == "preference" or not {"chosen", "rejected"} & set(renamed):
+            find_form(source, guess, first)
+    raise UserError(f"{source.label} fits no kind ({', '.join(KINDS)}); it has {', '.join(columns)}")
+
+
+def describe(part: Part, kind: str, columns: Sequence[str], guessed: bool = False) -> list[str]:
+    """The report without a tokenizer: format, rows, bad rows, duplicates."""
+    row = part.rows[0]
+    shapes = ", ".join(f"{name} ({_shape(row[name])})" for name in row)
+    first = {}
+    for digest in part.hashes:
+        first[digest] = first.get(digest, 0) + 1
+    counts = part.counts
+    lines = [
+        f"dataset      {part.source.label}, split {part.source.split}",
+        f"columns      {', '.join(columns)}",
+        f"kind         {kind}{' (guessed; --kind says otherwise)' if guessed else ''}",
+        f"read as      {shapes}",
+        f"rows         {counts['rows_read']}: {len(part.rows)} good, {counts['bad_rows']} bad",
+        f"duplicates   {len(part.rows) - len(first)} (exact; training drops them)",
+    ]
+    asked = len(set(part.prompts))
+    if kind != "text" and asked < len(first):
+        lines.append(f"prompts      {asked} different ones in {len(first)} different rows")
+    glued = [r for r in part.rows if _glued(r)]
+    if glued:
+        lines.append(
+            f"note         in {len(glued)} rows no white space parts the answer from the prompt, as they stand"
+        )
+    lines += [f"bad row      {described}" for described in part.bad_rows[:SHOWN_BAD_ROWS]]
+    if counts["bad_rows"] > SHOWN_BAD_ROWS:
+        lines.append(
+            f"             and {counts['bad_rows'] - SHOWN_BAD_ROWS} more; --skip_bad_rows trains without them"
+        )
+    return lines
+
+
+def _glued(row: Mapping[str, Any]) -> bool:
+    """Whether prompt and answer, both plain text, run into one another: trainers join them as they are."""
+    prompt, answer = row.get("prompt"), row.get("completion", row.get("chosen"))
+    texts = isinstance(prompt, str) and isinstance(answer, str)
+    return texts and not prompt[-1:].isspace() and not answer[:1].isspace()
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], Mapping) and "role" in value[0]:
+        return "messages"
+    if isinstance(value, list):
+        return f"list of {_shape(value[0])}" if value else "list"
+    return "text" if isinstance(value, str) else type(value).__name__
+
+
+def _tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"tokenizer {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+
+
+def measure(rows: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[str]:
+    """Token lengths, supervised share and one masked sample, of all rows or of a fixed draw of ``MEASURED_ROWS``."""
+    if any(not isinstance(value, str) for value in rows[0].values()):
+        # Dialogues need a template; the model room knows what to do for a tokenizer without one.
+        from pipeline.model.tokenizer import ensure_training_chat_template
+
+        ensure_training_chat_template(tokenizer)
+    drawn = list(rows) if len(rows) <= MEASURED_ROWS else random.Random(0).sample(list(rows), MEASURED_ROWS)
+    encoded = [tokens_of(row, tokenizer) for row in drawn]
+    lengths = sorted(len(tokens) for tokens, _ in encoded)
+    over = sum(length > max_length for length in lengths) / len(lengths)
+    packed = "text" in rows[0]
+    limit = lengths[-1] if packed else max_length
+    kept = [sum(mask[:limit]) for _, mask in encoded]
+    learned = sum(kept) / sum(min(length, limit) for length in lengths)
+    lines = [
+        f"tokens       median {_quantile(lengths, 0.5)}, p95 {_quantile(lengths, 0.95)}, longest {lengths[-1]}"
+        + (f" (of {MEASURED_ROWS} rows drawn)" if len(rows) > MEASURED_ROWS else ""),
+        f"max_length   {max_length}: {over:.1%} of rows are longer" + (" (packed, nothing is cut)" if packed else ""),
+    ]
+    if any(kept):
+        lines.append(f"supervised   {learned:.1%} of the tokens that are kept")
+    silent = sum(not count for count in kept)
+    if silent and any(kept):
+        lines.append(f"             {silent} rows have nothing to learn within max_length")
+    sample = next((place for place, count in enumerate(kept) if count), 0)
+    return [*lines, "sample       " + shown(*encoded[sample], tokenizer)]
+
+
+def _quantile(ordered: Sequence[int], share: float) -> int:
+    """The smallest value that at least ``share`` of the values do not exceed."""
+    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
+
+
+def tokens_of(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[bool]]:
+    """Tokens of a converted row and which of them are learned, as TRL's trainers have it.
+
+    text: all but the first. messages: the assistant's turns (``assistant_only_loss``). prompt+completion: the
+    completion. A pair or ranking: the answers, of which the longest counts. A prompt alone: nothing.
+    """
+    if "text" in row:
+        tokens = tokenizer(row["text"], verbose=False)["input_ids"]
+        if tokens[-1:] != [tokenizer.eos_token_id]:
+            tokens = [*tokens, tokenizer.eos_token_id]
+        return tokens, [place > 0 for place in range(len(tokens))]
+    if "messages" in row:
+        out = tokenizer.apply_chat_template(row["messages"], return_dict=True, return_assistant_tokens_mask=True)
+        return out["input_ids"], [bool(flag) for flag in out["assistant_masks"]]
+    prompt = row["prompt"]
+    answers = [row[name] for name in ("completion", "chosen", "rejected") if _answers(prompt, row.get(name))]
+    answers += row.get("ranked", [])
+    if isinstance(prompt, str):
+        head = tokenizer(prompt, verbose=False)["input_ids"]
+        whole = [tokenizer(prompt + a, verbose=False)["input_ids"] + [tokenizer.eos_token_id] for a in answers]
+    else:
+        head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+        whole = [tokenizer.apply_chat_template(prompt + a, return_dict=True)["input_ids"] for a in answers]
+    tokens = max(whole, key=len) if whole else head
+    return tokens, [place >= len(head) for place in range(len(tokens))]
+
+
+def _answers(prompt: Any, value: Any) -> bool:
+    """Whether a column is an answer in the prompt's own form, not a column that only goes with the prompt."""
+    return value is not None and type(value) is type(prompt)
+
+
+def shown(tokens: Sequence[int], mask: Sequence[bool], tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The decoded tokens with what is learned between ``[[`` and ``]]``, cut after ``SHOWN_CHARACTERS``."""
+    text, start = "", 0
+    for end in range(1, len(tokens) + 1):
+        if end == len(tokens) or mask[end] != mask[start]:
+            piece = tokenizer.decode(tokens[start:end])
+            text += f"[[{piece}]]" if mask[start] else piece
+            start = end
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,133 @@
+"""Packing for pretraining: documents to blocks of one length, with the boundaries kept.
+
+A document is ``[bos] tokens eos`` (bos only where the tokenizer has one). Documents follow one another without gaps
+and are cut into blocks of ``max_length`` tokens. ``position_ids`` start at 0 with every document and with every block,
+and there is no attention mask: from that transformers builds a block-diagonal mask, so that no document is read as the
+beginning of the next (in eq. 9 a token is conditioned on its own text alone). A document longer than the rest of its
+block goes on in the next one, with fresh positions and without what came before.
+
+Two things switch that mask off silently: an attention mask (transformers' padding collator adds one; use
+``default_data_collator``) and, in most models, a cache (train with ``use_cache=False``).
+
+No token is lost. The last block is filled with the pad token, as a document of its own whose labels are -100. Labels
+equal the input, except -100 at the first token of a document, which nothing comes before.
+
+For SFT nothing is to be written: TRL's own ``packing: true`` packs by whole examples and resets positions likewise.
+
+Columns: input_ids, labels, position_ids, each (T,) with T = max_length.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+BATCH = 1000
+
+Block = dict[str, list[int]]
+
+
+class Packer:
+    """Cuts documents into blocks as they come; between two calls it holds the unfinished block.
+
+    Args:
+        max_length: T, tokens in a block.
+        unfinished: what `unfinished` gave, to go on from there.
+    """
+
+    def __init__(self, max_length: int, unfinished: Block | None = None):
+        if max_length < 2:
+            raise UserError(f"max_length {max_length}: a block needs at least two tokens, one to predict another")
+        self.max_length = max_length
+        self._block: Block = {k: list(v) for k, v in unfinished.items()} if unfinished else _empty()
+
+    def unfinished(self) -> Block:
+        """A copy of the block that is being filled."""
+        return {name: list(values) for name, values in self._block.items()}
+
+    def __len__(self) -> int:
+        """Tokens in the unfinished block."""
+        return len(self._block["input_ids"])
+
+    def add(self, tokens: Sequence[int]) -> Iterator[Block]:
+        """Appends one document (T_doc,) and yields every block it completes."""
+        start = 0
+        while start < len(tokens):
+            taken = tokens[start : start + self.max_length - len(self)]
+            labels = list(taken)
+            if start == 0:
+                labels[0] = IGNORED
+            self._append(taken, labels)
+            start += len(taken)
+            if len(self) == self.max_length:
+                block, self._block = self._block, _empty()
+                yield block
+
+    def flush(self, pad_token_id: int) -> Iterator[Block]:
+        """Yields the unfinished block, if there is one, filled with padding that is not learned."""
+        rest = self.max_length - len(self)
+        if len(self):
+            self._append([pad_token_id] * rest, [IGNORED] * rest)
+            block, self._block = self._block, _empty()
+            yield block
+
+    def _append(self, tokens: Sequence[int], labels: Sequence[int]) -> None:
+        self._block["input_ids"] += tokens
+        self._block["labels"] += labels
+        self._block["position_ids"] += range(len(tokens))
+
+
+def _empty() -> Block:
+    return {"input_ids": [], "labels": [], "position_ids": []}
+
+
+def encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+    """Documents as tokens: ``[bos] tokens eos``; exactly one bos where the tokenizer has one, none where it has not.
+
+    Raises:
+        UserError: the tokenizer has no eos token, so documents could not end.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if eos is None:
+        raise UserError("the tokenizer has no eos token: documents could not be told apart, nor would the model stop")
+    head = [] if bos is None else [bos]
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return [head + ids + [eos] for ids in encoded]
+
+
+def pack(dataset: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int) -> "datasets.Dataset":
+    """All documents of a ``text`` dataset as packed blocks (see above); nothing is cached on disk.
+
+    Raises:
+        UserError: no eos token, or max_length below 2.
+    """
+    import datasets
+    import numpy as np
+    import pyarrow as pa
+
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    columns: dict[str, list[Any]] = _empty()
+    packer = Packer(max_length)
+
+    def blocks() -> Iterator[Block]:
+        for batch in dataset.select_columns("text").iter(BATCH):
+            for tokens in encode(batch["text"], tokenizer):
+                yield from packer.add(tokens)
+        yield from packer.flush(pad)
+
+    for block in blocks():
+        for name, values in block.items():
+            columns[name].append(np.asarray(values, dtype=np.int32))
+    # Arrow tables straight from NumPy: one Python int a token would cost thirty times the memory.
+    feature = datasets.Features({name: datasets.List(datasets.Value("int32")) for name in columns})
+    arrays = {}
+    for name, blocks in columns.items():
+        flat = pa.array(np.concatenate(blocks) if blocks else np.empty(0, np.int32))
+        ends = pa.array(np.arange(0, len(flat) + 1, max_length, dtype=np.int32))
+        arrays[name] = pa.ListArray.from_arrays(ends, flat)
+    return datasets.Dataset(pa.table(arrays), info=datasets.DatasetInfo(features=feature))
