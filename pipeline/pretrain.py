@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run("pretrain", argv) as run:
         if run.done:
             return
-        from transformers import Trainer, TrainingArguments, set_seed
+        from transformers import Trainer, TrainingArguments, default_data_collator, set_seed
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
@@ -87,6 +87,7 @@ def main(argv: list[str] | None = None) -> None:
             args=config,
             train_dataset=train,
             eval_dataset=pack(data.evaluation, tokenizer, own.max_length) if data.evaluation is not None else None,
+            data_collator=default_data_collator,  # no attention mask: it would switch document masking off
             processing_class=tokenizer,
             callbacks=callbacks,
         )
