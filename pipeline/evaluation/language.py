@@ -14,9 +14,7 @@ from pipeline.evaluation.scores import ratio_with_interval
 from pipeline.runtime.errors import UserError
 
 
-def loss(
-    model: Any, tokenizer: Any, *, max_length: int | None = None, eval_batch_size: int = 16, **data: Any
-) -> Result:
+def loss(model: Any, tokenizer: Any, *, max_length: int | None = None, batch_size: int = 16, **data: Any) -> Result:
     """Mean negative log-likelihood a token in nats (eq. 9) and its exponential, the perplexity.
 
     Rows are ``text`` (every token after the first is scored), ``messages`` (what the assistant says) or ``prompt`` +
@@ -24,7 +22,7 @@ def loss(
 
     Args:
         max_length: longer rows are cut into pieces of this many tokens; default: the model's positions, at most 1024.
-        eval_batch_size: rows a forward pass.
+        batch_size: rows a forward pass.
         data: which rows, see ``rows.read_rows``.
     """
     rows, source = read_rows(kind="sft", **data)
@@ -34,7 +32,7 @@ def loss(
         for piece in cut(*encode_row(tokenizer, row), length):
             pieces.append(piece)
             owner.append(number)
-    logs = token_log_probabilities(model, [ids for ids, _ in pieces], batch_size=eval_batch_size)
+    logs = token_log_probabilities(model, [ids for ids, _ in pieces], batch_size=batch_size)
     scored = [-values[torch.tensor(mark[1:])].double() for values, (_, mark) in zip(logs, pieces) if len(mark) > 1]
     owner = [o for o, (_, mark) in zip(owner, pieces) if len(mark) > 1]
     return Result(loss_metrics([float(s.sum()) for s in scored], [len(s) for s in scored], owner), data=[source])

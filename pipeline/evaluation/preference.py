@@ -17,7 +17,7 @@ def preference(
     tokenizer: Any,
     *,
     reference: Callable[[], Any] | None = None,
-    eval_batch_size: int = 16,
+    batch_size: int = 16,
     **data: Any,
 ) -> Result:
     """Share of held-out pairs whose chosen answer has the higher implicit reward log pi(y|x) - log pi_ref(y|x).
@@ -28,7 +28,7 @@ def preference(
 
     Args:
         reference: gives pi_ref; it is called, and the model loaded, once the policy was scored.
-        eval_batch_size: sequences a forward pass.
+        batch_size: sequences a forward pass.
         data: which rows, see ``rows.read_rows``.
 
     Raises:
@@ -38,8 +38,8 @@ def preference(
         raise UserError("an implicit reward needs its reference: name it with reference_model_name_or_path")
     rows, source = read_rows(kind="preference", columns=("reward_chosen", "reward_rejected"), **data)
     pairs = [encode_answer(tokenizer, row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
-    policy = answer_log_likelihoods(model, pairs, batch_size=eval_batch_size)
-    base = answer_log_likelihoods(reference(), pairs, batch_size=eval_batch_size)
+    policy = answer_log_likelihoods(model, pairs, batch_size=batch_size)
+    base = answer_log_likelihoods(reference(), pairs, batch_size=batch_size)
     gained = np.array(policy) - np.array(base)
     margins = gained[::2] - gained[1::2]
     true = None

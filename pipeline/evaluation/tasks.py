@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pipeline.evaluation.prompts import user_text
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.scores import (
@@ -203,13 +204,6 @@ def _complete(
             raise UserError(f"template {template!r} has no {{prompt}} in it")
         prompts = [template.replace("{prompt}", user_text(prompt)) for prompt in prompts]
     return sample(model, tokenizer, prompts, **options)
-
-
-def user_text(prompt: Prompt) -> str:
-    """The words of the user in a prompt: the prompt itself, or the last user message."""
-    if isinstance(prompt, str):
-        return prompt
-    return next((m["content"] for m in reversed(prompt) if m["role"] == "user"), "")
 
 
 def _until(text: str, stop: Sequence[str]) -> str:

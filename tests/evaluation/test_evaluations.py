@@ -5,14 +5,14 @@ import math
 
 import pytest
 import torch
-from tiny_models import tiny_model, tiny_tokenizer
 
 from pipeline.evaluation import tasks
 from pipeline.evaluation.language import cut, loss, trigram
 from pipeline.evaluation.preference import preference
-from pipeline.evaluation.tasks import user_text
+from pipeline.evaluation.prompts import user_text
 from pipeline.inference.decoding import Completion
 from pipeline.runtime.errors import UserError
+from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny_models import tiny_model, tiny_tokenizer
 
 from pipeline.evaluation.likelihood import answer_log_likelihoods, encode_answer, encode_row, token_log_probabilities
 from pipeline.runtime.errors import UserError
+from tests.tiny_models import tiny_model, tiny_tokenizer
 
 USER = [{"role": "user", "content": "a b"}]
 

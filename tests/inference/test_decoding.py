@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny_models import tiny_model, tiny_tokenizer
 
 from pipeline.inference.decoding import draw, encode_prompts, filtered_probabilities, render_chat, sample
 from pipeline.inference.stopping import end_of_turn_id, stop_token_ids
 from pipeline.runtime.errors import UserError
+from tests.tiny_models import tiny_model, tiny_tokenizer
 
 PROMPTS = ["a", "a b c d 1 2 3 4", "b = 1", "1 + 2 =", "d d d d d d d", "c"]
 

@@ -1,0 +1,184 @@
+"""Small charts as SVG text: curves, intervals, a family tree. Colours are CSS classes, for light and dark.
+
+Everything that comes from a run is escaped here, once.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 360, 216
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart: its label and (x, y) points; ``marked`` draws a dot at every point."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    marked: bool = False
+
+
+def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: str) -> str:
+    """Curves over a common axis, told apart by colour, dash and marker; '' where there is nothing to draw."""
+    curves = [curve for curve in curves if curve.points]
+    if not curves:
+        return ""
+    xs = [x for curve in curves for x, _ in curve.points]
+    ys = [y for curve in curves for _, y in curve.points]
+    x_low, x_high = min(0.0, min(xs)), max(max(xs), min(xs) + 1)
+    ticks = nice_ticks(min(ys), max(ys))
+    y_low, y_high = min(ticks[0], min(ys)), max(ticks[-1], max(ys))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (
+            LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT),
+            HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM),
+        )
+
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">',
+        f"<title>{escape(title)}</title>",
+    ]
+    for tick in ticks:
+        _, y = place(x_low, tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{short(tick)}</text>')
+    for tick in nice_ticks(x_low, x_high, 4):
+        if x_low <= tick <= x_high:
+            x, _ = place(tick, y_low)
+            parts.append(
+                f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{short(tick)}</text>'
+            )
+    parts.append(
+        f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
+        f"{escape(x_label)}</text>"
+        f'<text class="axis" x="12" y="{(HEIGHT - BOTTOM + TOP) / 2}" text-anchor="middle" '
+        f'transform="rotate(-90 12 {(HEIGHT - BOTTOM + TOP) / 2})">{escape(y_label)}</text>'
+    )
+    for number, curve in enumerate(curves):
+        # A step of one pixel is all that can be seen; long runs would make a page of megabytes.
+        shown = thin(curve.points, 2 * (WIDTH - LEFT - RIGHT))
+        places = [place(x, y) for x, y in shown]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(f'<polyline class="line c{number % 4}" points="{path}"/>')
+        if curve.marked or len(places) == 1:
+            parts += [f'<circle class="dot c{number % 4}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in places]
+    parts.append("</svg>")
+    if len(curves) > 1:
+        keys = "".join(
+            f'<span><svg class="key" viewBox="0 0 22 8"><line class="line c{i % 4}" x1="0" x2="22" y1="4" y2="4"/>'
+            f"</svg>{escape(curve.label)}</span>"
+            for i, curve in enumerate(curves)
+        )
+        parts.append(f'<div class="keys">{keys}</div>')
+    return "".join(parts)
+
+
+def interval_bar(value: float, low: float | None, high: float | None, scale: tuple[float, float]) -> str:
+    """A dot with its interval on a track from ``scale[0]`` to ``scale[1]``."""
+    bottom, top = scale
+    span = top - bottom or 1.0
+
+    def x(v: float) -> float:
+        return 2 + 96 * min(1.0, max(0.0, (v - bottom) / span))
+
+    band = ""
+    if low is not None and high is not None:
+        band = (
+            f'<rect class="band" x="{x(low):.1f}" y="2.5" width="{max(x(high) - x(low), 0.8):.1f}" height="5" rx="2"/>'
+        )
+    return (
+        '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
+        f'<line class="track" x1="2" x2="98" y1="5" y2="5"/>{band}'
+        f'<rect class="point" x="{x(value) - 0.9:.1f}" y="0.8" width="1.8" height="8.4" rx="0.9"/></svg>'
+    )
+
+
+def family_tree(nodes: Sequence[tuple[str, str, str, Sequence[str]]]) -> str:
+    """A left-to-right graph of runs.
+
+    Args:
+        nodes: (name, line below it, CSS class, names of its parents), parents first.
+    """
+    depth: dict[str, int] = {}
+    row: dict[str, int] = {}
+    for name, _, _, parents in nodes:
+        known = [p for p in parents if p in depth]
+        depth[name] = 1 + max((depth[p] for p in known), default=-1)
+        taken = {row[other] for other in row if depth[other] == depth[name]}
+        wanted = min((row[p] for p in known), default=0)
+        # Straight on from its parent where that place, and every place of a branch passing it, is still free.
+        row[name] = next(r for r in range(wanted, wanted + len(nodes) + 1) if r not in taken)
+    wide, high, gap = 150, 46, 44
+    width = (max(depth.values()) + 1) * (wide + gap) - gap + 4
+    height = (max(row.values()) + 1) * (high + 16) - 12
+    parts = [
+        f'<svg class="tree" viewBox="0 0 {width} {height}" style="width:{width}px" role="img" '
+        'aria-label="which run was made from which">'
+    ]
+    corner = {name: (2 + depth[name] * (wide + gap), 2 + row[name] * (high + 16)) for name in depth}
+    for name, _, _, parents in nodes:
+        for parent in parents:
+            if parent in corner:
+                (x1, y1), (x2, y2) = corner[parent], corner[name]
+                x1, y1, y2 = x1 + wide, y1 + high / 2, y2 + high / 2
+                bend = (x1 + x2) / 2
+                parts.append(
+                    f'<path class="edge" d="M{x1},{y1} C{bend},{y1} {bend},{y2} {x2 - 5},{y2}"/>'
+                    f'<path class="arrow" d="M{x2 - 6},{y2 - 4} L{x2},{y2} L{x2 - 6},{y2 + 4} Z"/>'
+                )
+    for name, below, kind, _ in nodes:
+        x, y = corner[name]
+        parts.append(
+            f'<g class="node {kind}"><rect x="{x}" y="{y}" width="{wide}" height="{high}" rx="7"/>'
+            f'<text class="name" x="{x + 12}" y="{y + 20}">{escape(clip(name, 18))}</text>'
+            f'<text class="below" x="{x + 12}" y="{y + 36}">{escape(clip(below, 22))}</text>'
+            f"<title>{escape(name)}: {escape(below)}</title></g>"
+        )
+    return "".join(parts) + "</svg>"
+
+
+def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round numbers (1, 2, 2.5 or 5 times a power of ten) that cover low..high, about ``wanted`` of them."""
+    if high <= low:
+        pad = abs(low) * 0.1 or 0.5
+        low, high = low - pad, high + pad
+    raw = (high - low) / max(wanted - 1, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """At most about ``most`` points: of every stretch its lowest and its highest, so that no spike is lost."""
+    if len(points) <= most:
+        return list(points)
+    size = math.ceil(2 * len(points) / most)
+    kept = []
+    for start in range(0, len(points), size):
+        stretch = points[start : start + size]
+        kept += sorted({min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])})
+    return kept
+
+
+def short(value: float) -> str:
+    """A number as an axis or a table has room for it."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1e6:
+        return f"{value / 1e6:.3g}M"
+    if size >= 1e4:
+        return f"{value / 1e3:.3g}k"
+    if size < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:.4g}" if size >= 1 else f"{value:.3g}"
+
+
+def clip(text: str, length: int) -> str:
+    """The text, shortened with an ellipsis where it is too long."""
+    return text if len(text) <= length else text[: length - 1] + "…"

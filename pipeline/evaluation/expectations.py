@@ -1,0 +1,91 @@
+"""What a run is expected to show, written as plain comparisons of its metrics, and whether it does.
+
+    corpus/loss < trigram/loss
+    preference/share_of_bayes >= 0.9
+    sums/pass@1 >= before + 0.25
+
+The left side is a metric; the right one a number, another metric, or ``before`` (the same metric in the baseline run),
+with a number added or taken away.
+"""
+
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.runtime.errors import UserError
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_CLAIM = re.compile(
+    rf"\s*(?P<metric>.+?)\s+(?P<sign>>=|<=|==|>|<)\s+(?P<term>.+?)(?:\s+(?P<plus>[+-])\s+(?P<shift>{_NUMBER}))?\s*"
+)
+_COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``metric sign term + shift``; ``term`` is a number, the name of a metric, or ``before``."""
+
+    text: str
+    metric: str
+    sign: str
+    term: float | str
+    shift: float
+
+
+def parse_claims(texts: Sequence[str], *, has_baseline: bool) -> list[Claim]:
+    """Read the comparisons.
+
+    Raises:
+        UserError: one that cannot be read, or that says ``before`` where there is no baseline.
+    """
+    claims = []
+    for text in texts:
+        match = _CLAIM.fullmatch(str(text))
+        if match is None:
+            raise UserError(
+                f"expect: cannot read {text!r}; write it like 'sums/pass@1 >= before + 0.25' (with spaces)"
+            )
+        term: float | str = match["term"]
+        if re.fullmatch(_NUMBER, term):
+            term = float(term)
+        if term == "before" and not has_baseline:
+            raise UserError(f"expect: {text!r} compares with a run before: name it with baseline")
+        shift = float(match["shift"] or 0) * (-1 if match["plus"] == "-" else 1)
+        claims.append(Claim(str(text).strip(), match["metric"], match["sign"], term, shift))
+    return claims
+
+
+def judge_claims(
+    claims: Sequence[Claim], metrics: Mapping[str, float | None], before: Mapping[str, float | None]
+) -> list[dict[str, Any]]:
+    """For the run record: ``{"claim", "metric", "value", "bound", "met"}``.
+
+    ``met`` is None, with a ``reason``, where a metric is missing: a claim about nothing is neither kept nor broken.
+    """
+    judged = []
+    for claim in claims:
+        value = metrics.get(claim.metric)
+        term: float | None
+        if isinstance(claim.term, float):
+            term, named = claim.term, ""
+        else:
+            source, named = (before, claim.metric) if claim.term == "before" else (metrics, claim.term)
+            term = source.get(named)
+        entry: dict[str, Any] = {
+            "claim": claim.text,
+            "metric": claim.metric,
+            "value": value,
+            "bound": None,
+            "met": None,
+        }
+        if value is None:
+            entry["reason"] = f"there is no metric {claim.metric}"
+        elif term is None:
+            entry["reason"] = f"there is no metric {named}{' in the baseline' if claim.term == 'before' else ''}"
+        else:
+            entry["bound"] = term + claim.shift
+            entry["met"] = bool(_COMPARE[claim.sign](value, entry["bound"]))
+        judged.append(entry)
+    return judged

@@ -1,0 +1,180 @@
+"""What a folder of runs has to tell: every run record below it, its training curves, its samples. No HTML here."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.record import read_record, status_of
+
+# What a stage is for: the first of these that it logged says what improved. (name, what to call it, higher is better)
+GOALS = (
+    ("eval_rewards/accuracies", "held-out preference accuracy", True),
+    ("eval_accuracy", "held-out accuracy", True),
+    ("eval_reward", "held-out reward", True),
+    ("reward", "reward of its samples", True),
+    ("eval_loss", "held-out loss", False),
+    ("loss", "training loss", False),
+)
+
+
+@dataclass
+class RunView:
+    """One run as the report sees it.
+
+    Attributes:
+        name: its folder's name.
+        status: completed, running, failed, interrupted, or unreadable.
+        record: the run record, empty where it cannot be read.
+        history: the trainer's log, oldest first; empty for runs that do not train.
+        samples: rows of ``samples.jsonl``.
+        parents: names of the runs of the same report that it was made from (an assessment: that it judges).
+    """
+
+    name: str
+    folder: Path
+    status: str
+    record: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    parents: list[str] = field(default_factory=list)
+
+    @property
+    def stage(self) -> str:
+        """What kind of run it is: pretrain, sft, …, assess."""
+        return str(self.record.get("stage", "?"))
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Its flat metrics."""
+        return self.record.get("metrics") or {}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a stage changed: a figure before and after it."""
+
+    what: str
+    before: float | None
+    after: float | None
+    higher_is_better: bool
+
+
+def read_runs(folder: Path) -> list[RunView]:
+    """Every run below ``folder``, parents before what was made from them, else in the order they were started.
+
+    Folders that were moved aside (``name.old-…``) are left out; one whose record cannot be read is kept and says so.
+
+    Raises:
+        UserError: there is no such folder, or no run in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"runs: there is no folder {folder}; name the one that holds the stages' output folders")
+    found = [_view(path.parent) for path in sorted(folder.glob("*/run.json")) if ".old-" not in path.parent.name]
+    if not found:
+        raise UserError(f"runs: no folder in {folder} holds a run.json; run a stage with --output_dir {folder}/<name>")
+    by_path = {run.folder.resolve(): run.name for run in found}
+    for run in found:
+        # An assessment has its model first and perhaps the reference it is compared with after it.
+        paths = [parent["path"] for parent in run.record.get("parents", []) if "path" in parent]
+        named = [by_path[Path(path).resolve()] for path in paths if Path(path).resolve() in by_path]
+        run.parents = named[:1] if run.stage == "assess" else named
+    return _in_order(found)
+
+
+def change(run: RunView) -> Change | None:
+    """What the run improved, by the first of ``GOALS`` that it measured twice; None where it measured nothing so."""
+    for name, what, higher in GOALS:
+        after = _number(run.metrics.get(name)) if name.startswith("eval_") else None
+        before = _number(run.metrics.get(f"first_{name}"))
+        points = series(run.history, name)
+        if before is None and points:
+            before = _start(points)
+        if after is None and points:
+            after = _end(points)
+        if before is not None and after is not None and (before != after or len(points) > 1):
+            return Change(what, before, after, higher)
+    return None
+
+
+def series(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """(step, value) of a logged figure, in order of the steps; values that are not finite numbers are left out."""
+    points = {}
+    for entry in history:
+        value, step = _number(entry.get(name)), _number(entry.get("step"))
+        if value is not None and step is not None:
+            points[step] = value
+    return sorted(points.items())
+
+
+def _view(folder: Path) -> RunView:
+    record = read_record(folder)
+    if record is None:
+        return RunView(folder.name, folder, "unreadable", {})
+    try:
+        status = status_of(record)
+    except (KeyError, TypeError):
+        status = "unreadable"
+    return RunView(folder.name, folder, status, record, _history(folder), _samples(folder / "samples.jsonl"))
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    """``log_history`` of the finished run, else of its newest checkpoint that has one."""
+    checkpoints = [p for p in folder.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
+    checkpoints.sort(key=lambda p: -int(p.name.rpartition("-")[2]))
+    for place in (folder, *checkpoints):
+        try:
+            history = json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return [entry for entry in history if isinstance(entry, dict)]
+    return []
+
+
+def _samples(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # half a line of a run that was killed
+        if isinstance(row, dict) and row.get("completions"):
+            rows.append(row)
+    return rows
+
+
+def _in_order(runs: list[RunView]) -> list[RunView]:
+    waiting = sorted(runs, key=lambda run: (str(run.record.get("started", "~")), run.name))
+    names = {run.name for run in runs}
+    done: list[RunView] = []
+    while waiting:
+        placed = {run.name for run in done}
+        ready = [run for run in waiting if all(p in placed or p not in names or p == run.name for p in run.parents)]
+        following = ready[0] if ready else waiting[0]  # a circle of parents cannot be, but must not hang the report
+        done.append(following)
+        waiting.remove(following)
+    return done
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _start(points: Sequence[tuple[float, float]]) -> float:
+    """A noisy curve's beginning: the mean of its first tenth."""
+    few = points[: max(1, len(points) // 10)]
+    return sum(value for _, value in few) / len(few)
+
+
+def _end(points: Sequence[tuple[float, float]]) -> float:
+    few = points[-max(1, len(points) // 10) :]
+    return sum(value for _, value in few) / len(few)
