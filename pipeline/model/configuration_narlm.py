@@ -278,6 +278,10 @@ class NarLMConfig(PreTrainedConfig):
                 f"layer_types has {', '.join(sorted(extra))}: choose 'full_attention' or 'sliding_attention'."
             )
         rope = self.rope_parameters or {}
+        if any(isinstance(value, dict) for value in rope.values()):
+            raise ValueError(
+                "rope_parameters are nested by layer type: give one set of rope_parameters for all layers."
+            )
         rope_types = ("default", *ROPE_INIT_FUNCTIONS)
         if rope.get("rope_type", "default") not in rope_types:
             raise ValueError(f"rope_type {rope['rope_type']!r} is unknown: choose one of {', '.join(rope_types)}.")

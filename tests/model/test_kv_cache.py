@@ -1,0 +1,188 @@
+"""KV caching (Part 3, section 1), padding and packing: the same logits by every road."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache, StaticCache
+
+from pipeline.model import NarLMConfig, NarLMForCausalLM
+from tests.model.conftest import KINDS
+
+# Two roads to one float32 number: logits here are of order 10.
+CLOSE = {"atol": 5e-5, "rtol": 0}
+
+
+def caches(model):
+    yield DynamicCache()
+    yield DynamicCache(config=model.config)
+    yield StaticCache(config=model.config, max_cache_len=20)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_cached_logits_equal_uncached(narlm, tokens, kind, attention):
+    """S_t is a sufficient statistic of the past: a prompt of 5, then one token at a time, then 3 at once."""
+    model = narlm(kind, attention)
+    with torch.no_grad():
+        expected = model(tokens, use_cache=False).logits
+        for cache in caches(model):
+            pieces = [(0, 5), (5, 6), (6, 7), (7, 8), (8, 9), (9, 12)]
+            got = [model(tokens[:, a:b], past_key_values=cache, use_cache=True).logits for a, b in pieces]
+            torch.testing.assert_close(torch.cat(got, dim=1), expected, **CLOSE, msg=type(cache).__name__)
+
+
+def test_quantised_cache(narlm, tokens):
+    """4 bits, with the newest 64 keys and values kept whole: the greedy continuation is that of the plain cache."""
+    pytest.importorskip("optimum.quanto", reason="quantised caches need optimum-quanto")
+    model = narlm("paper")
+    options = {"max_new_tokens": 5, "do_sample": False}
+    config = {"backend": "quanto", "nbits": 4, "residual_length": 64}
+    quantised = model.generate(tokens, **options, cache_implementation="quantized", cache_config=config)
+    assert torch.equal(quantised, model.generate(tokens, **options))
+
+
+def padded(tokens: torch.Tensor, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of 12 and 7 tokens in one batch of 12: (indices, mask)."""
+    x, mask = tokens.clone(), torch.ones_like(tokens)
+    gap = slice(0, 5) if side == "left" else slice(7, 12)
+    x[1, gap], mask[1, gap] = 0, 0
+    return x, mask
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_nothing(narlm, tokens, kind, side, attention):
+    """Positions count real tokens, so padding on either side leaves every real token's logits."""
+    model = narlm(kind, attention)
+    x, mask = padded(tokens, side)
+    with torch.no_grad():
+        alone = [model(row[keep.bool()][None]).logits[0] for row, keep in zip(x, mask)]
+        together = model(x, attention_mask=mask).logits
+        for row, keep, expected in zip(together, mask, alone):
+            torch.testing.assert_close(row[keep.bool()], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cached_generation_from_left_padding(narlm, tokens, kind):
+    """Greedy generation of a left-padded batch, dynamic and static cache, equals an argmax loop without any cache."""
+    model = narlm(kind)
+    x, mask = padded(tokens, "left")
+    model.generation_config.eos_token_id = None
+    expected = []
+    with torch.no_grad():
+        for row, keep in zip(x, mask):
+            y = row[keep.bool()][None]
+            for _ in range(6):
+                y = torch.cat((y, model(y, use_cache=False).logits[:, -1:].argmax(-1)), dim=1)
+            expected.append(y[0, -6:])
+    for options in ({}, {"cache_implementation": "static"}, {"use_cache": False}):
+        out = model.generate(x, attention_mask=mask, max_new_tokens=6, do_sample=False, **options)
+        assert torch.equal(out[:, -6:], torch.stack(expected)), options
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_equals_separate(narlm, tokens, kind, attention):
+    """Documents of 4, 1 and 7 tokens in one row, told apart by positions that start anew, with and without a cache."""
+    model = narlm(kind, attention)
+    lengths = [4, 1, 7]
+    position_ids = torch.cat([torch.arange(n) for n in lengths])[None].expand(2, -1)
+    with torch.no_grad():
+        separate = torch.cat([model(part).logits for part in tokens.split(lengths, dim=1)], dim=1)
+        for use_cache in (True, False):
+            packed = model(tokens, position_ids=position_ids, use_cache=use_cache).logits
+            torch.testing.assert_close(packed, separate, **CLOSE)
+        assert (model(tokens).logits - separate)[:, 4:].abs().max() > 1e-2
+
+
+def test_logits_to_keep(narlm, tokens):
+    model = narlm("paper")
+    logits = model(tokens).logits
+    assert torch.equal(model(tokens, logits_to_keep=3).logits, logits[:, -3:])
+    assert torch.equal(model(tokens, logits_to_keep=torch.tensor([0, 7])).logits, logits[:, [0, 7]])
+
+
+def flops(model, run) -> tuple[int, int]:
+    """(products with weights, products of attention) while ``run`` runs."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+    attention = sum(n for op, n in counts.items() if "bmm" in op)
+    return sum(counts.values()) - attention, attention
+
+
+def test_cost_with_and_without_a_cache():
+    """T tokens one by one. With a cache: projections and FFN cost T, attention sum_t t = T(T+1)/2, quadratic in all.
+    Without: projections sum_t t, attention sum_t t^2 = T(T+1)(2T+1)/6, cubic in all.
+
+    The paper: "from quadratic to linear" in all (attention is not), and O(t^2) in all without a cache (attention is
+    cubic).
+    """
+    T = 12
+    config = NarLMConfig(vocab_size=7, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8)
+    config._attn_implementation = "eager"
+    model = NarLMForCausalLM(config).model.eval()
+    x = torch.randint(0, 7, (1, T))
+
+    def cached():
+        cache = DynamicCache()
+        for t in range(T):
+            model(x[:, t : t + 1], past_key_values=cache, use_cache=True)
+
+    def uncached():
+        for t in range(1, T + 1):
+            model(x[:, :t], use_cache=False)
+
+    weights = 2 * 2 * (4 * 8 * 8 + 2 * 8 * 8)  # 2 FLOPs x L x (W_Q, W_K, W_V, W_O and the two FFN matrices)
+    pair = 2 * 2 * 2 * 8  # L x (score and weighted sum) x 2 FLOPs x d for one pair (t, s)
+    assert flops(model, cached) == (weights * T, pair * T * (T + 1) // 2)
+    assert flops(model, uncached) == (weights * T * (T + 1) // 2, pair * T * (T + 1) * (2 * T + 1) // 6)
+
+
+def test_size_of_the_state(narlm, tokens):
+    """O(L d t): 2 L G K t numbers, not a fixed length; a window layer keeps the last Delta - 1 only, whatever t is.
+
+    Here L = 2, G K = 32, Delta = 4: after 8 and 12 tokens 2*2*32*t = 1024 and 1536; with one window layer
+    2*32*(t + 3) = 704 and 960; with both windows 2*2*32*3 = 384 twice, a state of fixed length.
+    """
+
+    def numbers(model, t):
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(tokens[:1, :t], past_key_values=cache, use_cache=True)
+        return sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+
+    sizes = {kind: [numbers(narlm(kind), t) for t in (8, 12)] for kind in ("paper", "mixed", "sinusoidal")}
+    assert sizes == {"paper": [1024, 1536], "mixed": [704, 960], "sinusoidal": [384, 384]}
+
+
+def test_state_transition_is_deterministic(narlm, tokens):
+    """Part 3, summary: S_{t+1} = T(S_t, x_{t+1}) is a function: the same state and token give the same next state."""
+    model = narlm("paper")
+
+    def state():
+        cache = DynamicCache()
+        with torch.no_grad():
+            model(tokens[:, :8], past_key_values=cache, use_cache=True)
+            model(tokens[:, 8:9], past_key_values=cache, use_cache=True)
+        return torch.stack([layer.keys for layer in cache.layers])
+
+    assert torch.equal(state(), state())
+
+
+def test_too_many_learned_positions(narlm):
+    model = narlm("learned", max_position_embeddings=8)
+    with pytest.raises(ValueError, match="12 tokens were given but only 8 positions are learned"):
+        model(torch.full((1, 12), 5))
+
+
+def test_sampling_follows_the_tempered_law(narlm):
+    """(10): generate() with temperature tau draws from softmax(z / tau): 4000 draws against the law, 5 sigma."""
+    torch.manual_seed(0)
+    model = narlm("paper", vocab_size=5, eos_token_id=None, pad_token_id=0)
+    prompt = torch.tensor([[3, 4]]).expand(4000, 2)
+    drawn = model.generate(prompt, max_new_tokens=1, do_sample=True, temperature=2.0, top_k=0)[:, -1]
+    law = torch.softmax(model(prompt[:1]).logits[0, -1] / 2.0, dim=0)
+    sigma = (law * (1 - law) / 4000).sqrt()
+    assert ((drawn.bincount(minlength=5) / 4000 - law).abs() < 5 * sigma + 1e-9).all()
