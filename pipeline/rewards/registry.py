@@ -25,6 +25,7 @@ _BUILT_IN: dict[str, tuple[str, str, tuple[str, ...], bool]] = {
     "exact": ("pipeline.rewards.text", "exact_judge", ("answer",), False),
     "choice": ("pipeline.rewards.text", "choice_judge", ("answer",), False),
     "format": ("pipeline.rewards.text", "format_judge", (), False),
+    "code": ("pipeline.rewards.code", "judge_many", ("tests",), True),
     "length": ("pipeline.rewards.text", "length_judge", (), False),
     "repetition": ("pipeline.rewards.text", "repetition_judge", (), False),
 }

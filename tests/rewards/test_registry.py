@@ -19,7 +19,7 @@ def broken(prompts, completions, **columns):
     return [1.0]
 
 
-HERE = "tests.rewards.test_registry" if __name__.startswith("tests.") else __name__
+HERE = __name__
 
 
 def test_strings_and_messages_score_alike():
