@@ -149,7 +149,7 @@ def _tokenizer(name: str) -> "PreTrainedTokenizerBase":
 
 def measure(rows: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[str]:
     """Token lengths, supervised share and one masked sample, of all rows or of a fixed draw of ``MEASURED_ROWS``."""
-    if any(not isinstance(value, str) for value in rows[0].values()):
+    if "messages" in rows[0] or isinstance(rows[0].get("prompt"), list):
         # Dialogues need a template; the model room knows what to do for a tokenizer without one.
         from pipeline.model.tokenizer import ensure_training_chat_template
 
