@@ -6,7 +6,6 @@ answers to one prompt: margins of pairs, and rank correlations within a prompt.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -125,26 +124,3 @@ def plot_reliability(margins: Sequence[float], path: Path, seed: int = 0) -> Pat
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return path
-
-
-def score_sequences(
-    model: Any, sequences: Sequence[list[int]], pad_token_id: int, batch_size: int = 64
-) -> list[float]:
-    """Scores of whole token sequences by a sequence classifier of one output, in input order."""
-    import torch
-
-    scores = [0.0] * len(sequences)
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    device = next(model.parameters()).device
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        width = len(sequences[batch[0]])
-        ids = torch.tensor([sequences[i] + [pad_token_id] * (width - len(sequences[i])) for i in batch], device=device)
-        mask = torch.tensor(
-            [[1] * len(sequences[i]) + [0] * (width - len(sequences[i])) for i in batch], device=device
-        )
-        with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=mask).logits[:, 0]
-        for i, score in zip(batch, logits.float().tolist()):
-            scores[i] = score
-    return scores

@@ -25,9 +25,12 @@ _BUILT_IN: dict[str, tuple[str, str, tuple[str, ...], bool]] = {
     "exact": ("pipeline.rewards.text", "exact_judge", ("answer",), False),
     "choice": ("pipeline.rewards.text", "choice_judge", ("answer",), False),
     "format": ("pipeline.rewards.text", "format_judge", (), False),
+    "math": ("pipeline.rewards.symbolic", "math_many", ("answer",), True),
+    "logic": ("pipeline.rewards.symbolic", "logic_judge", ("answer",), False),
     "code": ("pipeline.rewards.code", "judge_many", ("tests",), True),
     "length": ("pipeline.rewards.text", "length_judge", (), False),
     "repetition": ("pipeline.rewards.text", "repetition_judge", (), False),
+    "learned": ("pipeline.rewards.learned", "judge", (), True),
 }
 # Options that say how this machine may be used, not what the reward is: rewards that do not know them pass over them.
 _MACHINE_OPTIONS = frozenset({"allow_unsafe_code_execution"})
@@ -60,9 +63,8 @@ class Reward:
         self._judge = partial(
             getattr(importlib.import_module(module), function), **_checked(module, function, options)
         )
-        prepare = getattr(importlib.import_module(module), "prepare", None)
-        if prepare is not None:
-            prepare(**options)
+        if self._whole_batch:
+            importlib.import_module(module).prepare(**options)
 
     def __reduce__(self):
         return _rebuilt, (self.__name__, self.options)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import get_config_model_id
+from trl.trainer.utils import get_config_model_id, pad
 
 from pipeline.objectives.policy import token_rewards
 from pipeline.objectives.value import (
@@ -30,6 +30,8 @@ from pipeline.objectives.value import (
     masked_moments,
     whiten,
 )
+from pipeline.rewards.judging import completion_text
+from pipeline.rewards.learned import encode_dialogue
 from pipeline.runtime.errors import UserError
 from pipeline.trainers import shared
 
@@ -188,8 +190,9 @@ class PPOTrainer(GRPOTrainer):
         mask = completion_mask(output)
         count = mask.size(0)
         here = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
-        weights = self.reward_weights.to(mask.device)
-        scores = (self._rewards_per_func[here] * weights).sum(1)  # nan if any part is missing
+        used = self.reward_weights != 0  # a weight of 0 is a reward to be watched, not to be learned from
+        weighted = self._rewards_per_func[here][:, used] * self.reward_weights[used].to(mask.device)
+        scores = weighted.sum(1)  # nan if any part is missing
         scored = ~scores.isnan()
         ended = (torch.isin(output["completion_ids"], self._stop_ids(mask.device)) & mask.bool()).any(1)
         if self.args.missing_eos_penalty is not None:
@@ -381,11 +384,10 @@ class AdapterReward:
 
     Args:
         folder: the reward model's adapter, with its score head.
-        render: ``(prompts, completions) -> texts``, as the reward model was trained to read them.
     """
 
-    def __init__(self, folder: str, render: Any):
-        self.folder, self.render = folder, render
+    def __init__(self, folder: str):
+        self.folder = folder
         self.__name__ = Path(folder).name
 
     def attach(self, trainer: PPOTrainer) -> None:
@@ -397,22 +399,16 @@ class AdapterReward:
     def __call__(self, prompts: list, completions: list, **columns: Any) -> list[float]:
         """Scores of whole texts, at their last token, in chunks of the training batch size."""
         trainer, scores = self.trainer, []
-        texts = self.render(prompts, completions)
+        words = trainer._tokenizer
+        texts = [encode_dialogue(words, prompt, completion_text(y)) for prompt, y in zip(prompts, completions)]
         size = trainer.args.per_device_train_batch_size
         for start in range(0, len(texts), size):
-            batch = trainer._tokenizer(
-                texts[start : start + size],
-                return_tensors="pt",
-                padding=True,
-                padding_side="right",
-                add_special_tokens=False,
-            ).to(trainer.accelerator.device)
+            part = [torch.tensor(ids, device=trainer.accelerator.device) for ids in texts[start : start + size]]
+            ids = pad(part, padding_value=words.pad_token_id, padding_side="right")
+            mask = pad([torch.ones_like(x) for x in part], padding_value=0, padding_side="right")
             with trainer._adapters(shared.REWARD), trainer.accelerator.autocast():
-                every = trainer.model(
-                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], head=shared.REWARD_HEAD
-                )
-            last = batch["attention_mask"].sum(1) - 1
-            scores += every.gather(1, last[:, None]).squeeze(1).float().tolist()
+                every = trainer.model(input_ids=ids, attention_mask=mask, head=shared.REWARD_HEAD)
+            scores += every.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1).float().tolist()
         return scores
 
 

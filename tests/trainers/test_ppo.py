@@ -218,14 +218,20 @@ def test_whitening_is_over_the_rollout(start, tmp_path):
 
 def test_unscorable_and_cut_off_completions(start, tmp_path):
     """A part that is None leaves the completion out of both losses; TRL's own sum would have counted it as 0. One that
-    was cut off before eos loses the penalty from its score.
+    was cut off before eos loses the penalty from its score. A part of weight 0 is only watched, and may be blind.
     """
 
     def half_blind(prompts, completions, **columns):
         return [None if i % 2 else 1.0 for i in range(len(prompts))]
 
-    rewards = [task.reward_function(torch.zeros_like(TABLE)), half_blind]
-    ppo = trainer(start, tmp_path, reward=rewards, whiten_advantages=False, lam=1.0, missing_eos_penalty=3.0)
+    def blind(prompts, completions, **columns):
+        return [None] * len(prompts)
+
+    rewards = [task.reward_function(torch.zeros_like(TABLE)), half_blind, blind]
+    ppo = trainer(
+        start, tmp_path, reward=rewards, whiten_advantages=False, lam=1.0, missing_eos_penalty=3.0,
+        reward_weights=[1.0, 1.0, 0.0],
+    )  # fmt: skip
     batch = rollout(ppo, rows=16)
     mask = batch["completion_mask"].bool()
     assert (batch["learned"][1::2] == 0).all()
@@ -388,19 +394,18 @@ def test_reward_adapter_scores_like_the_reward_model(start, tmp_path):
     randomise(reward_model, "lora_B", 0.3)
     randomise(reward_model, "score", 0.3)
     reward_model.save_pretrained(tmp_path / "reward")
-    texts = ["a b c d <eos>", "b <eos>", "c c d a"]
-    reward = AdapterReward(str(tmp_path / "reward"), lambda prompts, completions: prompts)
+    prompts, answers = ["a b", "b", "c"], [" c d", " a", " c d a b"]
+    reward = AdapterReward(str(tmp_path / "reward"))
     ppo = trainer(start, tmp_path, reward=reward, max_steps=1)
     assert shared.reward_adapter_fits(ppo.model, str(tmp_path / "reward"))
-    words = task.tokenizer()
-    inputs = words(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-    with torch.no_grad():
-        expected = reward_model.eval()(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[
-            :, 0
-        ]
-    assert reward(texts, texts) == pytest.approx(expected.tolist(), abs=1e-5)
+    expected = []
+    for prompt, answer in zip(prompts, answers):
+        ids = task.tokenizer()(f"{prompt}{answer} <eos>", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            expected.append(reward_model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.item())
+    assert reward(prompts, answers) == pytest.approx(expected, abs=1e-5)
     ppo.train()
-    assert reward(texts, texts) == pytest.approx(expected.tolist(), abs=1e-5)
+    assert reward(prompts, answers) == pytest.approx(expected, abs=1e-5)
 
 
 def test_critic_has_a_learning_rate_of_its_own(start, tmp_path):

@@ -1,0 +1,86 @@
+"""The learned reward: a reward model's score of prompt and completion, R_phi of the paper's Part 2.
+
+In the registry it is ``learned(model='<folder or Hub id>')``, and so may stand in a weighted sum. A folder is a full
+sequence classifier of one output or an adapter with a score head, as ``reward_model.py`` saves them.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.rewards.judging import Judgement, Sample, scored, unscorable
+from pipeline.runtime.errors import UserError
+
+
+def judge(samples: Sequence[Sample], model: str = "", batch_size: int = 64) -> list[Judgement]:
+    """Scores of a batch; a completion without its prompt cannot be scored.
+
+    Raises:
+        UserError: no model is named, or none can be loaded from it.
+    """
+    classifier, tokenizer = load_reward_model(model)
+    known = [i for i, sample in enumerate(samples) if sample.prompt is not None]
+    ids = [encode_dialogue(tokenizer, samples[i].prompt, samples[i].text) for i in known]
+    judgements = [unscorable("a reward model needs the prompt")] * len(samples)
+    for i, score in zip(known, score_sequences(classifier, ids, tokenizer.pad_token_id, batch_size)):
+        judgements[i] = scored(score)
+    return judgements
+
+
+def reward_spec(text: str) -> str:
+    """What the registry calls a reward that a user named: a folder is a reward model, all else stands as it is."""
+    return f"learned(model={text!r})" if Path(text).is_dir() else text
+
+
+@lru_cache(maxsize=4)
+def load_reward_model(name: str) -> tuple[Any, Any]:
+    """A reward model for use, its adapter merged, on the GPU if there is one, and its tokenizer; loaded once.
+
+    Raises:
+        UserError: no name, no such model, or one with another number of outputs.
+    """
+    if not name:
+        raise UserError("reward 'learned' needs its model: learned(model='runs/quickstart/reward_model')")
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from pipeline.model.loading import load_model, load_tokenizer
+
+    classifier = load_model(name, auto_class=AutoModelForSequenceClassification, num_labels=1)
+    if torch.cuda.is_available():
+        classifier.to(torch.cuda.current_device())
+    return classifier, load_tokenizer(name)
+
+
+def encode_dialogue(tokenizer: Any, prompt: str | list[dict[str, str]], answer: str) -> list[int]:
+    """Token ids of prompt and answer as RewardTrainer reads them: the chat template, or plain text and one eos."""
+    if isinstance(prompt, str):
+        eos = tokenizer.eos_token
+        text = prompt + answer if answer.endswith(eos) else prompt + answer + eos
+        return list(tokenizer(text)["input_ids"])
+    dialogue = [*prompt, {"role": "assistant", "content": answer}]
+    return list(tokenizer.apply_chat_template(dialogue, tokenize=True, return_dict=True)["input_ids"])
+
+
+def score_sequences(
+    model: Any, sequences: Sequence[list[int]], pad_token_id: int, batch_size: int = 64
+) -> list[float]:
+    """Scores of whole token sequences by a sequence classifier of one output, in input order."""
+    import torch
+
+    scores = [0.0] * len(sequences)
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    device = next(model.parameters()).device
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        width = len(sequences[batch[0]])
+        ids = torch.tensor([sequences[i] + [pad_token_id] * (width - len(sequences[i])) for i in batch], device=device)
+        mask = torch.tensor(
+            [[1] * len(sequences[i]) + [0] * (width - len(sequences[i])) for i in batch], device=device
+        )
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=mask).logits[:, 0]
+        for i, score in zip(batch, logits.float().tolist()):
+            scores[i] = score
+    return scores
