@@ -167,8 +167,8 @@ def _box_command(bubblewrap: str, as_root: bool) -> list[str]:
     """bubblewrap's arguments up to the descriptors and the program."""
     prefix = os.path.realpath(sys.base_prefix)
     # Python stands under /python in the box: its own path may lead through folders that only this user may enter.
-    shown = {path: path for path in ("/usr/lib", "/usr/lib64")}
-    shown |= {f"{prefix}/{folder}": f"/python/{folder}" for folder in ("lib", "lib64")}
+    shown = [(path, path) for path in ("/usr/lib", "/usr/lib64")]
+    shown += [(f"{prefix}/{folder}", f"/python/{folder}") for folder in ("lib", "lib64")]
     command = [
         bubblewrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try",
         "--die-with-parent", "--new-session", "--clearenv", "--setenv", "PYTHONHASHSEED", "0",
@@ -178,7 +178,7 @@ def _box_command(bubblewrap: str, as_root: bool) -> list[str]:
     command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if as_root else ["--unshare-user"]
     for folder in ("/usr", "/python", "/dev"):
         command += ["--perms", "0755", "--dir", folder]  # else they would be as closed as the umask or the source
-    for path, place in shown.items():
+    for path, place in shown:
         if os.path.isdir(path):
             command += ["--ro-bind", path, place]
     for link in ("/lib", "/lib64"):

@@ -18,6 +18,7 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+_START_LIMIT = 120.0
 _SERVE = "import sys; sys.path[:] = {path!r}; from pipeline.rewards.workers import serve; serve({function!r})"
 
 
@@ -110,6 +111,11 @@ class _Worker:
             env=environment,
             start_new_session=True,
         )
+        try:
+            self._read(1, time.monotonic() + _START_LIMIT)  # its imports are done: jobs are timed without them
+        except (TimeoutError, EOFError) as cause:
+            self.close()
+            raise RuntimeError(f"a worker for {function} did not start") from cause
 
     def ask(self, job: Any, limit: float) -> Outcome:
         end = time.monotonic() + limit
@@ -156,6 +162,8 @@ def serve(function: str) -> None:
     module, _, name = function.partition(":")
     answer = getattr(importlib.import_module(module), name)
     jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    answers.write(b".")
+    answers.flush()
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(2, 1)  # whatever a library prints must not end up among the answers
