@@ -69,6 +69,7 @@ def train_and_save(
     trainer.accelerator.wait_for_everyone()
     if push and run.is_main:
         push_run(run.folder, args.hub_model_id, private=args.hub_private_repo, token=args.hub_token)
+    trainer.end()  # a process group that is not destroyed can hang, or abort, at exit
     return run.record["metrics"]
 
 

@@ -1,0 +1,149 @@
+"""The stages as commands: help, exit codes, and two processes under accelerate."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline.runtime.entry import COMMON_FLAGS
+from tests.conftest import ROOT
+from tests.stages.conftest import flags, read_metrics
+
+TRAINING = ("pretrain", "sft", "reward_model", "dpo", "ppo", "rsft", "grpo", "continual")
+STAGES = sorted(path.stem for path in (ROOT / "pipeline").glob("*.py") if path.stem != "__init__")
+
+
+def run(*words: object, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command from the repository's root."""
+    env = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"} | environment
+    return subprocess.run(
+        [str(word) for word in words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=500
+    )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_is_short_quick_and_imports_nothing_heavy(stage):
+    """Under 2 s on an idle machine; the CPU time it takes does not depend on who else is running."""
+    code = (
+        "import sys, runpy, resource; sys.argv = ['x', '--help']\n"
+        "try: runpy.run_path(sys.argv.pop(), run_name='__main__')\n"
+        "except SystemExit as e: assert not e.code\n"
+        "usage = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print('HEAVY', [m for m in ('torch', 'transformers', 'trl', 'datasets') if m in sys.modules])\n"
+        "print('CPU', usage.ru_utime + usage.ru_stime)\n"
+    )
+    code = code.replace("sys.argv.pop()", repr(str(ROOT / "pipeline" / f"{stage}.py")))
+    result = run(sys.executable, "-c", code)
+    assert result.returncode == 0, result.stderr
+    text, _, tail = result.stdout.partition("HEAVY ")
+    assert tail.startswith("[]")
+    assert float(tail.split("CPU ")[1]) < 1.5
+    assert f"pipeline/{stage}.py" in text or f"pipeline.{stage}" in text  # a launch line
+    assert len(text.splitlines()) < 90
+    if stage in TRAINING:
+        assert [flag for flag in COMMON_FLAGS if f"--{flag} " not in text] == []
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage in ("pretrain", "sft", "dpo", "grpo")])
+def test_every_flag_of_the_short_help_exists(stage):
+    """What --help promises is a field of the stage's parser."""
+    import importlib
+    import re
+
+    from transformers import TrainingArguments
+    from trl import DPOConfig, GRPOConfig, SFTConfig
+
+    from pipeline.data.arguments import DataArguments
+    from pipeline.model.loading import ModelArguments
+    from pipeline.runtime.arguments import build_parser
+    from pipeline.runtime.entry import short_help
+
+    module = importlib.import_module(f"pipeline.{stage}")
+    own = next(v for k, v in vars(module).items() if k.endswith("Arguments") and k not in ("StageArguments",))
+    config = {"pretrain": TrainingArguments, "sft": SFTConfig, "dpo": DPOConfig, "grpo": GRPOConfig}[stage]
+    parser = build_parser((own, DataArguments, ModelArguments, config))
+    known = {action.dest for action in parser._actions} | {"config", "help_all"}
+    text = short_help(module.__doc__, own, getattr(module, "FLAGS", {}), True)
+    promised = set(re.findall(r"^  --(\w+)", text, flags=re.MULTILINE))
+    assert len(promised) >= 25
+    assert promised - known == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config", "nowhere.yaml"], "error: --config: there is no file nowhere.yaml"),
+        ([], "error: output_dir is missing"),
+    ],
+)
+@pytest.mark.parametrize("launch", [["pipeline/dpo.py"], ["-m", "pipeline.dpo"]])
+def test_early_mistakes_exit_2_with_one_line_and_without_torch(launch, words, message):
+    start = time.process_time()
+    result = run(sys.executable, *launch, *words)
+    assert time.process_time() - start < 2
+    assert result.returncode == 2
+    assert result.stderr.startswith(message)
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_misspelt_yaml_key_exits_2_with_one_error_line(tiny_model, preference_file, tmp_path):
+    config = tmp_path / "dpo.yaml"
+    config.write_text("betta: 0.1\n")
+    result = run(
+        sys.executable, "pipeline/dpo.py", "--config", config,
+        *flags(model_name_or_path=tiny_model, dataset_name=preference_file, output_dir=tmp_path / "run"),
+    )  # fmt: skip
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert result.returncode == 2, result.stderr
+    assert errors == [f"error: {config}: betta: unknown key; did you mean beta?"]
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_stands_out_under_accelerate_launch(tmp_path):
+    """accelerate turns every failure into 1 with a traceback of its own; the stage's line is still there, once."""
+    result = run(
+        "accelerate", "launch", "--config_file", "accelerate_configs/cpu.yaml", "pipeline/sft.py",
+        "--output_dir", tmp_path / "run", "--config", "nowhere.yaml",
+    )  # fmt: skip
+    assert result.returncode == 1
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert lines == ["error: --config: there is no file nowhere.yaml"]
+
+
+@pytest.mark.parametrize("config", ["zero2"])
+def test_two_processes_give_the_single_process_loss(tiny_model, preference_file, tmp_path, config):
+    """The same global batch of 8, in one process and as 2 x 4: the first losses agree to 1e-4, rank by rank averaged,
+    and the adapter that rank 0 saved is trained and whole."""
+    common = {
+        "model_name_or_path": tiny_model, "dataset_name": preference_file, "eval_rows": 8, "max_steps": 4,
+        "use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0, "learning_rate": "1e-3",
+        "gradient_checkpointing": False, "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4, "use_cpu": True,
+    }  # fmt: skip
+    from pipeline.dpo import main
+
+    main(flags(**common, output_dir=tmp_path / "one", per_device_train_batch_size=8))
+    result = run(
+        "accelerate", "launch", "--config_file", f"accelerate_configs/{config}.yaml", "--num_processes", 2,
+        "pipeline/dpo.py", *flags(**common, output_dir=tmp_path / "two", per_device_train_batch_size=4),
+        OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    losses = [
+        [entry["loss"] for entry in json.loads((tmp_path / run_ / "trainer_state.json").read_text())["log_history"]
+         if "loss" in entry]
+        for run_ in ("one", "two")
+    ]  # fmt: skip
+    assert len(losses[0]) == len(losses[1]) == 4
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert read_metrics(tmp_path / "two")["eval_loss"] == pytest.approx(
+        read_metrics(tmp_path / "one")["eval_loss"], abs=1e-4
+    )
+    from safetensors.torch import load_file
+
+    one, two = (load_file(tmp_path / run_ / "adapter_model.safetensors") for run_ in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-3
