@@ -106,8 +106,8 @@ def _check_options(name: str, function: Callable[..., Result], entry: dict[str, 
     needed = {p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         reading = inspect.signature(read_rows).parameters.values()
+        needed |= {p.name for p in reading if p.default is p.empty and p.name not in ("kind", *known)}
         known |= {p.name for p in reading if p.name != "kind"}
-        needed |= {p.name for p in reading if p.default is p.empty and p.name != "kind"}
     given = set(entry) - {"name", "type"}
     for option in sorted(given - known):
         near = difflib.get_close_matches(option, known, n=1)

@@ -67,6 +67,10 @@ def test_mistakes_in_the_list_are_told_before_a_model_is_loaded(entries, words):
         check_entries(entries)
 
 
+def test_samples_may_do_without_a_dataset():
+    check_entries([{"type": "samples", "prompts": ["a"], "max_new_tokens": 3}])
+
+
 def own_evaluation(model, tokenizer, *, power: int, seed: int = 0) -> Result:
     """An evaluation of a user's own, named by its dotted path in the tests below."""
     if power < 0:

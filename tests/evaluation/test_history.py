@@ -1,0 +1,96 @@
+"""A folder of runs, read with everything that can be wrong in it."""
+
+import json
+
+import pytest
+
+from pipeline.evaluation.history import change, read_runs, series
+from pipeline.runtime.errors import UserError
+
+
+def put(folder, name, stage, *, parents=(), started="2026-01-01T00:00:00", history=None, **fields):
+    """One run's folder with its record and, if given, its trainer state."""
+    run = folder / name
+    run.mkdir(parents=True)
+    record = {
+        "schema": 1,
+        "stage": stage,
+        "status": "completed",
+        "parents": [{"path": str(folder / parent), "sha256": None} for parent in parents],
+        "metrics": {},
+        "started": started,
+        "seconds": 1.0,
+        **fields,
+    }
+    (run / "run.json").write_text(json.dumps(record))
+    if history is not None:
+        (run / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    return run
+
+
+def test_parents_come_before_what_was_made_from_them(tmp_path):
+    put(tmp_path, "b_sft", "sft", parents=["c_pretrain"], started="2026-01-01T01:00:00")
+    put(tmp_path, "a_judged", "assess", parents=["b_sft", "c_pretrain"], started="2026-01-01T02:00:00")
+    put(tmp_path, "c_pretrain", "pretrain", started="2026-01-01T09:00:00")  # run anew later, still first
+    put(tmp_path, "b_sft.old-20260101-000000", "sft")
+    runs = read_runs(tmp_path)
+    assert [run.name for run in runs] == ["c_pretrain", "b_sft", "a_judged"]
+    assert runs[2].parents == ["b_sft"]  # what an assessment judges, not what it compares with
+
+
+def test_broken_folders_are_kept_and_named(tmp_path):
+    put(tmp_path, "good", "sft")
+    put(tmp_path, "dead", "dpo", status="running", process={"host": "x", "pid": 1, "start": "0"})
+    dead = json.loads((tmp_path / "dead" / "run.json").read_text())
+    dead["process"]["host"] = __import__("socket").gethostname()
+    (tmp_path / "dead" / "run.json").write_text(json.dumps(dead))
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "run.json").write_text('{"stage": "sf')
+    status = {run.name: run.status for run in read_runs(tmp_path)}
+    assert status == {"good": "completed", "dead": "interrupted", "torn": "unreadable"}
+
+
+def test_nothing_to_report_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no folder in"):
+        read_runs(tmp_path)
+    with pytest.raises(UserError, match="there is no folder"):
+        read_runs(tmp_path / "nowhere")
+
+
+def test_an_interrupted_run_shows_the_curve_of_its_newest_readable_checkpoint(tmp_path):
+    run = put(tmp_path, "sft", "sft", status="interrupted")
+    for step, text in ((5, '{"log_history": [{"step": 5, "loss": 2.0}]}'), (10, '{"log_hist')):
+        (run / f"checkpoint-{step}").mkdir()
+        (run / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
+    [view] = read_runs(tmp_path)
+    assert series(view.history, "loss") == [(5.0, 2.0)]
+
+
+def test_a_series_leaves_out_what_is_no_number():
+    history = [{"step": 2, "loss": float("nan")}, {"step": 3, "loss": 1.5}, {"step": 1, "loss": 2}, {"loss": 9.0}]
+    history += [{"step": 3, "loss": 1.0}, {"step": 4, "loss": "low"}, {"step": 5, "loss": True}]
+    assert series(history, "loss") == [(1.0, 2.0), (3.0, 1.0)]  # a step logged again (after a resume) counts once
+
+
+def test_what_a_stage_improved(tmp_path):
+    """DPO by its held-out accuracy, from the record; GRPO by the reward, first and last tenth of 20 points:
+    (0 + 1) / 2 and (18 + 19) / 2; pretraining by its held-out loss; a stage that logged nothing by nothing."""
+    put(tmp_path, "dpo", "dpo", metrics={"first_eval_rewards/accuracies": 0.5, "eval_rewards/accuracies": 0.8,
+                                         "first_eval_loss": 0.69, "eval_loss": 0.5})  # fmt: skip
+    put(tmp_path, "grpo", "grpo", history=[{"step": i, "reward": i, "loss": 0.0} for i in range(20)])
+    put(tmp_path, "pretrain", "pretrain", metrics={"eval_loss": 1.0},
+        history=[{"step": 1, "loss": 6.0}, {"step": 1, "eval_loss": 5.0}, {"step": 9, "eval_loss": 1.0}])  # fmt: skip
+    put(tmp_path, "other", "merge")
+    found = {run.name: change(run) for run in read_runs(tmp_path)}
+    assert (found["dpo"].what, found["dpo"].before, found["dpo"].after) == ("held-out preference accuracy", 0.5, 0.8)
+    assert (found["grpo"].before, found["grpo"].after, found["grpo"].higher_is_better) == (0.5, 18.5, True)
+    assert (found["pretrain"].before, found["pretrain"].after) == (5.0, 1.0)
+    assert not found["pretrain"].higher_is_better
+    assert found["other"] is None
+
+
+def test_samples_survive_a_torn_line(tmp_path):
+    run = put(tmp_path, "judged", "assess")
+    (run / "samples.jsonl").write_text('{"evaluation": "s", "prompt": "p", "completions": ["c"]}\n{"evalua')
+    [view] = read_runs(tmp_path)
+    assert [row["prompt"] for row in view.samples] == ["p"]
