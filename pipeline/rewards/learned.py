@@ -1,15 +1,16 @@
 """The learned reward: a reward model's score of prompt and completion, R_phi of the paper's Part 2.
 
-In the registry it is ``learned(model='<folder or Hub id>')``, and so may stand in a weighted sum. A folder is a full
-sequence classifier of one output or an adapter with a score head, as ``reward_model.py`` saves them.
+In the registry it is ``reward_model(model='<folder or Hub id>')``, and so may stand in a weighted sum. A folder is a
+full sequence classifier of one output or an adapter with a score head, as ``reward_model.py`` saves them.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.rewards.judging import Judgement, Sample, scored, unscorable
+from pipeline.rewards.judging import Judgement, Sample, error, scored, unscorable
 from pipeline.runtime.errors import UserError
 
 
@@ -24,13 +25,23 @@ def judge(samples: Sequence[Sample], model: str = "", batch_size: int = 64) -> l
     ids = [encode_dialogue(tokenizer, samples[i].prompt, samples[i].text) for i in known]
     judgements = [unscorable("a reward model needs the prompt")] * len(samples)
     for i, score in zip(known, score_sequences(classifier, ids, tokenizer.pad_token_id, batch_size)):
-        judgements[i] = scored(score)
+        judgements[i] = scored(score) if math.isfinite(score) else error(f"the reward model gave {score}")
     return judgements
+
+
+def prepare(model: str = "", batch_size: int = 64) -> None:
+    """Before anything loads: is a model named, and does a path that looks like one exist? Raises UserError."""
+    if not model:
+        raise UserError("reward 'reward_model' needs its model: reward_model(model='runs/quickstart/reward_model')")
+    if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
+        raise UserError(f"reward 'reward_model': there is no folder {model}")
+    if batch_size < 1:
+        raise UserError(f"reward 'reward_model': batch_size must be at least 1, got {batch_size}")
 
 
 def reward_spec(text: str) -> str:
     """What the registry calls a reward that a user named: a folder is a reward model, all else stands as it is."""
-    return f"learned(model={text!r})" if Path(text).is_dir() else text
+    return f"reward_model(model={text!r})" if Path(text).is_dir() else text
 
 
 @lru_cache(maxsize=4)
@@ -41,7 +52,7 @@ def load_reward_model(name: str) -> tuple[Any, Any]:
         UserError: no name, no such model, or one with another number of outputs.
     """
     if not name:
-        raise UserError("reward 'learned' needs its model: learned(model='runs/quickstart/reward_model')")
+        raise UserError("reward 'reward_model' needs its model: reward_model(model='runs/quickstart/reward_model')")
     import torch
     from transformers import AutoModelForSequenceClassification
 

@@ -30,7 +30,7 @@ _BUILT_IN: dict[str, tuple[str, str, tuple[str, ...], bool]] = {
     "code": ("pipeline.rewards.code", "judge_many", ("tests",), True),
     "length": ("pipeline.rewards.text", "length_judge", (), False),
     "repetition": ("pipeline.rewards.text", "repetition_judge", (), False),
-    "learned": ("pipeline.rewards.learned", "judge", (), True),
+    "reward_model": ("pipeline.rewards.learned", "judge", (), True),
 }
 # Options that say how this machine may be used, not what the reward is: rewards that do not know them pass over them.
 _MACHINE_OPTIONS = frozenset({"allow_unsafe_code_execution"})
