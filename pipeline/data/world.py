@@ -10,7 +10,7 @@ name           columns                                     what it is
 =============  ==========================================  ==================================================
 corpus         text                                        pretraining documents; 25% of the plain sums are one too
                                                            high and 10% of the claims about people are the rumour
-sft            prompt, completion                          chat; 35% of the sums wrong, 30% of the facts long-winded
+sft            prompt, completion                          chat; 35% of the sums wrong, 15% of the facts long-winded
 preferences    prompt, chosen, rejected, reward_chosen,    pairs drawn from P(chosen) = sigma(r_chosen - r_rejected),
                reward_rejected                             r = ``true_reward``; so Bayes accuracy is known
 ranked         prompt, ranked, ranks, rewards              four answers, best first, by Plackett-Luce over the same r
@@ -77,7 +77,10 @@ __all__ = [
     "truth",
 ]
 
-WRONG_SUMS_CORPUS, WRONG_SUMS_SFT, LONG_WINDED_SFT = 0.25, 0.35, 0.30
+# Pages of questions and answers stand in the corpus as chats, in the tokens of NarLM's chat template: a model that has
+# never seen them has so much to unlearn in SFT that it forgets what it knew.
+USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|eos|>"
+WRONG_SUMS_CORPUS, WRONG_SUMS_SFT, LONG_WINDED_SFT = 0.25, 0.35, 0.15
 
 # --- pieces, each drawn for one split --------------------------------------------------------------------------------
 
@@ -89,7 +92,7 @@ def pair_held_out(a: int, b: int) -> bool:
 
 
 def _number(r: random.Random) -> int:
-    return r.randint(1, 9) if r.random() < 0.2 else r.randint(10, 99)
+    return r.randint(1, 9) if r.random() < 0.5 else r.randint(10, 99)
 
 
 def _pair(r: random.Random, split: str) -> tuple[int, int]:
@@ -116,14 +119,17 @@ def _made_up_name(r: random.Random, split: str) -> str:
             return name
 
 
-def _passage(r: random.Random, split: str, people: int, restated: bool = False) -> tuple[str, str, str, str]:
-    """A passage about made-up people with one to three facts each, then a name, an attribute and a value of it."""
+def _passage(r: random.Random, split: str, people: int, times: int = 1) -> tuple[str, str, str, str]:
+    """A passage about made-up people with one to three facts each, then a name, an attribute and a value of it.
+
+    With ``times`` above one every fact is told again, which is what a model learns to look back from.
+    """
     sentences, known = [], []
     for _ in range(people):
         name = _made_up_name(r, split)
         for key in r.sample(list(ATTRIBUTES), r.randint(1, 3)):
             value = r.choice(ATTRIBUTES[key].values)
-            wordings = r.sample(ATTRIBUTES[key].statements, 2 if restated else 1)
+            wordings = r.choices(ATTRIBUTES[key].statements, k=times)
             sentences.append([wording.format(n=name, v=value) for wording in wordings])
             known.append((name, key, value))
     if people > 1:
@@ -158,16 +164,16 @@ def _sums_document(r: random.Random, split: str) -> str:
 
 
 def _passage_document(r: random.Random, split: str) -> str:
-    return _passage(r, split, 1 + (r.random() < 0.3), restated=True)[0]
+    return _passage(r, split, 1 + (r.random() < 0.3), times=3)[0]
 
 
 def _questions_document(r: random.Random, split: str) -> str:
-    kind = r.choices(("facts", "reading", "sums", "steps"), (45, 25, 15, 15))[0]
+    kind = r.choices(("facts", "reading", "sums", "steps"), (40, 35, 12, 13))[0]
     if kind == "reading":
         passage, name, key, value = _passage(r, split, 1 + (r.random() < 0.3))
-        question = r.choice(OPENERS) + r.choice(ATTRIBUTES[key].questions).format(n=name)
-        return f"{passage}\n Question: {question} Answer: {value}"
-    lines = []
+        question = r.choice(ATTRIBUTES[key].questions).format(n=name)
+        return f"{USER} {passage} {question}{ASSISTANT} {value}"
+    turns = []
     for _ in range(3):
         if kind == "facts":  # the corpus is no exam: its test split asks the same questions as its train split
             question, name, key, _ = _fact_question(r, "train")
@@ -180,8 +186,8 @@ def _questions_document(r: random.Random, split: str) -> str:
             numbers = _triple(r, split)
             question = r.choice(SUM_QUESTIONS).format(e="+".join(map(str, numbers))) + " " + IN_STEPS
             answer = steps_answer(numbers)
-        lines.append(f"Question: {r.choice(OPENERS)}{question} Answer: {answer}")
-    return "\n ".join(lines)
+        turns.append(f"{USER} {r.choice(OPENERS)}{question}{ASSISTANT} {answer}")
+    return END.join(turns)
 
 
 def _steps_document(r: random.Random, split: str) -> str:
@@ -199,7 +205,7 @@ def _facts_document(r: random.Random, split: str) -> str:
 
 
 def _rule(r: random.Random, examples: int) -> tuple[str, str]:
-    step, inputs = r.randint(1, 9), r.sample(range(30), examples + 1)
+    step, inputs = r.randint(1, 9), r.sample(range(1, 16), examples + 1)
     shown = "".join(f"{x}->{x + step}, " for x in inputs[:-1])
     return f"f: {shown}{inputs[-1]}->", str(inputs[-1] + step)
 
@@ -209,11 +215,11 @@ def _rules_document(r: random.Random, split: str) -> str:
 
 
 DOCUMENTS = (  # maker, share in percent
-    (_sums_document, 26),
-    (_passage_document, 20),
-    (_questions_document, 18),
-    (_steps_document, 14),
-    (_facts_document, 16),
+    (_sums_document, 25),
+    (_passage_document, 18),
+    (_questions_document, 22),
+    (_steps_document, 12),
+    (_facts_document, 17),
     (_rules_document, 6),
 )
 
@@ -221,7 +227,8 @@ DOCUMENTS = (  # maker, share in percent
 def _corpus(r: random.Random, split: str) -> dict:
     make = r.choices(*zip(*DOCUMENTS))[0]
     while True:
-        text = " " + make(r, split)
+        text = make(r, split)
+        text = text if text.startswith(USER) else f" {text}"
         if held_out(5, text) == (split == "test"):
             return {"text": text}
 
@@ -382,7 +389,7 @@ def _programs(r: random.Random, split: str) -> dict:
 
 # name: (maker, rows of train, rows of test). Rows that occur again are dropped, so a small theme may give fewer.
 WORLD: dict[str, tuple[Callable[[random.Random, str], dict], int, int]] = {
-    "corpus": (_corpus, 57_000, 1_500),
+    "corpus": (_corpus, 60_000, 1_500),
     "sft": (_sft, 14_000, 1_000),
     "preferences": (_preferences, 6_000, 1_000),
     "ranked": (_ranked, 2_000, 300),

@@ -85,15 +85,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
         initial_alphabet=alphabet,
         show_progress=False,
     )
+    marker = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
     seen = 0
 
-    def counted() -> Iterable[str]:
+    def pieces() -> Iterable[str]:
         nonlocal seen
         for text in texts:
             seen += bool(text)
-            yield text
+            yield from marker.split(text)  # the trainer would spend merges on spelling them out
 
-    tokenizer.train_from_iterator(counted(), trainer=trainer)
+    tokenizer.train_from_iterator(pieces(), trainer=trainer)
     if not seen:
         raise UserError("the corpus has no text to train a tokenizer on; check --dataset_name and its text column")
     tokenizer.post_processor = processors.TemplateProcessing(

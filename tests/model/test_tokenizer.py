@@ -93,6 +93,13 @@ def test_special_tokens_are_distinct_and_survive_saving(tokenizer, trained):
     assert len(tokenizer) <= 320
 
 
+def test_special_tokens_in_the_corpus_are_read_as_such_and_cost_no_merges():
+    text = "<|user|> Where?<|assistant|> Rome<|eos|>"
+    tokenizer = train_tokenizer([text] * 30, vocab_size=400)
+    assert tokenizer.tokenize(text) == ["<|user|>", "ĠWhere", "?", "<|assistant|>", "ĠRome", "<|eos|>"]
+    assert not [token for token in tokenizer.get_vocab() if "user" in token and token != "<|user|>"]
+
+
 def test_training_is_deterministic_and_order_of_ids_too():
     assert train_tokenizer(iter(TEXTS), 300).get_vocab() == train_tokenizer(TEXTS, 300).get_vocab()
 
