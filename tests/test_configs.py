@@ -1,0 +1,75 @@
+"""Every shipped YAML is parsed by its stage's own parser: a renamed field cannot go unnoticed."""
+
+import importlib
+
+import pytest
+import yaml
+
+from pipeline.run import read_recipe
+from pipeline.runtime.arguments import parse
+from tests.conftest import ROOT
+
+RECIPES = sorted((ROOT / "configs").rglob("recipe.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.name != "recipe.yaml")
+
+
+def stage_of(path) -> str:
+    """The stage a config is for: its recipe says, else its name does."""
+    for item in yaml.safe_load((path.parent / "recipe.yaml").read_text()):
+        if item.get("config") == path.name:
+            return item["stage"]
+    return path.stem
+
+
+def parsers(stage: str) -> tuple[type, ...]:
+    """The argument classes of a stage, as its ``main`` passes them to ``run.parse``."""
+    from transformers import TrainingArguments
+    from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
+
+    from pipeline.data.arguments import DataArguments
+    from pipeline.model.loading import ModelArguments
+
+    module = importlib.import_module(f"pipeline.{stage}")
+    own = next(v for k, v in vars(module).items() if k.endswith("Arguments") and v.__module__ == module.__name__)
+    configs = {
+        "pretrain": TrainingArguments, "sft": SFTConfig, "dpo": DPOConfig, "grpo": GRPOConfig,
+        "reward_model": RewardConfig, "rsft": SFTConfig,
+    }  # fmt: skip
+    if stage == "ppo":
+        from pipeline.trainers.ppo import PPOConfig
+
+        configs["ppo"] = PPOConfig
+    return (own, DataArguments, ModelArguments, configs[stage]) if stage in configs else (own,)
+
+
+def test_there_are_configs():
+    assert len(RECIPES) == 1
+    assert len(CONFIGS) >= 6
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_config_parses_and_writes_what_decides_the_result(path, tmp_path):
+    stage = stage_of(path)
+    given = yaml.safe_load(path.read_text())
+    extra = ["--output_dir", str(tmp_path)] if "output_dir" not in given else []
+    if stage in ("assess",):
+        extra += ["--model_name_or_path", "x"] if "model_name_or_path" not in given else []
+    parsed = parse(["--config", str(path), *extra], *parsers(stage))
+    assert len(parsed) >= 1
+    if len(parsed) > 1:
+        # TRL turns both on by default, on CPU too; what a config leaves out nobody sees.
+        assert {"bf16", "gradient_checkpointing", "seed"} <= given.keys()
+    for key in {"dpo": ["beta", "max_length"], "grpo": ["beta", "scale_rewards", "num_generations"]}.get(stage, []):
+        assert key in given, f"{path.name}: {key} decides the result and must be written"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_recipe_resolves_and_builds_on_earlier_entries_only(path):
+    entries = read_recipe(path)
+    outputs = [entry.output for entry in entries]
+    assert len(set(outputs)) == len(outputs)
+    assert entries[0].stage == "pretrain"
+    for number, entry in enumerate(entries):
+        start = entry.given.get("model_name_or_path")
+        if start is not None:
+            assert start in [str(output) for output in outputs[:number]]

@@ -1,0 +1,112 @@
+"""The rules of the house, held by looking at the source: imports, names, and what may not be in it."""
+
+import ast
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "pipeline"
+# An import may go from a room to one further left, never to the right.
+ORDER = [("runtime", "objectives"), ("model", "data"), ("inference",), ("rewards",), ("trainers",), ("evaluation",)]
+RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
+STAGE_RANK = len(ORDER)
+# The files that travel with a saved model import only each other.
+SIBLINGS = {"configuration_narlm", "modeling_narlm"}
+
+
+def modules() -> list[Path]:
+    """Every Python file of the package."""
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)
+
+
+def room_of(path: Path) -> str:
+    """The room a file stands in; a stage's own name for a stage file."""
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms (or stages) of this package that a file imports, at its top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 or path.stem in SIBLINGS, f"{path}: relative import"
+            if node.level == 0 and node.module == "pipeline":
+                names = [f"pipeline.{alias.name}" for alias in node.names]
+            else:
+                names = [node.module or ""] if node.level == 0 else []
+        found |= {name.split(".")[1] for name in names if name.startswith("pipeline.")}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    """runtime, objectives -> model, data -> inference -> rewards -> trainers -> evaluation -> stages; stages none."""
+    room = room_of(path)
+    rank = RANK.get(room, STAGE_RANK)
+    for other in imported_rooms(path) - {room}:
+        other_rank = RANK.get(other, STAGE_RANK)
+        assert other_rank <= rank, f"{room} imports {other}"
+        assert not (rank == other_rank == STAGE_RANK), f"the stage {room} imports the stage {other}"
+
+
+def test_every_room_is_known():
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert rooms == set(RANK)
+
+
+def test_no_child_of_the_package_shadows_another_module():
+    """A stage run as a script has pipeline/ as sys.path[0]: a file called datasets.py would hide the library."""
+    children = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()} - {"__pycache__"}
+    installed = {name for name in metadata.packages_distributions() if not name.startswith("_")} - {"pipeline"}
+    assert children & set(sys.stdlib_module_names) == set()
+    assert children & installed == set()
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, pipeline; print([m for m in ('torch', 'transformers', 'trl', 'datasets') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_eval(path):
+    """`eval` or `exec` on anything is how a completion becomes code."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    # The two programs that run inside the sandbox's boxes are the one place where code is meant to be run.
+    if not path.name.startswith("box_"):
+        assert calls & {"eval", "exec"} == set()
+
+
+def test_every_public_function_and_class_has_a_docstring():
+    missing = []
+    for path in modules():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if public and ast.get_docstring(node) is None:
+                missing.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
+    assert missing == []
+
+
+def test_errata_and_paper_map_name_only_what_exists():
+    """A line that points at a test or a function must still find it."""
+    import re
+
+    wrong = []
+    for page in (ROOT / "docs" / "errata.md", ROOT / "docs" / "paper_map.md"):
+        text = page.read_text(encoding="utf-8")
+        for file, name in re.findall(r"`((?:tests|pipeline)/[\w/]+\.py)(?:::?:?([\w.]+))?`", text):
+            path = ROOT / file
+            if not path.is_file():
+                wrong.append(f"{page.name}: {file}")
+            elif name and not re.search(rf"\b(def|class) {name.split('.')[-1]}\b|^{name}\b", path.read_text(), re.M):
+                wrong.append(f"{page.name}: {file}:{name}")
+    assert wrong == []

@@ -1,0 +1,42 @@
+"""What users install: the wheel holds the package, its configs and its card templates, and nothing of the tests."""
+
+import subprocess
+import sys
+import zipfile
+
+import yaml
+
+from tests.conftest import ROOT
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+ACCELERATE = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+
+
+def test_the_wheel_holds_configs_and_cards(tmp_path):
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("narlm-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {f"pipeline/configs/{path.relative_to(ROOT / 'configs')}" for path in CONFIGS}
+    expected |= {f"pipeline/model_cards/{path.name}" for path in (ROOT / "model_cards").glob("*.md")}
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "pipeline").rglob("*.py")}
+    assert expected - names == set()
+    assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
+
+
+def test_every_stage_that_saves_a_model_has_a_card_template():
+    cards = {path.stem for path in (ROOT / "model_cards").glob("[!_]*.md")}
+    stages = {path.stem for path in (ROOT / "pipeline").glob("*.py")}
+    assert cards <= stages
+    assert {"pretrain", "sft", "dpo", "grpo"} <= cards
+
+
+def test_every_accelerate_config_says_when_to_use_it():
+    assert [path.stem for path in ACCELERATE] == ["cpu", "ddp", "fsdp2", "single_gpu", "zero2", "zero3"]
+    for path in ACCELERATE:
+        text = path.read_text()
+        assert text.startswith("# "), path
+        content = yaml.safe_load(text)
+        # The number of GPUs belongs to the machine, not to a file that is shared.
+        assert content.get("num_processes") == (1 if path.stem in ("cpu", "single_gpu") else None)
