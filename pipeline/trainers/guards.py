@@ -1,0 +1,212 @@
+"""Guards on reinforcement learning: a run that no longer learns, or learns the wrong thing, says so and stops.
+
+A callback for ``GRPOTrainer`` and our PPO. It reads what they log, warns when a line looks bad, and after ``patience``
+bad lines in a row saves a checkpoint and stops the run with one clear message. What is not finite stops it within the
+step, before the optimizer can spread it: Trainer alone would go on, and log a loss of 0.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from statistics import fmean
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from pipeline.runtime.errors import UserError
+
+# Ceilings on the KL where none is given, in nats, by what the trainer logs: GRPO's is a mean over tokens (the k3
+# estimator), PPO's a mean over completions.
+KL_CEILINGS = {"objective/kl": 50.0, "kl": 1.0}
+_ENTROPIES = ("objective/entropy", "entropy")
+
+
+class Guards(TrainerCallback):
+    """Watch a run; see the module's docstring.
+
+    Args:
+        strict: the logged metric that says whether answers are really right, such as ``rewards/numeric/mean`` or
+            ``reward_parts/numeric``; compared with ``reward`` to notice hacking. None where they are the same.
+        grouped: rewards are compared within the answers to a prompt (GRPO). Else (PPO) within the batch.
+        max_kl: ceiling on the KL to the reference, in the unit of the trainer's own metric; None takes KL_CEILINGS.
+        patience: bad log lines in a row before the run is stopped.
+        window: log lines in the means that hacking is judged by.
+        max_clipped: share of completions cut off at ``max_completion_length`` that is too many.
+        entropy_floor: share of the first entropy below which the policy has stopped exploring.
+        margin: change of a mean in a window that counts as a rise or a fall (of rewards in 0..1).
+    """
+
+    def __init__(
+        self,
+        strict: str | None = None,
+        *,
+        grouped: bool = True,
+        max_kl: float | None = None,
+        patience: int = 10,
+        window: int = 5,
+        max_clipped: float = 0.9,
+        entropy_floor: float = 0.05,
+        margin: float = 0.1,
+    ):
+        if patience < 1 or window < 1:
+            raise UserError(f"guards: patience and window must be at least 1, got {patience} and {window}")
+        self.strict, self.grouped, self.max_kl, self.patience = strict, grouped, max_kl, patience
+        self.max_clipped, self.entropy_floor, self.margin = max_clipped, entropy_floor, margin
+        self.message: str | None = None
+        self._bad: dict[str, int] = {}
+        self._rewards: deque[float] = deque(maxlen=window)
+        self._stricts: deque[float] = deque(maxlen=window)
+        self._best: tuple[float, float] | None = None  # (strict, reward) means of the window with the best strict
+        self._first: dict[str, float] = {}
+
+    # --- what is not finite: before the optimizer steps --------------------------------------------------------------
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
+        """Drop gradients that are not finite, so that the weights stay as they are, and stop.
+
+        Under fp16 the gradient scaler skips such steps by itself, and they are no sign of a broken run.
+        """
+        if args.fp16 or model is None:
+            return
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if _agreed(bool(gradients) and not _all_finite(gradients)):
+            for parameter in model.parameters():
+                parameter.grad = None
+            self._stop(
+                f"the loss or its gradient is not finite at step {state.global_step + 1}; the weights are those "
+                "before it: lower learning_rate, set max_grad_norm, look for empty completions or rewards beyond all measure",
+                control,
+            )
+
+    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
+        """No checkpoint of weights that are not finite, however they came to be (sharded gradients are not seen)."""
+        if control.should_save and model is not None and _agreed(not _all_finite(model.parameters())):
+            self._stop(f"the weights are not finite after step {state.global_step}; not saved", control, save=False)
+
+    # --- what is logged ----------------------------------------------------------------------------------------------
+
+    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, model=None, **kwargs) -> None:
+        """Judge one line of the log of training."""
+        if logs is None or "reward" not in logs or self.message is not None:
+            return
+        if any(_number(logs, name) is not None and not math.isfinite(logs[name]) for name in ("loss", "grad_norm")):
+            clean = model is None or not _agreed(not _all_finite(model.parameters()))
+            self._stop(f"the loss or its gradient is not finite at step {state.global_step}", control, save=clean)
+            return
+        for name, check in self._checks().items():
+            problem = check(logs)
+            self._bad[name] = self._bad.get(name, 0) + 1 if problem else 0
+            if not problem:
+                continue
+            if self._bad[name] >= self.patience:
+                self._stop(f"{problem}, for {self.patience} log lines in a row", control)
+                return
+            if self._bad[name] == 1 and state.is_world_process_zero:
+                print(f"warning: step {state.global_step}: {problem}", flush=True)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        """Raises UserError where a guard stopped the run, after its checkpoint is written."""
+        if self.message is not None:
+            raise UserError(f"stopped by a guard: {self.message}; the last checkpoint is in {args.output_dir}")
+
+    def _stop(self, message: str, control, save: bool = True) -> None:
+        self.message = self.message or message
+        control.should_training_stop = True
+        control.should_save = save
+
+    def _checks(self) -> dict[str, Callable[[dict[str, Any]], str | None]]:
+        return {
+            "no signal": self._no_signal,
+            "truncated": self._truncated,
+            "kl": self._far_from_the_reference,
+            "hacking": self._hacked,
+            "entropy": self._collapsed,
+        }
+
+    def _no_signal(self, logs: dict[str, Any]) -> str | None:
+        reward = _number(logs, "reward")
+        if reward is None or math.isnan(reward):
+            return "no completion could be scored: look at the verdicts, and at the data's gold answers"
+        share, spread = _number(logs, "frac_reward_zero_std"), _number(logs, "reward_std")
+        if self.grouped and share is not None and share > 0.999:
+            return (
+                f"all answers to each prompt have the same reward (mean {reward:.3g}): nothing can be learned; "
+                "prompts too easy or too hard, a verifier that reads another format, or a temperature too low"
+            )
+        if not self.grouped and spread is not None and spread < 1e-6:
+            return f"all rewards are {reward:.3g}: nothing can be learned"
+        return None
+
+    def _truncated(self, logs: dict[str, Any]) -> str | None:
+        share = _number(logs, "completions/clipped_ratio")
+        if share is not None and share >= self.max_clipped:
+            return (
+                f"{share:.0%} of the completions are cut off before they end: raise max_completion_length, or see "
+                "that the model knows its end-of-turn token"
+            )
+        return None
+
+    def _far_from_the_reference(self, logs: dict[str, Any]) -> str | None:
+        for name, ceiling in KL_CEILINGS.items():
+            ceiling = ceiling if self.max_kl is None else self.max_kl
+            value = _number(logs, name)
+            if value is not None:
+                far = value > ceiling
+                return (
+                    f"{name} is {value:.3g}, above {ceiling:.3g}: raise beta or lower learning_rate" if far else None
+                )
+        return None
+
+    def _hacked(self, logs: dict[str, Any]) -> str | None:
+        reward, strict = _number(logs, "reward"), _number(logs, self.strict) if self.strict else None
+        if reward is None or strict is None:
+            return None
+        self._rewards.append(reward)
+        self._stricts.append(strict)
+        if len(self._rewards) < self._rewards.maxlen:
+            return None
+        now = (fmean(self._stricts), fmean(self._rewards))
+        if self._best is None or now[0] >= self._best[0]:
+            self._best = now
+        fallen, risen = self._best[0] - now[0], now[1] - self._best[1]
+        if fallen > self.margin and risen > self.margin:
+            return (
+                f"the reward rose by {risen:.2f} while {self.strict} fell by {fallen:.2f} from its best: the policy "
+                "serves the reward and not the task; lower the weights of the other parts"
+            )
+        return None
+
+    def _collapsed(self, logs: dict[str, Any]) -> str | None:
+        name = next((name for name in _ENTROPIES if _number(logs, name) is not None), None)
+        quality = _number(logs, self.strict) if self.strict else _number(logs, "reward")
+        if name is None or quality is None:
+            return None
+        first_entropy = self._first.setdefault(name, logs[name])
+        first_quality = self._first.setdefault("quality", quality)
+        # A policy that became certain because it became right is what training is for.
+        if logs[name] < self.entropy_floor * first_entropy and quality < first_quality + self.margin / 2:
+            return (
+                f"{name} fell from {first_entropy:.3g} to {logs[name]:.3g} without a better reward: the policy "
+                "stopped exploring; lower learning_rate, raise temperature or beta"
+            )
+        return None
+
+
+def _number(logs: dict[str, Any], name: str) -> float | None:
+    value = logs.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _all_finite(tensors) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def _agreed(found: bool) -> bool:
+    """Whether any process found it: all must act alike, or they would wait for each other for ever."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return found
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    flag = torch.tensor(float(found), device=device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag.item())
