@@ -1,4 +1,4 @@
-"""Local files: which ones belong to a split, their rows one by one, and their fingerprint.
+"""Local files: which ones belong to a split, and their rows one by one.
 
 JSON is read line by line and never through a type-guessing reader: date-like strings stay strings, integers of any
 length stay exact, a missing field stays missing, and every row knows its number in the file. Row numbers count from 1:
@@ -7,11 +7,10 @@ the line of a jsonl file, the record of a csv, parquet or json file, the first l
 
 import csv
 import gzip
-import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -20,7 +19,6 @@ from pipeline.runtime.errors import UserError
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 PASSAGE_CHARACTERS = 4000
 SYNONYMS = {"validation": ("validation", "valid", "val", "dev"), "train": ("train", "training")}
-WHOLE_FILE_HASH_LIMIT, SAMPLE_BYTES = 1 << 30, 16 << 20
 
 
 class RowError(Exception):
@@ -255,28 +253,3 @@ def read_rows(path: Path, start: Cursor = BEGINNING) -> Iterator[Row]:
         UserError: the file as a whole cannot be read. One bad row is not raised but yielded as a ``RowError``.
     """
     return _READERS[suffix_of(path)](path, start)
-
-
-def fingerprint(files: Sequence[Path]) -> str:
-    """SHA-256 of the files' bytes; of one file it is what ``sha256sum`` prints.
-
-    Of a file above 1 GiB only the size and the first, middle and last 16 MiB enter, so that the check before a run
-    stays quick.
-    """
-    digests = []
-    for path in files:
-        digest = hashlib.sha256()
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            if size <= WHOLE_FILE_HASH_LIMIT:
-                for block in iter(lambda: file.read(1 << 20), b""):
-                    digest.update(block)
-            else:
-                digest.update(str(size).encode())
-                for offset in (0, size // 2, size - SAMPLE_BYTES):
-                    file.seek(offset)
-                    digest.update(file.read(SAMPLE_BYTES))
-        digests.append(digest.hexdigest())
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256("\n".join(f"{d}  {f.name}" for d, f in zip(digests, files)).encode()).hexdigest()

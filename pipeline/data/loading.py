@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data import mixing
 from pipeline.data.arguments import DataArguments
-from pipeline.data.files import RowError, fingerprint, read_rows
+from pipeline.data.files import RowError, read_rows
 from pipeline.data.formats import (
     check_map,
     content_hash,
@@ -29,6 +29,7 @@ from pipeline.data.formats import (
 )
 from pipeline.data.mixing import Part, Source
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.fingerprints import files_sha256
 
 if TYPE_CHECKING:
     import datasets
@@ -47,7 +48,7 @@ class Data:
 
     ``train`` is a ``datasets.Dataset`` (a `DocumentStream` when streaming), ``evaluation`` a ``datasets.Dataset``, or
     None when ``eval_rows`` is 0. ``sources`` has an entry for each dataset read: name, split, rows (that remain),
-    fingerprint, bad_rows, duplicates, removed_from_train, and in mixtures weight and repeats.
+    fingerprint, files (local ones), bad_rows, duplicates, removed_from_train, and in mixtures weight and repeats.
     """
 
     train: "datasets.Dataset | DocumentStream"
@@ -179,7 +180,7 @@ def source_fingerprint(source: Source) -> str | None:
 
         return f"world-{WORLD_VERSION}/{source.name.removeprefix('world/')}/{source.split}"
     files = source.files()
-    return fingerprint(files) if files else _hub_commit(source)
+    return files_sha256(files) if files else _hub_commit(source)
 
 
 def _hub_commit(source: Source) -> str | None:

@@ -125,6 +125,8 @@ class Part:
             "fingerprint": self.fingerprint,
             **self.counts,
         }
+        if self.source.files():
+            entry["files"] = [str(file) for file in self.source.files()]
         if self.source.config:
             entry["config"] = self.source.config
         if self.source.dataset_map:

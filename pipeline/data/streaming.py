@@ -387,6 +387,7 @@ def load_stream(arguments: DataArguments, seed: int) -> Data:
             "rows": None,
             "fingerprint": source_fingerprint(source),
             "streaming": True,
+            **({"files": [str(file) for file in source.files()]} if source.files() else {}),
             **({"weight": source.weight} if source.weight else {}),
         }
         for source in sources

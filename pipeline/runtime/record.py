@@ -21,7 +21,7 @@ from typing import Any
 from pipeline.runtime.arguments import parse, read_given
 from pipeline.runtime.checkpoints import newest_checkpoint
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.fingerprints import path_sha256, weights_sha256
+from pipeline.runtime.fingerprints import files_sha256, path_sha256, weights_sha256
 
 SCHEMA = 1
 PACKAGES = ("narlm", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed", "bitsandbytes")
@@ -276,7 +276,11 @@ def changed_inputs(record: dict[str, Any], given: dict[str, Any]) -> list[str]:
             changes.append(f"the weights in {parent['path']} have changed")
     for source in record.get("data", []):
         path = Path(str(source.get("name", "")))
-        if source.get("fingerprint") and path.exists() and path_sha256(path) != source["fingerprint"]:
+        if "files" in source:  # a dataset: the files of one split, which may be a part of a folder
+            files = [Path(file) for file in source["files"]]
+            if all(file.exists() for file in files) and files_sha256(files) != source["fingerprint"]:
+                changes.append(f"the data in {path} has changed")
+        elif source.get("fingerprint") and path.exists() and path_sha256(path) != source["fingerprint"]:
             changes.append(f"the data in {path} has changed")
     return changes
 

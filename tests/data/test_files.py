@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import hashlib
 import json
 
 import pyarrow as pa
@@ -10,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import files
-from pipeline.data.files import RowError, fingerprint, read_rows, split_files
+from pipeline.data.files import RowError, read_rows, split_files
 from pipeline.runtime.errors import UserError
 
 
@@ -136,16 +135,3 @@ def test_files_that_make_no_split(tmp_path):
     (tmp_path / "notes.md").write_text("x")
     with pytest.raises(UserError, match="is not a data file"):
         split_files(tmp_path / "notes.md", "train")
-
-
-def test_fingerprint_is_of_the_bytes(tmp_path, monkeypatch):
-    one, two = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
-    one.write_bytes(b"abc")
-    two.write_bytes(b"abd")
-    assert fingerprint([one]) == hashlib.sha256(b"abc").hexdigest()
-    both = fingerprint([one, two])
-    two.write_bytes(b"abe")
-    assert fingerprint([one, two]) != both
-    monkeypatch.setattr(files, "WHOLE_FILE_HASH_LIMIT", 2)
-    monkeypatch.setattr(files, "SAMPLE_BYTES", 1)
-    assert fingerprint([one]) == hashlib.sha256(b"3" + b"a" + b"b" + b"c").hexdigest()

@@ -13,7 +13,9 @@ import pytest
 from pipeline.data import loading
 from pipeline.data.arguments import DataArguments
 from pipeline.data.loading import load_data, read_split, source_fingerprints
+from pipeline.runtime import fingerprints
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.record import changed_inputs
 
 BIG = 123456789012345678901234567890
 
@@ -89,7 +91,7 @@ def test_held_out_rows_are_seeded_disjoint_and_recorded(tmp_path):
     assert len(load(dataset_name=path, eval_rows=7).evaluation) == 7
     assert load(dataset_name=path, eval_rows=0).evaluation is None
     digest = hashlib.sha256((tmp_path / "a.jsonl").read_bytes()).hexdigest()
-    base = {"name": path, "split": "train", "fingerprint": digest, "bad_rows": 0, "duplicates": 0}
+    base = {"name": path, "split": "train", "fingerprint": digest, "files": [path], "bad_rows": 0, "duplicates": 0}
     assert data.sources == [
         {**base, "role": "train", "rows": 180, "rows_read": 200, "removed_from_train": 0},
         {
@@ -208,6 +210,31 @@ def test_fingerprints_need_no_rows_and_see_changes(tmp_path):
     assert source_fingerprints(hub)[0]["fingerprint"] == commit
     hub.dataset_revision = None
     assert source_fingerprints(hub)[0]["fingerprint"] is None
+
+
+def test_a_finished_run_sees_that_its_files_changed(tmp_path):
+    """A folder's train split alone is this run's data: its other files may change."""
+    write(tmp_path / "train.jsonl", pairs(30))
+    write(tmp_path / "test.jsonl", pairs(3))
+    record = {"data": load(dataset_name=str(tmp_path)).sources}
+    assert changed_inputs(record, {}) == []
+    write(tmp_path / "test.jsonl", pairs(4))
+    assert changed_inputs(record, {}) == []
+    write(tmp_path / "train.jsonl", pairs(31))
+    assert set(changed_inputs(record, {})) == {f"the data in {tmp_path} has changed"}
+
+
+def test_fingerprint_of_files_is_of_their_bytes(tmp_path, monkeypatch):
+    one, two = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    one.write_bytes(b"abc")
+    two.write_bytes(b"abd")
+    assert fingerprints.files_sha256([one]) == hashlib.sha256(b"abc").hexdigest()
+    both = fingerprints.files_sha256([one, two])
+    two.write_bytes(b"abe")
+    assert fingerprints.files_sha256([one, two]) != both
+    monkeypatch.setattr(fingerprints, "WHOLE_FILE_LIMIT", 2)
+    monkeypatch.setattr(fingerprints, "SAMPLE_BYTES", 1)  # size 3, then its first, middle and last byte
+    assert fingerprints.files_sha256([one]) == hashlib.sha256(b"3" + b"a" + b"b" + b"c").hexdigest()
 
 
 def test_hub_dataset_by_id_config_and_revision(monkeypatch):
