@@ -75,7 +75,7 @@ class Guards(TrainerCallback):
                 parameter.grad = None
             self._stop(
                 f"the loss or its gradient is not finite at step {state.global_step + 1}; the weights are those "
-                "before it: lower learning_rate, set max_grad_norm, look for empty completions or rewards beyond all measure",
+                "before it: lower learning_rate, set max_grad_norm, look for empty completions or enormous rewards",
                 control,
             )
 
