@@ -141,10 +141,10 @@ def train_policy_and_critic(model: nn.Module) -> None:
             parameter.requires_grad_(adapters_own)
 
 
-def reward_adapter_fits(model: nn.Module, folder: str) -> bool:
-    """Whether the reward model in ``folder`` is an adapter of the very backbone that ``model`` is an adapter of."""
+def same_backbone(model: nn.Module, folder: str) -> bool:
+    """Whether the reward model in ``folder`` is an adapter of the very backbone that ``model`` is or lies on."""
     config = Path(folder) / "adapter_config.json"
-    if not (isinstance(model, PeftModel) and config.is_file()):
+    if not config.is_file():
         return False
     theirs = json.loads(config.read_text()).get("base_model_name_or_path")
     ours = base_of(model).config._name_or_path

@@ -397,7 +397,7 @@ def test_reward_adapter_scores_like_the_reward_model(start, tmp_path):
     prompts, answers = ["a b", "b", "c"], [" c d", " a", " c d a b"]
     reward = AdapterReward(str(tmp_path / "reward"))
     ppo = trainer(start, tmp_path, reward=reward, max_steps=1)
-    assert shared.reward_adapter_fits(ppo.model, str(tmp_path / "reward"))
+    assert shared.same_backbone(ppo.model, str(tmp_path / "reward"))
     expected = []
     for prompt, answer in zip(prompts, answers):
         ids = task.tokenizer()(f"{prompt}{answer} <eos>", return_tensors="pt")["input_ids"]

@@ -1,0 +1,106 @@
+"""Reinforcement learning from human feedback: proximal policy optimisation of a reward, held near pi_ref by a KL.
+
+    maximise  E[ R(x, y) ] - beta KL( pi(.|x) || pi_ref(.|x) )
+    r_t = -beta log pi(y_t|.)/pi_ref(y_t|.),  plus R(x, y) at the last token;   A_t by GAE(gamma, lambda)
+    L = -min( rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t ) + vf_coef * clipped value loss
+
+    accelerate launch pipeline/ppo.py --config configs/quickstart/ppo.yaml
+
+Data: prompt, and the columns that the reward reads. --reward names one or several of: a reward-model folder, a name of
+the registry, a weighted sum, package.module:function; --reward_weights weighs them (0: only watched).
+
+Paper: Part 2, section 1B. theta_frozen is one backbone with the adapters of policy and critic (critic: shared), and of
+the reward where it is an adapter of the same backbone; pi_ref is the backbone alone, or with a frozen copy of the
+adapter that was the start.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.runtime.arguments import StageArguments
+from pipeline.runtime.entry import entry
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.record import Run
+
+
+@dataclass
+class PPOArguments(StageArguments):
+    """What PPO rewards; everything else is ``PPOConfig``, which is TRL's ``GRPOConfig`` and PPO's own fields."""
+
+    reward: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Reward-model folders, registry names, weighted sums or package.module:function."},
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the stage; see the module's docstring."""
+    with Run("ppo", argv) as run:
+        if run.done:
+            return
+        from pipeline.data.arguments import DataArguments
+        from pipeline.data.loading import load_data
+        from pipeline.model.loading import ModelArguments, load_policy
+        from pipeline.rewards.learned import reward_spec
+        from pipeline.rewards.registry import get_reward
+        from pipeline.runtime.training import train_and_save
+        from pipeline.trainers.ppo import AdapterReward, PPOConfig, PPOTrainer
+        from pipeline.trainers.shared import same_backbone
+
+        own, data_args, model_args, config = run.parse(PPOArguments, DataArguments, ModelArguments, PPOConfig)
+        if not own.reward:
+            raise UserError("reward is missing: name a reward-model folder, a reward of the registry, or both")
+        policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
+        rewards = []
+        for name in own.reward:
+            if Path(name).is_dir():
+                run.add_parent(name)
+            # Only one reward can lie on the shared backbone; a second one is a model of its own.
+            shares = config.critic == "shared" and not any(isinstance(r, AdapterReward) for r in rewards)
+            fits = shares and same_backbone(policy.model, name)
+            rewards.append(AdapterReward(name) if fits else get_reward(reward_spec(name)))
+        data = load_data(data_args, "prompt", config.seed)
+        run.add_data(data.sources)
+        trainer = PPOTrainer(
+            model=policy.model,
+            reward_funcs=rewards,
+            args=config,
+            train_dataset=data.train,
+            eval_dataset=data.evaluation if config.eval_strategy != "no" else None,
+            processing_class=policy.tokenizer,
+            peft_config=policy.peft_config,
+        )
+
+        def finish(folder: Path) -> None:
+            policy.finish(folder)
+            run.add_metrics(first_and_last(trainer.state.log_history))
+
+        train_and_save(run, trainer, own, finish)
+
+
+def first_and_last(history: list[dict[str, float]]) -> dict[str, float]:
+    """What PPO changed, by its own logs: score, KL, their sum and each reward at the first and at the last entry."""
+    rows = [entry for entry in history if "objective/kl" in entry]
+    if not rows:
+        return {}
+    return {
+        f"{when}_{name}": value
+        for when, row in (("first", rows[0]), ("last", rows[-1]))
+        for name, value in row.items()
+        if name.startswith(("objective/", "rewards/")) and value is not None
+    }
+
+
+FLAGS = {
+    "beta": "weight of the KL to pi_ref in the reward [0.05]",
+    "kl_target": "adapt beta towards this KL, in nats a completion [fixed beta]",
+    "critic": "shared (an adapter of the policy's backbone) | separate [shared]",
+    "lam": "GAE's lambda [0.95]",
+    "num_iterations": "epochs on one rollout [4]",
+    "generation_batch_size": "completions a rollout [batch x accumulation]",
+    "max_completion_length": "tokens of a completion [256]",
+    "missing_eos_penalty": "subtracted from the score of a completion that was cut off [none]",
+}
+
+if __name__ == "__main__":
+    entry(main, PPOArguments, __doc__, flags=FLAGS)

@@ -1,0 +1,144 @@
+"""Reward model: a score of prompt and answer, fitted to comparisons.
+
+    pairwise:  L = -log sigma( R(x, y+) - R(x, y-) )                                       (Bradley-Terry)
+    listwise:  L = -log prod_i exp R(x, y_i) / sum_{j >= i} exp R(x, y_j),  y_1 the best   (Plackett-Luce)
+
+    accelerate launch pipeline/reward_model.py --config configs/quickstart/reward_model.yaml
+
+Data: prompt + chosen + rejected, or with objective: listwise prompt + ranked (best first; a column ranks states ties).
+The saved model is loaded anew and judged on the held-out rows: accuracy, margin, calibration, correlation with length.
+
+Paper: Part 2, section 1A. A reward is identified only up to a constant of each prompt, so only answers to one prompt
+are ever compared; the paper's beta in P = sigma(beta (R+ - R-)) is taken into the reward's own unit.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.runtime.arguments import StageArguments
+from pipeline.runtime.entry import entry
+from pipeline.runtime.record import Run
+
+
+@dataclass
+class RewardModelArguments(StageArguments):
+    """What is compared, and with what truth; everything else is TRL's ``RewardConfig``."""
+
+    objective: Literal["pairwise", "listwise"] = field(
+        default="pairwise", metadata={"help": "Pairs (Bradley-Terry) or whole rankings (Plackett-Luce, ties allowed)."}
+    )
+    true_reward: str | None = field(
+        default=None,
+        metadata={"help": "The known reward of embedded data, as package.module:function, to compare with."},
+    )
+    ranked_dataset_name: str | None = field(
+        default=None, metadata={"help": "Held-out prompt + ranked rows whose rank correlation with it is reported."}
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the stage; see the module's docstring."""
+    with Run("reward_model", argv) as run:
+        if run.done:
+            return
+        from transformers import AutoModelForSequenceClassification
+        from trl import RewardConfig, RewardTrainer
+
+        from pipeline.data.arguments import DataArguments
+        from pipeline.data.loading import load_data
+        from pipeline.model.loading import ModelArguments, load_policy
+        from pipeline.runtime.training import require_rows, train_and_save
+        from pipeline.trainers.reward import DataCollatorForRanking, RankedRewardTrainer, encode_rankings
+
+        own, data_args, model_args, config = run.parse(
+            RewardModelArguments, DataArguments, ModelArguments, RewardConfig
+        )
+        start = load_policy(
+            model_args, run, trust_remote_code=config.trust_remote_code,
+            auto_class=AutoModelForSequenceClassification, num_labels=1,
+        )  # fmt: skip
+        if start.peft_config is not None:  # the head is new: it must be trained and saved with the adapter
+            start.peft_config.task_type = "SEQ_CLS"
+            start.peft_config.modules_to_save = sorted({*(start.peft_config.modules_to_save or ()), "score"})
+        listwise = own.objective == "listwise"
+        data = load_data(data_args, "ranked" if listwise else "preference", config.seed)
+        run.add_data(data.sources)
+        train, evaluation = data.train, data.evaluation
+        if listwise:
+            config.remove_unused_columns = False
+            train = encode_rankings(train, start.tokenizer, config.max_length)
+            evaluation = encode_rankings(evaluation, start.tokenizer, config.max_length) if evaluation else None
+        trainer = (RankedRewardTrainer if listwise else RewardTrainer)(
+            model=start.model,
+            args=config,
+            train_dataset=train,
+            eval_dataset=evaluation,
+            processing_class=start.tokenizer,
+            peft_config=start.peft_config,
+            data_collator=DataCollatorForRanking(start.tokenizer.pad_token_id) if listwise else None,
+        )
+        require_rows(trainer.train_dataset, data_args.dataset_name or "train_dataset")
+
+        def finish(folder: Path) -> None:
+            start.finish(folder)
+            if data.evaluation is not None:
+                run.add_metrics(judged(folder, data.evaluation, own))
+
+        train_and_save(run, trainer, own, finish)
+
+
+def judged(folder: Path, held_out: Any, own: RewardModelArguments) -> dict[str, float]:
+    """Figures of the reward model saved in ``folder`` on held-out comparisons, and its reliability diagram."""
+    from pipeline.evaluation.reward_quality import plot_reliability, reward_figures, within_prompt_spearman
+    from pipeline.rewards.learned import encode_dialogue, load_reward_model, score_sequences
+    from pipeline.rewards.registry import get_reward
+
+    load_reward_model.cache_clear()  # the folder may hold other weights than when it was read before
+    model, tokenizer = load_reward_model(str(folder))
+    truth = get_reward(own.true_reward) if own.true_reward else None
+    pairs = [(row["prompt"], better, worse) for row in held_out for better, worse in comparisons(row)]
+    answers = [(prompt, said(y)) for prompt, *both in pairs for y in both]
+    ids = [encode_dialogue(tokenizer, prompt, answer) for prompt, answer in answers]
+    scores = score_sequences(model, ids, tokenizer.pad_token_id)
+    true_margins = None
+    if truth:
+        known = truth(prompts=[p for p, _ in answers], completions=[y for _, y in answers])
+        true_margins = [better - worse for better, worse in zip(known[::2], known[1::2])]
+    lengths = [len(x) for x in ids]
+    figures = reward_figures(scores[::2], scores[1::2], lengths[::2], lengths[1::2], true_margins)
+    plot_reliability([a - b for a, b in zip(scores[::2], scores[1::2])], folder / "plots" / "reliability.png")
+    if truth and own.ranked_dataset_name:
+        from pipeline.data.loading import read_split
+
+        scored, told = [], []
+        for row in read_split(own.ranked_dataset_name, "test", kind="ranked"):
+            texts = [said(y) for y in row["ranked"]]
+            ids = [encode_dialogue(tokenizer, row["prompt"], text) for text in texts]
+            scored.append(score_sequences(model, ids, tokenizer.pad_token_id))
+            told.append(truth(prompts=[row["prompt"]] * len(texts), completions=texts))
+        figures["true_reward_spearman"] = within_prompt_spearman(scored, told)
+    return {f"held_out_{name}": value for name, value in figures.items()}
+
+
+def comparisons(row: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """The (better, worse) pairs that a held-out row states."""
+    if "ranked" not in row:
+        return [(row["chosen"], row["rejected"])]
+    ranks = row.get("ranks") or range(len(row["ranked"]))
+    ranked = list(zip(ranks, row["ranked"]))
+    return [(y, z) for i, (a, y) in enumerate(ranked) for b, z in ranked[i + 1 :] if a < b]
+
+
+def said(answer: Any) -> str:
+    """The text of an answer, be it text or messages."""
+    return answer if isinstance(answer, str) else answer[-1]["content"]
+
+
+FLAGS = {
+    "max_length": "longer rows are left out [1024]",
+    "center_rewards_coefficient": "pull rewards towards mean zero [none]",
+}
+
+if __name__ == "__main__":
+    entry(main, RewardModelArguments, __doc__, flags=FLAGS)

@@ -1,0 +1,129 @@
+"""Rejection sampling fine-tuning: sample N answers a prompt, keep the best by a reward, imitate those; repeat.
+
+    y_1..y_N ~ pi_k(.|x),  keep by R(x, y_i):  best | top_k | threshold | one drawn by softmax(R/tau + log pi_ref/pi_k)
+    pi_{k+1} = argmax_pi  E[ log pi(y_kept | x) ]
+
+    accelerate launch pipeline/rsft.py --config configs/quickstart/rsft.yaml
+
+Data: prompt, and the columns that the reward reads; or --from_candidates with prompt + completion (+ reward) rows made
+elsewhere. Candidates are kept in <output_dir>/candidates; mine_pairs makes a preference dataset for dpo.py of them.
+
+Paper: Part 2, section 2, with two corrections (docs/errata.md, 2 and 13). Best-of-N does not tend to
+pi_ref exp(R/tau) as N grows but to the argmax; drawing one of N by softmax(R/tau) does. And a second round from pi_k
+must weigh by R/tau + log pi_ref - log pi_k, or K rounds end at pi_ref exp(K R/tau).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pipeline.runtime.arguments import StageArguments
+from pipeline.runtime.entry import entry
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.record import Run
+
+
+@dataclass
+class RSFTArguments(StageArguments):
+    """How candidates are made and chosen; everything else is TRL's ``SFTConfig``, used in every round."""
+
+    reward: str | None = field(default=None, metadata={"help": "As for grpo.py, or a reward-model folder."})
+    select: Literal["best", "top_k", "threshold", "softmax"] = field(
+        default="best", metadata={"help": "Which candidates of a prompt are imitated."}
+    )
+    num_candidates: int = field(default=8, metadata={"help": "N, completions a prompt and round."})
+    rounds: int = field(default=1, metadata={"help": "K, how often to sample, select and train."})
+    top_k: int = field(default=1, metadata={"help": "How many are kept under top_k."})
+    threshold: float | None = field(default=None, metadata={"help": "The least reward that is kept under threshold."})
+    tau: float | None = field(default=None, metadata={"help": "Temperature of softmax: the beta of the objective."})
+    draws: int = field(default=1, metadata={"help": "How many are drawn a prompt under softmax."})
+    max_completion_length: int = field(default=256, metadata={"help": "Tokens of a completion."})
+    temperature: float = field(default=1.0, metadata={"help": "Of the sampling; softmax corrects for it."})
+    sample_batch_size: int = field(default=64, metadata={"help": "Completions sampled together."})
+    from_candidates: str | None = field(
+        default=None, metadata={"help": "File of prompt + completion (+ reward) rows instead of sampling."}
+    )
+    mine_pairs: bool = field(
+        default=False, metadata={"help": "Also write the best and worst of each prompt as pairs.jsonl, for dpo.py."}
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the stage; see the module's docstring."""
+    with Run("rsft", argv) as run:
+        if run.done:
+            return
+        from trl import SFTConfig, SFTTrainer
+
+        from pipeline.data.arguments import DataArguments
+        from pipeline.data.loading import load_data
+        from pipeline.model.loading import ModelArguments
+        from pipeline.rewards.learned import reward_spec
+        from pipeline.rewards.registry import get_reward
+        from pipeline.runtime.training import train_and_save
+        from pipeline.trainers import rejection, rounds
+
+        own, data_args, model_args, config = run.parse(RSFTArguments, DataArguments, ModelArguments, SFTConfig)
+        rule = rejection.Selection(own.select, own.top_k, own.threshold, own.tau, own.draws)
+        check(own, config)
+        reward = get_reward(reward_spec(own.reward)) if own.reward else None
+        if own.reward and Path(own.reward).is_dir():
+            run.add_parent(own.reward)
+        held_out: list[dict] = []
+        if own.from_candidates:
+            rows, source = rounds.read_foreign(own.from_candidates, data_args.dataset_map)
+            run.add_data([source])
+        else:
+            data = load_data(data_args, "prompt", config.seed)
+            run.add_data(data.sources)
+            rows, held_out = list(data.train), list(data.evaluation or [])
+        config.completion_only_loss = True
+
+        for number in range(1, own.rounds + 1):
+            here = rounds.Round(run, number, own.rounds, model_args, config)
+            if here.done():
+                continue
+            if own.from_candidates:
+                groups = rejection.foreign_candidates(rows, reward)
+            else:
+                groups = here.candidates(rows, reward, own)
+            here.report(rejection.selection_metrics(groups, rule, number))
+            selected = rejection.sft_rows(groups, rule, here.tokenizer(), config.seed + number)
+            if own.mine_pairs:
+                here.write_pairs(rejection.mine_pairs(groups))
+            policy = here.policy()
+            trainer = SFTTrainer(
+                model=policy.model,
+                args=here.config(),
+                train_dataset=rounds.to_dataset(selected),
+                processing_class=policy.tokenizer,
+                peft_config=policy.peft_config,
+            )
+            if number < own.rounds:
+                here.train(trainer, policy)
+                continue
+
+            def finish(folder: Path, policy=policy, here=here) -> None:
+                policy.finish(folder)
+                if held_out:
+                    run.add_metrics(here.held_out_reward(folder, held_out, reward, own))
+
+            train_and_save(run, trainer, own, finish)
+
+
+def check(own: RSFTArguments, config) -> None:
+    """Refuse what cannot be run, before anything is sampled."""
+    if own.rounds < 1 or own.num_candidates < 1:
+        raise UserError("rounds and num_candidates must be at least 1")
+    if own.from_candidates and own.rounds != 1:
+        raise UserError("from_candidates: candidates made elsewhere are of one policy, so rounds must be 1")
+    if own.reward is None and not own.from_candidates:
+        raise UserError("reward is missing: name a reward of the registry or a reward-model folder")
+    if config.eval_strategy != "no":
+        raise UserError("eval_strategy: the selection is new in every round, so it must be no; see held_out_reward_*")
+
+
+FLAGS = {"learning_rate": "of the imitation [2e-5]", "max_length": "tokens of prompt and answer kept [1024]"}
+
+if __name__ == "__main__":
+    entry(main, RSFTArguments, __doc__, flags=FLAGS)
