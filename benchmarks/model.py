@@ -1,0 +1,168 @@
+"""Speed of NarLM against Llama of the same shape: training steps and cached generation, in tokens a second.
+
+    python benchmarks/model.py                    # three sizes, 5 interleaved runs each, table and JSON
+    python benchmarks/model.py --device cuda --dtype bfloat16 --compile
+
+The two models have the same shape (RMSNorm, SwiGLU, RoPE, grouped queries) and the same weights. Runs alternate
+between them, so that a machine that is busy with something else slows both; each pair gives a ratio, and the median
+ratio is the figure. On a machine shared with other work ``--clock cpu`` counts this process's own time (with
+OMP_NUM_THREADS=1). On a GPU the share of its peak FLOP/s is printed where ``--peak_tflops`` says what that is.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from pipeline.model import NarLMConfig, NarLMForCausalLM
+from pipeline.model.conversion import to_llama
+
+# name -> (shape, batch and length of a training step, batch, prompt and new tokens of generation)
+SIZES = {
+    "nano": ({"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4,
+              "vocab_size": 640}, (16, 128), (16, 32, 32)),
+    "micro": ({"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8,
+               "num_key_value_heads": 4, "vocab_size": 4096}, (4, 256), (8, 64, 32)),
+    "small": ({"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8,
+               "num_key_value_heads": 2, "vocab_size": 8192}, (2, 256), (4, 128, 32)),
+}  # fmt: skip
+
+
+def pair(shape: dict, attention: str, device: str, dtype: torch.dtype) -> dict[str, PreTrainedModel]:
+    torch.manual_seed(0)
+    config = NarLMConfig(
+        **shape, norm_type="rmsnorm", ffn_type="swiglu", mlp_bias=False, output_bias=False, pad_token_id=0
+    )
+    narlm = NarLMForCausalLM(config)
+    models = {"narlm": narlm, "llama": to_llama(narlm)}
+    for model in models.values():
+        model.set_attn_implementation(attention)
+        model.to(device, dtype)
+    return models
+
+
+def train_step(model: PreTrainedModel, x: torch.Tensor) -> Callable[[], None]:
+    def run() -> None:
+        model.zero_grad(set_to_none=True)
+        model(x, labels=x, use_cache=False).loss.backward()
+
+    return run
+
+
+def generation(model: PreTrainedModel, x: torch.Tensor, new_tokens: int) -> Callable[[], None]:
+    def run() -> None:
+        model.generate(x, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
+
+    return run
+
+
+def seconds(run: Callable[[], None], repeats: int, device: str, clock: Callable[[], float]) -> float:
+    """Shortest of ``repeats`` runs: what is longer than that is somebody else's work."""
+    times = []
+    for _ in range(repeats):
+        if device != "cpu":
+            torch.cuda.synchronize()
+        start = clock()
+        run()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        times.append(clock() - start)
+    return min(times)
+
+
+def compare(
+    runs: dict[str, Callable[[], None]],
+    tokens: int,
+    rounds: int,
+    repeats: int,
+    device: str,
+    clock: Callable[[], float],
+) -> dict:
+    """Tokens a second of each (medians over the rounds) and the median ratio of NarLM to Llama."""
+    for run in runs.values():
+        run()  # warm up
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for index in range(rounds):
+        order = list(runs) if index % 2 == 0 else list(reversed(runs))
+        for name in order:
+            times[name].append(seconds(runs[name], repeats, device, clock))
+    speeds = {name: round(tokens / statistics.median(values)) for name, values in times.items()}
+    ratios = [llama / narlm for narlm, llama in zip(times["narlm"], times["llama"])]
+    return {**speeds, "ratio": round(statistics.median(ratios), 3), "ratios": [round(r, 3) for r in ratios]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--attention", nargs="+", default=["eager", "sdpa"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="runs in a round; the shortest counts")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument(
+        "--peak_tflops", type=float, help="of the device at this dtype; prints the share that was used"
+    )
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+    rows = []
+    for name in arguments.sizes:
+        shape, (batch, length), (prompts, prompt_length, new_tokens) = SIZES[name]
+        for attention in arguments.attention:
+            models = pair(shape, attention, arguments.device, getattr(torch, arguments.dtype))
+            x = torch.randint(1, shape["vocab_size"], (batch, length), device=arguments.device)
+            prompt = torch.randint(1, shape["vocab_size"], (prompts, prompt_length), device=arguments.device)
+            forward = {k: torch.compile(m) if arguments.compile else m for k, m in models.items()}
+            work = {
+                "forward+backward": ({k: train_step(m, x) for k, m in forward.items()}, x.numel()),
+                "generation": (
+                    {k: generation(m, prompt, new_tokens) for k, m in models.items()},
+                    prompts * new_tokens,
+                ),
+            }
+            for what, (runs, tokens) in work.items():
+                for model in models.values():
+                    model.train(what == "forward+backward")
+                row = {
+                    "size": name,
+                    "parameters": models["narlm"].num_parameters(),
+                    "attention": attention,
+                    "work": what,
+                }
+                row |= compare(runs, tokens, arguments.rounds, arguments.repeats, arguments.device, clock)
+                if arguments.peak_tflops and what == "forward+backward":
+                    flops = models["narlm"].config.flops_per_token(length, training=True)
+                    row["share_of_peak"] = round(row["narlm"] * flops / arguments.peak_tflops / 1e12, 3)
+                rows.append(row)
+                print(
+                    f"{name:6} {attention:6} {what:17} NarLM {row['narlm']:>8} tok/s  Llama {row['llama']:>8} tok/s"
+                    f"  ratio {row['ratio']:.3f}  {row['ratios']}",
+                    flush=True,
+                )
+    versions = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items() if k != "out"}
+    record = {"settings": settings, "threads": torch.get_num_threads(), "versions": versions, "rows": rows}
+    if arguments.out:
+        arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+    worst = min(row["ratio"] for row in rows)
+    print(f"lowest ratio {worst:.3f}")
+    sys.exit(0 if worst >= 0.97 else 1)
+
+
+if __name__ == "__main__":
+    main()
