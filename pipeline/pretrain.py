@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run("pretrain", argv) as run:
         if run.done:
             return
-        from transformers import Trainer, TrainingArguments, default_data_collator, set_seed
+        from transformers import TrainingArguments, default_data_collator, set_seed
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.model.building import build_narlm, new_tokenizer
         from pipeline.model.loading import ModelArguments, load_policy, with_adapter
         from pipeline.runtime.training import require_rows, train_and_save
+        from pipeline.trainers.pretraining import PackedTrainer
 
         own, data_args, model_args, config = run.parse(
             PretrainArguments, DataArguments, ModelArguments, TrainingArguments
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             train, callbacks = pack(data.train, tokenizer, own.max_length), []
         require_rows(train, f"{data_args.dataset_name}: less text than one block of {own.max_length} tokens")
-        trainer = Trainer(
+        trainer = PackedTrainer(
             model=model,
             args=config,
             train_dataset=train,
