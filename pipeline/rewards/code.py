@@ -185,11 +185,14 @@ def run_job(job: dict) -> tuple[str, str]:
     return sandbox.run_pair({**details, "deadline": job["deadline"], "bubblewrap": job["bubblewrap"]})
 
 
-def prepare(deadline: float = 6.0, allow_unsafe_code_execution: bool = False) -> None:
-    """Before any model loads: does the sandbox hold? Raises UserError where it does not and that is not allowed."""
+def prepare(deadline: float = 6.0, allow_unsafe_code_execution: bool = False) -> str:
+    """Before any model loads: what completions run in, "bubblewrap" or "none".
+
+    Raises UserError where the sandbox does not hold and that is not allowed.
+    """
     if not 0 < deadline <= 600:
         raise UserError(f"reward 'code': deadline must be in 0..600 seconds, got {deadline}")
-    sandbox.require(allow_unsafe_code_execution)
+    return sandbox.require(allow_unsafe_code_execution)
 
 
 def judge_many(

@@ -32,6 +32,8 @@ _BUILT_IN: dict[str, tuple[str, str, tuple[str, ...], bool]] = {
     "repetition": ("pipeline.rewards.text", "repetition_judge", (), False),
     "reward_model": ("pipeline.rewards.learned", "judge", (), True),
 }
+# Those that say whether an answer is really right: what hacking of a sum is noticed by.
+_VERIFIERS = frozenset({"numeric", "math", "logic", "code", "exact", "choice"})
 # Options that say how this machine may be used, not what the reward is: rewards that do not know them pass over them.
 _MACHINE_OPTIONS = frozenset({"allow_unsafe_code_execution"})
 # What TRL hands to a reward beside the columns of the data.
@@ -53,7 +55,11 @@ class Reward:
         __name__: the name under which trainers log it.
         columns: columns of the data that it cannot do without.
         counts: how often each verdict was given so far.
+        sandbox: what completions run in, "bubblewrap" or "none"; None where no completion is run.
+        strict_metric: in a sum, the logged metric of its verifier (for the guards); None where that is the reward.
     """
+
+    strict_metric: str | None = None
 
     def __init__(self, name: str, options: dict[str, Any]):
         module, function, self.columns, self._whole_batch = _BUILT_IN[name]
@@ -63,8 +69,7 @@ class Reward:
         self._judge = partial(
             getattr(importlib.import_module(module), function), **_checked(module, function, options)
         )
-        if self._whole_batch:
-            importlib.import_module(module).prepare(**options)
+        self.sandbox = importlib.import_module(module).prepare(**options) if self._whole_batch else None
 
     def __reduce__(self):
         return _rebuilt, (self.__name__, self.options)
@@ -99,6 +104,8 @@ class CustomReward:
     """A reward of the user's own, given as ``package.module:function`` with TRL's signature."""
 
     columns: tuple[str, ...] = ()
+    sandbox: str | None = None
+    strict_metric: str | None = None
 
     def __init__(self, path: str, options: dict[str, Any]):
         self.path, self.options = path, options
@@ -138,6 +145,9 @@ class WeightedSum:
         self.parts = parts
         self.columns = tuple(dict.fromkeys(column for _, part in parts for column in part.columns))
         self.counts: Counter[str] = Counter()
+        self.sandbox = next((part.sandbox for _, part in parts if part.sandbox), None)
+        verifier = next((part.__name__ for weight, part in parts if part.__name__ in _VERIFIERS and weight > 0), None)
+        self.strict_metric = f"reward_parts/{verifier}" if verifier else None
         terms = [part.__name__ if weight == 1 else f"{weight:g}*{part.__name__}" for weight, part in parts]
         self.__name__ = "+".join(terms).replace("+-", "-")
 

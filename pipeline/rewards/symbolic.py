@@ -7,7 +7,7 @@ from typing import NamedTuple
 from pipeline.rewards.answers import gold_text, marked_answer, visible_text
 from pipeline.rewards.judging import Judgement, Sample, error, judged, right, timeout, unscorable, wrong
 from pipeline.rewards.numeric import read_number, same_number
-from pipeline.rewards.workers import Outcome, WorkerPool
+from pipeline.rewards.workers import Outcome, WorkerPool, core_share
 from pipeline.runtime.errors import UserError
 
 # --- math ------------------------------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def refusal(answer: str, gold: str) -> str | None:
 
 @functools.cache
 def _pool() -> WorkerPool:
-    return WorkerPool("pipeline.rewards.math_worker:compare")
+    return WorkerPool("pipeline.rewards.math_worker:compare", min(core_share(), 8))  # each holds sympy: 150 MB
 
 
 @functools.lru_cache(maxsize=65536)
@@ -91,6 +91,7 @@ def _at_once(sample: Sample) -> Judgement | tuple[str, str]:
 
 
 def prepare(deadline: float = 5.0) -> None:
+    """Before any model loads: is the deadline one? Raises UserError."""
     if not 0 < deadline <= 600:
         raise UserError(f"reward 'math': deadline must be in 0..600 seconds, got {deadline}")
 

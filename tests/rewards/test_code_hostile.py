@@ -107,6 +107,7 @@ def test_hostile_completions_leave_nothing_behind(judged, world):
 
 def test_the_probe_holds_here():
     assert sandbox.probe() == sandbox.Probe(True)
+    assert get_reward("code").sandbox == "bubblewrap"
 
 
 def test_the_probe_sees_a_shared_network_and_a_missing_filter(monkeypatch):
@@ -142,6 +143,8 @@ def test_no_bubblewrap_is_the_users_mistake_unless_allowed(monkeypatch, capsys):
             get_reward("code")
         reward = get_reward("code", allow_unsafe_code_execution=True)
         assert "sandbox: none" in capsys.readouterr().err
+        assert reward.sandbox == "none"
+        assert get_reward("format + code", allow_unsafe_code_execution=True).sandbox == "none"
         assert reward(None, ["def f(x): return x"] * 2, tests=["assert f(3) == 3", "assert f(3) == 4"]) == [1.0, 0.0]
     finally:
         sandbox.require.cache_clear()

@@ -91,6 +91,13 @@ def test_the_parts_of_a_sum_are_logged():
     assert logged["reward_parts/format"] == 0.0
 
 
+def test_a_sum_names_the_metric_of_its_verifier_for_the_guards():
+    assert get_reward("numeric").strict_metric is None
+    assert get_reward("0.2*format + numeric - length").strict_metric == "reward_parts/numeric"
+    assert get_reward("format + length").strict_metric is None
+    assert get_reward("format + length").sandbox is None
+
+
 def test_custom_reward_by_dotted_path():
     reward = get_reward(f"{HERE}:halves", factor=3.0)
     assert reward(None, ["a", "b"], answer=["1", None]) == [1.5, None]
