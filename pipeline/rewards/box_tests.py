@@ -5,6 +5,7 @@ could claim to be equal to anything, so no expected value is ever compared by it
 
 - ``handle == plain`` compares the plain data the object is made of, if it is a subclass of a built-in type, and is
   False otherwise; ordering against plain data needs that data too;
+- what a built-in type answers (``startswith``, ``count``) is asked of that plain data too;
 - an operator between a handle and plain data may give another object, but no plain data, and the number, truth or text
   of such an object is refused: else ``abs(f(x) - 9) < 1e-6`` would ask the candidate how far it is from 9.
 """
@@ -26,6 +27,10 @@ from pipeline.rewards.box_protocol import (
 
 _MATERIALISED = 100_000
 _IMMUTABLE = (int, float, complex, str, bytes, tuple, frozenset)
+# Questions that plain data answers, such as ``f(x).startswith("abc")``: not for a subclass to answer as it likes.
+_QUESTIONS = frozenset(
+    name for kind in (str, bytes, int, float, tuple, frozenset) for name in dir(kind) if name[:2] != "__"
+) | {"get", "keys", "values", "items"}
 _VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
 
 
@@ -217,6 +222,9 @@ class Handle:
             if name == "__class__":
                 return Handle
             raise AttributeError(name)
+        plain = _made_plain(self) if name in _QUESTIONS else None
+        if plain is not None and hasattr(plain[0], name):
+            return getattr(plain[0], name)
         return _link.ask("getattr", self, name, tainted=_is_tainted(self))
 
     def __setattr__(self, name, value):

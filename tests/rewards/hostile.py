@@ -131,6 +131,15 @@ EQUAL_TO_ALL = {
         "class A:\n  def __float__(s): return 8.0\n  def __sub__(s, o): return 0.0\ndef f(x): return A()",
         ["import math", "assert math.isclose(f(3), 9)"],
     ),
+    "starts with all": (
+        "class A(str):\n  def startswith(s, o): return True\n  count = index = find = lambda s, o: 9\ndef f(x): return A('x')",
+        ["assert f(3).startswith('nine') or f(3).count('a') == 9"],
+    ),
+    "adds up to all": ("class A:\n  def __radd__(s, o): return 9\ndef f(x): return A()", ["assert sum([f(3)]) == 9"]),
+    "key of all": (
+        "class A:\n  def __hash__(s): return hash('a')\n  def __eq__(s, o): return True\ndef f(x): return A()",
+        ["assert {'a': 1}.get(f(3)) == 1"],
+    ),
     "guess until it fits": (
         "import pipeline.rewards.box_candidate as box\nclass Guess(int): pass\nguesses = iter(range(10 ** 9))\n"
         "perform = box._Served.perform\n"
