@@ -49,7 +49,7 @@ class NarLMRMSNorm(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # mean of squares = norm^2 / D: one reduction, and half the passes of x.pow(2).mean() in the backward
-        x = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        x = hidden_states.float() if hidden_states.element_size() < 4 else hidden_states
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
         return self.weight * (x * torch.rsqrt(mean_square + self.variance_epsilon)).to(hidden_states.dtype)
 
