@@ -48,12 +48,14 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
         from pipeline.model.loading import ModelArguments, load_policy
+        from pipeline.rewards.registry import get_reward
         from pipeline.runtime.training import require_rows, train_and_save
         from pipeline.trainers.reward import DataCollatorForRanking, RankedRewardTrainer, encode_rankings
 
         own, data_args, model_args, config = run.parse(
             RewardModelArguments, DataArguments, ModelArguments, RewardConfig
         )
+        truth = get_reward(own.true_reward) if own.true_reward else None
         start = load_policy(
             model_args, run, trust_remote_code=config.trust_remote_code,
             auto_class=AutoModelForSequenceClassification, num_labels=1,
@@ -83,20 +85,18 @@ def main(argv: list[str] | None = None) -> None:
         def finish(folder: Path) -> None:
             start.finish(folder)
             if data.evaluation is not None:
-                run.add_metrics(judged(folder, data.evaluation, own))
+                run.add_metrics(judged(folder, data.evaluation, truth, own.ranked_dataset_name))
 
         train_and_save(run, trainer, own, finish)
 
 
-def judged(folder: Path, held_out: Any, own: RewardModelArguments) -> dict[str, float]:
+def judged(folder: Path, held_out: Any, truth: Any, ranked_dataset_name: str | None) -> dict[str, float]:
     """Figures of the reward model saved in ``folder`` on held-out comparisons, and its reliability diagram."""
     from pipeline.evaluation.reward_quality import plot_reliability, reward_figures, within_prompt_spearman
     from pipeline.rewards.learned import encode_dialogue, load_reward_model, score_sequences
-    from pipeline.rewards.registry import get_reward
 
     load_reward_model.cache_clear()  # the folder may hold other weights than when it was read before
     model, tokenizer = load_reward_model(str(folder))
-    truth = get_reward(own.true_reward) if own.true_reward else None
     pairs = [(row["prompt"], better, worse) for row in held_out for better, worse in comparisons(row)]
     answers = [(prompt, said(y)) for prompt, *both in pairs for y in both]
     ids = [encode_dialogue(tokenizer, prompt, answer) for prompt, answer in answers]
@@ -108,11 +108,11 @@ def judged(folder: Path, held_out: Any, own: RewardModelArguments) -> dict[str, 
     lengths = [len(x) for x in ids]
     figures = reward_figures(scores[::2], scores[1::2], lengths[::2], lengths[1::2], true_margins)
     plot_reliability([a - b for a, b in zip(scores[::2], scores[1::2])], folder / "plots" / "reliability.png")
-    if truth and own.ranked_dataset_name:
+    if truth and ranked_dataset_name:
         from pipeline.data.loading import read_split
 
         scored, told = [], []
-        for row in read_split(own.ranked_dataset_name, "test", kind="ranked"):
+        for row in read_split(ranked_dataset_name, "test", kind="ranked"):
             texts = [said(y) for y in row["ranked"]]
             ids = [encode_dialogue(tokenizer, row["prompt"], text) for text in texts]
             scored.append(score_sequences(model, ids, tokenizer.pad_token_id))

@@ -130,6 +130,15 @@ def true_reward(prompt: str, completion: str) -> float:
     return RIGHT_REWARD * (style != "other" and answer == truth(prompt)) + STYLE_REWARD[style]
 
 
+def true_rewards(prompts: list, completions: list, **columns: object) -> list[float]:
+    """``true_reward`` as trainers and evaluations call a reward: prompts and completions as text or as messages."""
+
+    def said(turn: object) -> str:
+        return turn if isinstance(turn, str) else turn[-1]["content"]
+
+    return [true_reward(said(prompt), said(completion)) for prompt, completion in zip(prompts, completions)]
+
+
 def _style(completion: str) -> tuple[str, str]:
     for style in ("long-winded", "sentence"):
         if match := re.fullmatch(re.escape(STYLES[style]).replace(r"\{x\}", "(.+)"), completion):
