@@ -92,7 +92,11 @@ def main(argv: list[str] | None = None) -> None:
             run.add_metrics({f"{label(item)}/{name}": value for name, value in result.metrics.items()})
             samples += [{"evaluation": label(item), **sample} for sample in result.samples]
             seconds = time.monotonic() - started
-            print(f"[{number}/{len(args.evaluations)}] {label(item)}: {headline(result.metrics)} ({seconds:.1f} s)")
+            print(
+                f"[{number}/{len(args.evaluations)}] {label(item)}: {headline(result.metrics)} ({seconds:.1f} s)",
+                flush=True,
+            )
+            run.write()
         write_samples(run.folder / "samples.jsonl", samples)
         run.record["expected"] = judge_claims(claims, run.record["metrics"], before)
         for claim in run.record["expected"]:
@@ -123,6 +127,10 @@ def recorded_reference(model: str) -> str | None:
 def headline(metrics: dict[str, float]) -> str:
     """The figures of one evaluation worth a line in the terminal: those with an interval, else all."""
     main_figures = [name for name in metrics if f"{name}_low" in metrics] or list(metrics)
+    # A lenient score that is the strict one says nothing.
+    main_figures = [
+        n for n in main_figures if metrics[n] != metrics.get(n.removesuffix("_lenient")) or "_len" not in n
+    ]
     shown = []
     for name in main_figures:
         interval = (
@@ -134,10 +142,12 @@ def headline(metrics: dict[str, float]) -> str:
 
 def describe(claim: dict[str, Any]) -> str:
     """One line for the terminal about an expectation."""
+    from pipeline.evaluation.page import number
+
     if claim["met"] is None:
         return f"  not judged: {claim['claim']} ({claim['reason']})"
     verdict = "as expected" if claim["met"] else "NOT AS EXPECTED"
-    return f"  {verdict}: {claim['claim']} ({claim['value']:.3f} against {claim['bound']:.3f})"
+    return f"  {verdict}: {claim['claim']} ({number(claim['value'])} against {number(claim['bound'])})"
 
 
 def write_samples(path: Path, samples: list[dict[str, Any]]) -> None:

@@ -29,8 +29,8 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: st
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]
     x_low, x_high = min(0.0, min(xs)), max(max(xs), min(xs) + 1)
-    ticks = nice_ticks(min(ys), max(ys))
-    y_low, y_high = min(ticks[0], min(ys)), max(ticks[-1], max(ys))
+    pad = 0.05 * (max(ys) - min(ys)) or 0.05 * abs(max(ys)) or 0.5
+    y_low, y_high = min(ys) - pad, max(ys) + pad
 
     def place(x: float, y: float) -> tuple[float, float]:
         return (
@@ -42,11 +42,13 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: st
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">',
         f"<title>{escape(title)}</title>",
     ]
-    for tick in ticks:
+    for tick in nice_ticks(min(ys), max(ys)):
+        if not y_low <= tick <= y_high:
+            continue
         _, y = place(x_low, tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{short(tick)}</text>')
-    for tick in nice_ticks(x_low, x_high, 4):
+    for tick in nice_ticks(x_low, x_high):
         if x_low <= tick <= x_high:
             x, _ = place(tick, y_low)
             parts.append(

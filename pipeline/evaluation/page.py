@@ -121,7 +121,7 @@ def stage_table(stages: Sequence[RunView], runs: Sequence[RunView]) -> str:
     for run in stages:
         rows.append(
             f'<tr class="{escape(run.status)}"><th scope="row">{escape(run.name)}'
-            f"<small>{escape(run.stage)}</small></th>"
+            f"{stage_note(run)}</th>"
             f'<td data-label="status">{status(run)}</td>'
             f'<td data-label="from">{origin(run)}</td>'
             f'<td data-label="what improved">{improvement(run)}</td>'
@@ -134,6 +134,11 @@ def stage_table(stages: Sequence[RunView], runs: Sequence[RunView]) -> str:
         for name in ("stage", "status", "from", "what improved", "steps", "time", "memory")
     )
     return f'<table class="stages"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def stage_note(run: RunView) -> str:
+    """The stage beside a run's name, where the name does not say it."""
+    return f" <small>{escape(run.stage)}</small>" if run.stage != run.name else ""
 
 
 def status(run: RunView) -> str:
@@ -165,8 +170,8 @@ def improvement(run: RunView) -> str:
     better = found.after > found.before if found.higher_is_better else found.after < found.before
     kind = "up" if better else "down" if found.after != found.before else ""
     return (
-        f"{escape(found.what)} <span class='nowrap'>{short(found.before)} → "
-        f'<b class="{kind}">{short(found.after)}</b></span>'
+        f"<span>{escape(found.what)} <span class='nowrap'>{short(found.before)} → "
+        f'<b class="{kind}">{short(found.after)}</b></span></span>'
     )
 
 
@@ -213,6 +218,13 @@ def assessment(judged: Sequence[RunView]) -> str:
     claimed = {claim["metric"] for run in judged for claim in run.record.get("expected") or []}
     plain = [n for n in names if not (n.endswith(("_low", "_high")) and n.rpartition("_")[0] in names)]
     main = [n for n in plain if f"{n}_low" in names or n in claimed or n.rpartition("/")[2] in ALSO_SHOWN]
+    # A lenient score that is the strict one everywhere says nothing.
+    main = [
+        n
+        for n in main
+        if not n.endswith("_lenient")
+        or any(run.metrics.get(n) != run.metrics.get(n.removesuffix("_lenient")) for run in judged)
+    ]
     rest = [n for n in plain if n not in main]
     html = metric_table(judged, main, bars=True)
     if rest:
@@ -257,8 +269,8 @@ def cell(run: RunView, name: str, scale: tuple[float, float] | None) -> str:
     low, high = run.metrics.get(f"{name}_low"), run.metrics.get(f"{name}_high")
     html = f"<b>{number(value)}</b>"
     if low is not None and high is not None:
-        html += f"<small>{number(low)} – {number(high)}</small>"
-    if scale is not None:
+        html = f"<small>{number(low)} – {number(high)}</small> {html}"
+    if scale is not None and not isinstance(value, int):
         html += interval_bar(value, low, high, scale)
     verdicts = [claim for claim in run.record.get("expected") or [] if claim["metric"] == name]
     for claim in verdicts:
@@ -368,7 +380,7 @@ def curves(trained: Sequence[RunView]) -> str:
             else ""
         )
         blocks.append(
-            f'<h3 class="stage">{escape(run.name)} <small>{escape(run.stage)}</small></h3>'
+            f'<h3 class="stage">{escape(run.name)}{stage_note(run)}</h3>'
             f'<div class="charts">{"".join(shown)}</div>{more}'
         )
     return "".join(blocks)
@@ -396,7 +408,7 @@ def figure(run: RunView, title: str, unit: str, lines: Sequence[Curve], least: i
     drawn = [line for line in lines if len(line.points) >= (1 if line.marked else least)]
     if not any(len(line.points) >= least for line in drawn):
         return ""
-    y_label = f"{title} ({unit})" if len(title) + len(unit) < 34 else unit
+    y_label = f"{title} ({unit})" if len(title) + len(unit) < 26 else unit
     chart = line_chart(drawn, x_label="optimiser step", y_label=y_label, title=f"{run.name}: {title}")
     return f"<figure><figcaption>{escape(title)}</figcaption>{chart}</figure>" if chart else ""
 

@@ -39,7 +39,8 @@ def preference(
     rows, source = read_rows(kind="preference", columns=("reward_chosen", "reward_rejected"), **data)
     pairs = [encode_answer(tokenizer, row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
     policy = answer_log_likelihoods(model, pairs, batch_size=batch_size)
-    base = answer_log_likelihoods(reference(), pairs, batch_size=batch_size)
+    other = reference()
+    base = policy if other is model else answer_log_likelihoods(other, pairs, batch_size=batch_size)
     gained = np.array(policy) - np.array(base)
     margins = gained[::2] - gained[1::2]
     true = None

@@ -53,8 +53,9 @@ td small { display:block }
 .badge.bad,.badge.failed,.badge.unreadable { background:var(--bad-bg); color:var(--bad) }
 .badge.interrupted,.badge.running { background:var(--line); color:var(--c1) }
 .figures { min-width:560px }
-.figures td { width:18%; min-width:128px; padding-left:14px }
+.figures td { width:18%; min-width:168px; padding-left:14px }
 .figures thead th { text-align:right }
+.figures td small { display:inline; margin-right:4px; white-space:nowrap }
 .figures tbody th { font-weight:400; min-width:130px }
 .figures td b { font-size:1.02rem }
 .figures .badge { margin-top:4px }

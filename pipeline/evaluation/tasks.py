@@ -1,6 +1,7 @@
 """What a model writes, judged: verified accuracy, pass@k and majority vote, mean reward, and samples to look at."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline.evaluation.prompts import user_text
@@ -70,7 +71,8 @@ def accuracy(
         model, tokenizer, [row["prompt"] for row in rows], template, n=n, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    texts = [[_until(c.text, stop) for c in row] for row in done]
+    done = [[_until(c, stop) for c in row] for row in done]
+    texts = [[c.text for c in row] for row in done]
     judgements = _judge(reward, rows, texts)
     strict = [[j.score for j in group] for group in judgements]
     # A verdict without a lenient score (unscorable, timeout) says the same to both.
@@ -188,7 +190,8 @@ def samples(
         model, tokenizer, [row["prompt"] for row in rows], template, n=n, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    texts = [[_until(c.text, stop) for c in row] for row in done]
+    done = [[_until(c, stop) for c in row] for row in done]
+    texts = [[c.text for c in row] for row in done]
     metrics = {
         "finished": _mean(c.finished for row in done for c in row),
         "tokens_per_completion": _mean(len(c.token_ids) for row in done for c in row),
@@ -206,11 +209,12 @@ def _complete(
     return sample(model, tokenizer, prompts, **options)
 
 
-def _until(text: str, stop: Sequence[str]) -> str:
-    """The text up to the first of the stop strings, leading white space not counted as text."""
+def _until(completion: Completion, stop: Sequence[str]) -> Completion:
+    """The completion up to the first of the stop strings, which ends it; leading white space is not searched."""
+    text = completion.text
     start = len(text) - len(text.lstrip())
     places = [place for word in stop if (place := text.find(word, start)) >= 0]
-    return text[: min(places)] if places else text
+    return replace(completion, text=text[: min(places)], finished=True) if places else completion
 
 
 def _judge(spec: Any, rows: Sequence[dict[str, Any]], texts: Sequence[Sequence[str]]) -> list[list[Judgement]]:

@@ -158,7 +158,7 @@ def test_a_template_and_stop_strings_judge_base_models_fairly(monkeypatch, token
     )  # fmt: skip
     assert seen == ["Question: Where does Anna live? Answer:"]
     assert got.metrics["accuracy"] == 1.0
-    assert got.metrics["finished"] == 0.0
+    assert got.metrics["finished"] == 1.0  # the stop string ends it
 
 
 @pytest.mark.parametrize(
