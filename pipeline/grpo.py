@@ -11,7 +11,9 @@ Paper: Part 2, section 3. TRL's default beta is 0, which is no KL at all: write 
 paper's objective. The KL stands inside the loss, so its fixed point is per prefix, not pi* (docs/errata.md, line 9).
 """
 
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.entry import entry
@@ -25,6 +27,24 @@ class GRPOArguments(StageArguments):
     reward: str = field(
         default="numeric",
         metadata={"help": "Reward by registry name, weighted sum of names, or package.module:function."},
+    )
+    prefilter_samples: int = field(
+        default=0,
+        metadata={
+            "help": "Sample this many answers a prompt first; drop prompts always or never solved (0: keep all)."
+        },
+    )
+    curriculum: bool = field(
+        default=False, metadata={"help": "With prefilter_samples: train on the easiest prompts first."}
+    )
+    guard_patience: int = field(
+        default=10, metadata={"help": "Bad log lines in a row before a run that does not learn is stopped (0: never)."}
+    )
+    max_kl: float | None = field(
+        default=None, metadata={"help": "Ceiling of the logged KL for the guards [1 nat a token]."}
+    )
+    allow_unsafe_code_execution: bool = field(
+        default=False, metadata={"help": "Let the code reward run without its sandbox; recorded in run and card."}
     )
 
 
@@ -40,22 +60,42 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.model.loading import ModelArguments, load_policy
         from pipeline.rewards.registry import get_reward
         from pipeline.runtime.training import train_and_save
+        from pipeline.trainers.guards import Guards
+        from pipeline.trainers.prefilter import pass_rates, worth_learning
 
         own, data_args, model_args, config = run.parse(GRPOArguments, DataArguments, ModelArguments, GRPOConfig)
-        reward = get_reward(own.reward)
+        reward = get_reward(own.reward, allow_unsafe_code_execution=own.allow_unsafe_code_execution)
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
         data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
+        train = data.train
+        if own.prefilter_samples:
+            rates = pass_rates(
+                policy.model, policy.tokenizer, train, reward, samples=own.prefilter_samples,
+                max_new_tokens=config.max_completion_length, temperature=config.temperature, seed=config.seed,
+                cache=run.folder / "pass_rates.json",
+            )  # fmt: skip
+            train, dropped = worth_learning(train, rates, easiest_first=own.curriculum)
+            run.add_metrics(dropped)
+            config.shuffle_dataset = config.shuffle_dataset and not own.curriculum
+        run.record["sandbox"] = reward.sandbox
+        guards = Guards(reward.strict_metric, max_kl=own.max_kl, patience=own.guard_patience or sys.maxsize)
         trainer = GRPOTrainer(
             model=policy.model,
             reward_funcs=reward,
             args=config,
-            train_dataset=data.train,
+            train_dataset=train,
             eval_dataset=data.evaluation if config.eval_strategy != "no" else None,
             processing_class=policy.tokenizer,
             peft_config=policy.peft_config,
+            callbacks=[guards],
         )
-        train_and_save(run, trainer, own, policy.finish)
+
+        def finish(folder: Path) -> None:
+            policy.finish(folder)
+            run.add_metrics({f"verdicts/{verdict}": count for verdict, count in reward.counts.items()})
+
+        train_and_save(run, trainer, own, finish)
 
 
 FLAGS = {

@@ -100,7 +100,7 @@ class Run:
         else:
             status = "failed"
             self.record["error"] = f"{kind.__name__}: {error}"
-        if issubclass(kind, UserError) and not self.record["resumed"]:
+        if issubclass(kind, UserError) and self._is_alone():
             # A mistyped argument leaves nothing behind that the corrected command would have to be forced over.
             self._remove_trace()
             return
@@ -230,6 +230,10 @@ class Run:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "process": process_identity(),
         }
+
+    def _is_alone(self) -> bool:
+        """Whether the record is all that the folder holds, so that nothing was done yet."""
+        return not self.folder.exists() or {path.name for path in self.folder.iterdir()} <= {"run.json"}
 
     def _remove_trace(self) -> None:
         if self.is_main:

@@ -1,0 +1,94 @@
+"""Prompts worth training on: those that the start neither always nor never solves, easiest first if asked.
+
+In GRPO a prompt whose answers all have the same reward has no advantage and teaches nothing. Measuring each prompt's
+pass rate once, with the model the run starts from, spends a little sampling to save a lot of it.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import datasets
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from pipeline.inference.decoding import sample
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.record import write_json
+
+
+def pass_rates(
+    model: Any,
+    tokenizer: Any,
+    dataset: datasets.Dataset,
+    reward: Callable[..., list[float | None]],
+    *,
+    samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    cache: Path,
+) -> list[float | None]:
+    """Mean reward of ``samples`` answers to each prompt; None where no answer could be scored.
+
+    Computed on the main process, kept in ``cache`` so that a resumed run trains on the same prompts, and sent to all.
+
+    Args:
+        model: the policy the run starts from.
+        dataset: rows with ``prompt`` and the columns that the reward reads.
+        cache: a JSON file in the run's folder.
+    """
+    rates: list[list[float | None] | None] = [None]
+    state = PartialState()
+    if state.is_main_process:
+        if cache.is_file():
+            rates[0] = json.loads(cache.read_text())
+        else:
+            rows = list(dataset)
+            answers = sample(
+                model.to(state.device), tokenizer, [row["prompt"] for row in rows],
+                n=samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+            )  # fmt: skip
+            flat = [(row, answer.text) for row, group in zip(rows, answers) for answer in group]
+            columns = {name: [row[name] for row, _ in flat] for name in dataset.column_names if name != "prompt"}
+            scores = reward(
+                prompts=[row["prompt"] for row, _ in flat], completions=[text for _, text in flat], **columns
+            )
+            groups = [scores[start : start + samples] for start in range(0, len(scores), samples)]
+            known = [[score for score in group if score is not None] for group in groups]
+            rates[0] = [fmean(group) if group else None for group in known]
+            write_json(cache, rates[0])
+    broadcast_object_list(rates)
+    return rates[0]
+
+
+def worth_learning(
+    dataset: datasets.Dataset, rates: list[float | None], *, easiest_first: bool
+) -> tuple[datasets.Dataset, dict[str, float]]:
+    """The rows whose pass rate lies strictly between 0 and 1, and what was dropped.
+
+    Args:
+        rates: pass rate a row; None counts as unscorable and is dropped.
+        easiest_first: order by falling pass rate (a curriculum) instead of leaving the order.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    kept = [index for index, rate in enumerate(rates) if rate is not None and 0.0 < rate < 1.0]
+    if easiest_first:
+        kept.sort(key=lambda index: -rates[index])
+    metrics = {
+        "prefilter/always_solved": sum(rate is not None and rate >= 1.0 for rate in rates),
+        "prefilter/never_solved": sum(rate is not None and rate <= 0.0 for rate in rates),
+        "prefilter/unscorable": sum(rate is None for rate in rates),
+        "prefilter/kept": len(kept),
+    }
+    if not kept:
+        raise UserError(
+            f"prefilter_samples: of {len(rates)} prompts {metrics['prefilter/always_solved']} are always solved, "
+            f"{metrics['prefilter/never_solved']} never, {metrics['prefilter/unscorable']} cannot be scored: nothing "
+            "is left to learn; take other prompts, more samples, or a better start"
+        )
+    return dataset.select(kept), metrics
