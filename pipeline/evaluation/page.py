@@ -370,10 +370,11 @@ def curves(trained: Sequence[RunView]) -> str:
     """Per stage the telling charts in the open, all others folded."""
     blocks = []
     for run in trained:
-        charts = stage_charts(run)
-        if not charts:
+        known, others = stage_charts(run)
+        if not known + others:
             continue
-        shown, folded = charts[:SHOWN_CHARTS], charts[SHOWN_CHARTS:]
+        shown = (known or others)[:SHOWN_CHARTS]
+        folded = [chart for chart in known + others if chart not in shown]
         more = (
             f'<details><summary>{len(folded)} more</summary><div class="charts">{"".join(folded)}</div></details>'
             if folded
@@ -386,9 +387,9 @@ def curves(trained: Sequence[RunView]) -> str:
     return "".join(blocks)
 
 
-def stage_charts(run: RunView) -> list[str]:
-    """Figures for everything the stage logged more than once: known ones first, then the rest by name."""
-    charts, used = [], set()
+def stage_charts(run: RunView) -> tuple[list[str], list[str]]:
+    """Figures for everything the stage logged more than once: the known ones, and the rest by name."""
+    charts, others, used = [], [], set()
     for title, unit, lines in CHARTS:
         drawn = [Curve(label, series(run.history, name), marked) for name, label, marked in lines]
         used |= {name for name, _, _ in lines}
@@ -397,10 +398,10 @@ def stage_charts(run: RunView) -> list[str]:
         charts.append(figure(run, title, unit, drawn))
     names = sorted({name for entry in run.history for name in entry} - used - set(NOT_CURVES))
     for name in names:
-        if name.startswith(("train_", "eval_")) and name.endswith(("runtime", "per_second")):
+        if name.startswith(("train_", "eval_")) and name.endswith(("runtime", "per_second", "num_tokens")):
             continue
-        charts.append(figure(run, name, "as logged", [Curve(name, series(run.history, name))], least=3))
-    return [chart for chart in charts if chart]
+        others.append(figure(run, name, "as logged", [Curve(name, series(run.history, name))], least=3))
+    return [chart for chart in charts if chart], [chart for chart in others if chart]
 
 
 def figure(run: RunView, title: str, unit: str, lines: Sequence[Curve], least: int = 2) -> str:
