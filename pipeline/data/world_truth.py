@@ -153,6 +153,7 @@ def _pattern(template: str) -> str:
 
 
 def seeded(*key: str) -> random.Random:
+    """A generator of its own for each part of the world, fixed by the world's version and the part's name."""
     return random.Random("/".join(("narlm", WORLD_VERSION, *key)))
 
 

@@ -42,6 +42,8 @@ from .configuration_narlm import NarLMConfig
 
 @use_kernel_forward_from_hub("RMSNorm")
 class NarLMRMSNorm(nn.Module):
+    """z / sqrt(mean(z^2) + eps) * gamma: LayerNorm without mean and shift."""
+
     def __init__(self, hidden_size: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size))
@@ -253,6 +255,8 @@ class NarLMDecoderLayer(GradientCheckpointingLayer):
 
 
 class NarLMPreTrainedModel(PreTrainedModel):
+    """What all heads share: the config, initialisation, and what transformers may do with the model."""
+
     config: NarLMConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True

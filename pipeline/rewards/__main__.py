@@ -164,6 +164,11 @@ def summary(judgements: list[Judgement]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Score a file of completions; see the module's docstring.
+
+    Raises:
+        UserError: a file, column, reward or option that is not there.
+    """
     given = _parser().parse_args(arguments)
     options = parse_options(given.options)
     if given.allow_unsafe_code_execution:

@@ -110,6 +110,7 @@ def _load(source):
 
 
 def main(job):
+    """Load the completion and serve calls on it until the pipe closes."""
     served = _Served(job["requests"], job["replies"])
     send(served.replies, b"ready")  # while nothing of the completion has run: a box that fails is no wrong answer
     namespace, problem = _load(job["source"])

@@ -406,6 +406,7 @@ def _line(failure):
 
 
 def main(job):
+    """Run the tests against the candidate box, send the sealed verdict and end without any exit handler."""
     global _link
     _link = _Link(job["requests"], job["replies"])
     verdict = _verdict(job)

@@ -38,30 +38,37 @@ class Sample(NamedTuple):
 
 
 def right(**extra) -> Judgement:
+    """Score 1, verdict ``right``."""
     return Judgement("right", 1.0, **extra)
 
 
 def wrong(reason: str = "", **extra) -> Judgement:
+    """Score 0, verdict ``wrong``."""
     return Judgement("wrong", 0.0, reason=reason, **extra)
 
 
 def timeout(reason: str) -> Judgement:
+    """Score 0: the completion ran over its own limit, and hanging must not pay."""
     return Judgement("timeout", 0.0, reason=reason)
 
 
 def scored(score: float) -> Judgement:
+    """A graded score that is neither right nor wrong."""
     return Judgement("scored", score)
 
 
 def unscorable(reason: str) -> Judgement:
+    """No score: the row has no gold answer to compare with."""
     return Judgement("unscorable", None, reason=reason)
 
 
 def error(reason: str) -> Judgement:
+    """No score: the judge itself failed."""
     return Judgement("error", None, reason=reason)
 
 
 def judged(is_right: bool, reason: str = "") -> Judgement:
+    """``right`` or ``wrong``."""
     return right() if is_right else wrong(reason)
 
 

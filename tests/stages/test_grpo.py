@@ -28,7 +28,7 @@ def test_the_reward_rises_and_beta_means_a_kl(tiny_model, prompts, tmp_path):
     main(
         flags(
             model_name_or_path=tiny_model, dataset_name=prompts, output_dir=tmp_path / "run", eval_rows=0,
-            max_steps=25, reward="tests.stages.test_grpo:share_of_letters", **SAMPLING,
+            max_steps=25, reward="tests.stages.test_grpo:share_of_letters", guard_patience=0, **SAMPLING,
         )
     )  # fmt: skip
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
@@ -38,6 +38,101 @@ def test_the_reward_rises_and_beta_means_a_kl(tiny_model, prompts, tmp_path):
     assert sum(step["reward"] for step in steps[:2]) / 2 < 0.5
     assert sum(step["reward"] for step in steps[-2:]) / 2 > 0.9
     assert read_metrics(tmp_path / "run")["steps"] == 25
+
+
+def test_a_guard_stops_a_run_that_cannot_learn_and_leaves_a_checkpoint(tiny_model, prompts, tmp_path):
+    """Every completion has 4 tokens of an untrained model, so nearly all are cut off: after 3 such lines it stops."""
+    with pytest.raises(UserError, match=r"stopped by a guard: \d+% of the completions are cut off.*3 log lines"):
+        main(
+            flags(
+                model_name_or_path=tiny_model, dataset_name=prompts, output_dir=tmp_path / "run", eval_rows=0,
+                max_steps=9, reward="tests.stages.test_grpo:share_of_letters", guard_patience=3,
+                **(SAMPLING | {"save_steps": 100}),
+            )
+        )  # fmt: skip
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert "cut off" in record["error"]
+    assert (tmp_path / "run" / "checkpoint-3" / "model.safetensors").is_file()
+
+
+def test_prompts_that_teach_nothing_are_dropped_first(tiny_model, prompts, tmp_path):
+    """Of eight prompts the reward solves 0-2 always and 3-5 never; 6 and 7 depend on the sample and are kept."""
+    main(
+        flags(
+            model_name_or_path=tiny_model, dataset_name=prompts, output_dir=tmp_path / "run", eval_rows=0, max_steps=1,
+            reward="tests.stages.test_grpo:known_pass_rates", prefilter_samples=4, curriculum=True, **SAMPLING,
+        )
+    )  # fmt: skip
+    metrics = read_metrics(tmp_path / "run")
+    assert metrics["prefilter/always_solved"] == metrics["prefilter/never_solved"] == 3
+    assert metrics["prefilter/kept"] == 2
+
+
+def known_pass_rates(prompts, completions, answer, **columns):
+    """1 for answers 1-3, 0 for 4-6, and alternately 0 and 1 for the others."""
+    return [1.0 if int(a) <= 3 else 0.0 if int(a) <= 6 else float(i % 2) for i, a in enumerate(answer)]
+
+
+def test_the_nanochat_preset_is_the_paper_s_listing_3(tiny_model, prompts, tmp_path):
+    """One SGD step of lr 1 moves each weight by minus the gradient of ``-(log_probs * advantages).mean()``.
+
+    Listing 3 literally: rewards minus their group's mean, one advantage for all tokens of an answer, the mean over all
+    generated tokens; on-policy, no KL, no clipping, no division by the spread.
+    """
+    import yaml
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tests.conftest import ROOT
+
+    given = yaml.safe_load((ROOT / "configs" / "grpo" / "nanochat.yaml").read_text())
+    seen.clear()
+    main(
+        flags(
+            **given
+            | {
+                "model_name_or_path": tiny_model, "dataset_name": prompts, "output_dir": tmp_path / "run",
+                "eval_rows": 0, "max_steps": 1, "reward": "tests.stages.test_grpo:remembered", "num_generations": 4,
+                "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "steps_per_generation": 2,
+                "max_completion_length": 5, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant",
+                "warmup_steps": 0, "max_grad_norm": 1e9, "bf16": False, "gradient_checkpointing": False,
+                "save_steps": 1, "logging_steps": 1,
+            }
+        )
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    prompt_ids = tokenizer(seen["prompts"])["input_ids"]
+    total, count = 0.0, 0
+    for start in range(0, len(seen["rewards"]), 4):
+        group = torch.tensor(seen["rewards"][start : start + 4])
+        for advantage, prompt, completion in zip(
+            group - group.mean(), prompt_ids[start : start + 4], seen["completion_ids"][start : start + 4]
+        ):
+            ids = torch.tensor([prompt + completion])
+            log_probs = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            total = total + advantage * log_probs.gather(1, ids[0, len(prompt) :, None]).sum()
+            count += len(completion)
+    (-total / count).backward()
+    after = load_file(tmp_path / "run" / "model.safetensors")
+    before = load_file(tiny_model / "model.safetensors")
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    moved = {name: before[name] - after[name] for name in after}
+    assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-3
+    for name, difference in moved.items():
+        assert (difference - gradients[name]).abs().max() < 1e-6, name
+
+
+seen: dict[str, list] = {}
+
+
+def remembered(prompts, completions, completion_ids, **columns):
+    """A reward of 0 to 3 by the first token, which also keeps what was sampled for a literal recomputation."""
+    seen.setdefault("completion_ids", []).extend(completion_ids)
+    seen.setdefault("prompts", []).extend(prompts)
+    rewards = [float(ids[0] % 4) for ids in completion_ids]
+    seen.setdefault("rewards", []).extend(rewards)
+    return rewards
 
 
 def test_only_the_adapter_moves(tiny_model, prompts, tmp_path):
