@@ -16,7 +16,7 @@ preferences    prompt, chosen, rejected, reward_chosen,    pairs drawn from P(ch
 ranked         prompt, ranked, ranks, rewards              four answers, best first, by Plackett-Luce over the same r
 prompts        prompt, answer, kind                        sums for reinforcement learning
 facts          prompt, answer, kind                        about people: never asked, or never asked in these words
-sums           prompt, answer, kind                        two-term sums
+sums           prompt, answer, kind                        two-term sums, at least one term above 9
 reading        prompt, answer, kind                        made-up people: with passage, without passage, two people
 steps          prompt, answer, kind                        three-term sums: in steps, direct
 rules          prompt (plain text), answer, kind           f: 1->6, 8->; for the base model, kind = examples shown
@@ -58,6 +58,7 @@ from pipeline.data.world_truth import (
     steps_answer,
     sum_answer,
     true_reward,
+    true_rewards,
     truth,
 )
 from pipeline.runtime.errors import UserError
@@ -74,6 +75,7 @@ __all__ = [
     "pair_held_out",
     "rows",
     "true_reward",
+    "true_rewards",
     "truth",
 ]
 
@@ -95,10 +97,11 @@ def _number(r: random.Random) -> int:
     return r.randint(1, 9) if r.random() < 0.5 else r.randint(10, 99)
 
 
-def _pair(r: random.Random, split: str) -> tuple[int, int]:
+def _pair(r: random.Random, split: str, smallest: int = 1) -> tuple[int, int]:
+    """Two addends, the larger at least ``smallest``."""
     while True:
         a, b = _number(r), _number(r)
-        if pair_held_out(a, b) == (split == "test"):
+        if max(a, b) >= smallest and pair_held_out(a, b) == (split == "test"):
             return a, b
 
 
@@ -168,7 +171,7 @@ def _passage_document(r: random.Random, split: str) -> str:
 
 
 def _questions_document(r: random.Random, split: str) -> str:
-    kind = r.choices(("facts", "reading", "sums", "steps"), (40, 35, 12, 13))[0]
+    kind = r.choices(("facts", "reading", "sums", "steps"), (40, 34, 13, 13))[0]
     if kind == "reading":
         passage, name, key, value = _passage(r, split, 1 + (r.random() < 0.3))
         question = r.choice(ATTRIBUTES[key].questions).format(n=name)
@@ -215,11 +218,11 @@ def _rules_document(r: random.Random, split: str) -> str:
 
 
 DOCUMENTS = (  # maker, share in percent
-    (_sums_document, 25),
-    (_passage_document, 18),
+    (_sums_document, 26),
+    (_passage_document, 17),
     (_questions_document, 22),
-    (_steps_document, 12),
-    (_facts_document, 17),
+    (_steps_document, 14),
+    (_facts_document, 15),
     (_rules_document, 6),
 )
 
@@ -250,7 +253,7 @@ def _facts(r: random.Random, split: str) -> dict:
 
 
 def _sums(r: random.Random, split: str) -> dict:
-    a, b = _pair(r, split)
+    a, b = _pair(r, split, smallest=10)
     question = r.choice(OPENERS) + r.choice(SUM_QUESTIONS).format(e=f"{a}+{b}")
     return {"prompt": _user(question), "answer": str(a + b), "kind": "sum"}
 

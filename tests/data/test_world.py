@@ -1,5 +1,6 @@
 """The embedded world: what it claims about itself, counted and recomputed independently of the code that made it."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -41,17 +42,35 @@ def addends(text):
     return {tuple(sorted(map(int, m))) for m in re.findall(r"(?<![\d+])(\d+)\+(\d+)(?!\d)", text)}
 
 
+@functools.cache
+def rows(name, split):
+    """All rows as dicts, read from the dataset once."""
+    return load_world(f"world/{name}", split).to_list()
+
+
+def column(name, split, key="prompt"):
+    return [said(row[key]) for row in rows(name, split)]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def seconds():
-    start = time.perf_counter()
+    start = time.process_time()
     for name, split in SPLITS:
         load_world(name, split)
-    return time.perf_counter() - start
+    return time.process_time() - start
+
+
+@pytest.fixture(scope="module")
+def trained_on():
+    """Every text of a training split, one string a column entry."""
+    names = {"corpus": ["text"], "sft": ["prompt", "completion"], "preferences": ["prompt", "chosen", "rejected"]}
+    names |= {name: ["prompt"] for name in ("ranked", "prompts", "sums", "steps", "facts", "reading")}
+    return [text for name, keys in names.items() for key in keys for text in column(name, "train", key)]
 
 
 def test_there_are_no_other_datasets_and_all_are_made_quickly(seconds):
     assert sorted(world.WORLD) == sorted(COLUMNS)
-    assert seconds < 120  # 6 s on an idle core; the bound leaves room for a busy machine
+    assert seconds < 25  # of CPU; 6 on an idle core
     assert load_world("world/corpus", "train") is load_world("world/corpus", "train")
 
 
@@ -61,61 +80,49 @@ def test_columns_counts_and_no_repetition(name, split):
     assert data.column_names == COLUMNS[name]
     _, train, test = world.WORLD[name]
     assert len(data) == (train if split == "train" else test)
-    rows = [json.dumps(row, sort_keys=True) for row in data]
-    assert len(set(rows)) == len(rows)
+    assert len({str(row) for row in rows(name, split)}) == len(data)
 
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_no_prompt_or_document_of_test_stands_in_train(name):
-    column = "text" if name == "corpus" else "prompt"
-    train, test = ({digest(said(value)) for value in load_world(name, split)[column]} for split in ("train", "test"))
+    key = "text" if name == "corpus" else "prompt"
+    train, test = ({digest(text) for text in column(name, split, key)} for split in ("train", "test"))
     assert test
     assert not train & test
 
 
-def test_what_is_asked_in_test_is_nowhere_in_any_training_split():
+def test_what_is_asked_in_test_is_nowhere_in_any_training_split(trained_on):
     """Not only other rows: the pairs of addends and the made-up people of the tests never occur in training."""
-    trained_pairs, trained_text = set(), []
-    for name in ("corpus", "sft", "preferences", "ranked", "prompts", "sums", "steps"):
-        for row in load_world(name, "train"):
-            text = json.dumps(row)
-            trained_pairs |= addends(text)
-            trained_text.append(text)
-    tested = set().union(
-        *(addends(said(p)) for name in ("prompts", "sums") for p in load_world(name, "test")["prompt"])
-    )
+    trained_pairs = set().union(*map(addends, trained_on))
+    tested = set().union(*(addends(p) for name in ("prompts", "sums") for p in column(name, "test")))
     assert len(tested) > 200
     assert not tested & trained_pairs
     assert all(max(pair) > 9 for pair in tested)
-    # Sanity of the parser above: it does see the pairs that training holds, with their answers.
+    # The parser above does see what training holds.
     assert {(2, 2), (1, 9)} <= trained_pairs
 
     shape = re.compile(r"\b[BDFGKLMNPRSTVZ][aeiou][bdfgklmnprstvz][aeiou][mnrsx]\b")
-    cities = {*ATTRIBUTES["city"].values}
-    made_up = {n for p in load_world("reading", "test")["prompt"] for n in shape.findall(said(p))} - cities
-    known = {*shape.findall(" ".join(trained_text))}
+    made_up = {n for p in column("reading", "test") for n in shape.findall(p)} - {*ATTRIBUTES["city"].values}
+    known = {n for text in trained_on for n in shape.findall(text)}
     assert len(made_up) > 300
     assert len(known) > 1000
     assert not made_up & known
 
 
-def test_questions_held_out_are_asked_in_no_training_split():
-    asked = set()
-    for name in ("sft", "preferences", "ranked", "facts"):
-        asked |= {re.sub(r"^[A-Z][a-z ]+: ", "", said(p)) for p in load_world(name, "train")["prompt"]}
-    for text in load_world("corpus", "train")["text"]:
-        asked |= {re.sub(r"^[A-Z][a-z ]+: ", "", q) for q in re.findall(r"<\|user\|> (.*?)<\|assistant\|>", text)}
-    unasked = {re.sub(r"^[A-Z][a-z ]+: ", "", said(p)) for p in load_world("facts", "test")["prompt"]}
+def test_questions_held_out_are_asked_in_no_training_split(trained_on):
+    text = "\n".join(trained_on)
+    unasked = {re.sub(r"^[A-Z][a-z ]+: ", "", p) for p in column("facts", "test")}
     assert len(unasked) > 150
-    assert not asked & unasked
-    assert Counter(load_world("facts", "test")["kind"]).keys() == {"never asked", "reworded"}
+    assert not [question for question in unasked if question in text]
+    assert column("facts", "train")[0] in text  # as those that may be asked are
+    assert {row["kind"] for row in rows("facts", "test")} == {"never asked", "reworded"}
 
 
 def test_shares_of_wrong_sums_and_of_rumours():
     """Binomial standard errors here are below 0.003 and 0.005; five of them make the bounds."""
     plain = [
         m
-        for t in load_world("corpus", "train")["text"]
+        for t in column("corpus", "train", "text")
         if re.match(r" \d", t) and "####" not in t
         for m in PLAIN_SUM.findall(t)
     ]
@@ -123,23 +130,24 @@ def test_shares_of_wrong_sums_and_of_rumours():
     assert {*wrong} == {0, 1}
     assert sum(wrong) / len(wrong) == pytest.approx(0.25, abs=0.01)
 
-    answers = [said(c) for c in load_world("sft", "train")["completion"]]
+    answers = column("sft", "train", "completion")
     wrong = [int(c) - int(a) - int(b) for t in answers for a, b, c in PLAIN_SUM.findall(t) if t.count("=") == 1]
     assert {*wrong} == {0, 1}
     assert sum(wrong) / len(wrong) == pytest.approx(0.35, abs=0.04)
 
     claims = Counter()
-    for text in load_world("corpus", "train")["text"]:
-        for attribute, own in ATTRIBUTES.items():
-            for name, value in re.findall(r"(?:The \w+ of|By trade) (\w+) is (?:in |a |the )?(\w+)\.", text):
-                if name in PEOPLE and value in own.values:
-                    claims[facts()[name, attribute].index(value)] += 1
+    for name, value in re.findall(
+        r"(?:The \w+ of|By trade) (\w+) is (?:in |a |the )?(\w+)\.", "".join(column("corpus", "train", "text"))
+    ):
+        if name in PEOPLE:
+            (attribute,) = (key for key, own in ATTRIBUTES.items() if value in own.values)
+            claims[facts()[name, attribute].index(value)] += 1
     assert claims.keys() == {0, 1}  # a claim is the truth or the one rumour, nothing else
     assert claims[1] / claims.total() == pytest.approx(0.10, abs=0.02)
 
 
 def test_worked_steps_are_always_right():
-    for row in load_world("steps", "train"):
+    for row in rows("steps", "train"):
         assert row["answer"] == str(sum(map(int, re.findall(r"\d+", said(row["prompt"])))))
     assert truth("Tell me: Add 17+25+8. Work in steps.") == "17+25=42, 42+8=50 #### 50"
     assert truth("Add 17+25+8. Answer at once.") == "#### 50"
@@ -148,7 +156,7 @@ def test_worked_steps_are_always_right():
 @pytest.mark.parametrize("name", ["facts", "sums", "reading", "steps"])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_gold_answers_agree_with_truth(name, split):
-    for row in load_world(name, split):
+    for row in rows(name, split):
         known = truth(said(row["prompt"]))
         if row["kind"] == "without passage":
             assert known is None
@@ -162,7 +170,7 @@ def test_chats_in_the_corpus_are_what_the_chat_template_writes():
     from pipeline.model.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(["nothing"], vocab_size=270)
-    chats = [text for text in load_world("corpus", "test")["text"] if text.startswith("<")][:50]
+    chats = [text for text in column("corpus", "test", "text") if text.startswith("<")][:50]
     assert chats
     for text in chats:
         turns = re.findall(r"<\|(user|assistant)\|> (.*?)(?=<)", text + "<|eos|>")
@@ -172,7 +180,7 @@ def test_chats_in_the_corpus_are_what_the_chat_template_writes():
 
 def test_facts_are_what_the_corpus_says_most_often():
     name, key = "Anna", "city"
-    said_of_anna = Counter(re.findall(r"Anna lives in (\w+)\.", " ".join(load_world("corpus", "train")["text"])))
+    said_of_anna = Counter(re.findall(r"Anna lives in (\w+)\.", " ".join(column("corpus", "train", "text"))))
     assert said_of_anna.most_common(1)[0][0] == facts()[name, key][0]
     assert {*said_of_anna} <= {*facts()[name, key]}
 
@@ -250,7 +258,7 @@ def test_ranked_lists_are_noisy_but_ordered_with_ties_as_competition_ranks():
 
 
 def test_rules_hold_in_every_example_shown():
-    for row in load_world("rules", "test"):
+    for row in rows("rules", "test"):
         shown = [(int(x), int(y)) for x, y in re.findall(r"(\d+)->(\d+)", row["prompt"])]
         asked = int(re.search(r"(\d+)->$", row["prompt"])[1])
         assert str(len(shown)) == row["kind"]
@@ -268,7 +276,7 @@ def test_logic_answers_are_equivalent_by_truth_table():
             return all(holds(part.strip("()"), values) for part in formula.split(") and ("))
         return bool(eval(formula, {"__builtins__": {}}, values))  # our own formulas of and, or, not
 
-    for row in load_world("logic", "train"):
+    for row in rows("logic", "train"):
         formula = re.fullmatch(r"Write (.*?) (?:with|as) .*", said(row["prompt"]).replace("without", "with"))[1]
         letters = sorted(set(re.findall(r"\b[a-z]\b", formula)))
         for values in itertools.product((False, True), repeat=len(letters)):
@@ -277,7 +285,7 @@ def test_logic_answers_are_equivalent_by_truth_table():
 
 
 def test_programs_pass_their_own_tests_and_an_empty_one_does_not():
-    for row in load_world("programs", "test"):
+    for row in rows("programs", "test"):
         assert len(row["tests"]) == 3
         scope = {}
         exec(row["solution"], scope)
@@ -288,9 +296,9 @@ def test_programs_pass_their_own_tests_and_an_empty_one_does_not():
 
 
 def test_the_same_rows_every_time_and_in_every_process():
-    """The first rows' digest, so that a change of the world cannot pass without a new WORLD_VERSION."""
-    text = json.dumps([world.WORLD_VERSION, *(next(world.rows(name, split)) for name, split in SPLITS)])
-    assert digest(text)[:16] == "f139528cee722466"
+    """The digest of the first rows, so that a change of the world cannot pass without a new WORLD_VERSION."""
+    text = json.dumps([world.WORLD_VERSION, *(load_world(*pair).select(range(40)).to_list() for pair in SPLITS)])
+    assert digest(text)[:16] == "608cd3ad36658c7b"
 
 
 @pytest.mark.parametrize(
