@@ -124,16 +124,3 @@ def test_traces_as_one_graph(narlm, tokens, kind, attention):
     traced = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(traced(tokens, use_cache=False).logits, model(tokens, use_cache=False).logits)
-
-
-@pytest.mark.slow
-def test_compiles_and_flex_attention(narlm, tokens):
-    """The inductor's code and flex attention give the eager logits."""
-    for kind in ("paper", "mixed"):
-        model = narlm(kind)
-        with torch.no_grad():
-            expected = model(tokens, use_cache=False).logits
-            compiled = torch.compile(model, fullgraph=True)
-            torch.testing.assert_close(compiled(tokens, use_cache=False).logits, expected, atol=1e-4, rtol=1e-4)
-            model.set_attn_implementation("flex_attention")
-            torch.testing.assert_close(model(tokens, use_cache=False).logits, expected, atol=1e-4, rtol=1e-4)
