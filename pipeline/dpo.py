@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
-        from pipeline.model.loading import ModelArguments, load_policy
+        from pipeline.model.policy import ModelArguments, load_policy
         from pipeline.runtime.training import train_and_save
         from pipeline.trainers.callbacks import WarnWhenChosenFalls
 

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.packing import pack
         from pipeline.data.streaming import pack_stream
         from pipeline.model.building import build_narlm, new_tokenizer
-        from pipeline.model.loading import ModelArguments, load_policy, with_adapter
+        from pipeline.model.policy import ModelArguments, load_policy, with_adapter
         from pipeline.runtime.training import require_rows, train_and_save
         from pipeline.trainers.pretraining import PackedTrainer
 

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
-        from pipeline.model.loading import ModelArguments, load_policy
+        from pipeline.model.policy import ModelArguments, load_policy
         from pipeline.rewards.registry import get_reward
         from pipeline.runtime.training import require_rows, train_and_save
         from pipeline.trainers.reward import DataCollatorForRanking, RankedRewardTrainer, encode_rankings
@@ -111,12 +111,15 @@ def judged(folder: Path, held_out: Any, truth: Any, ranked_dataset_name: str | N
     if truth and ranked_dataset_name:
         from pipeline.data.loading import read_split
 
-        scored, told = [], []
-        for row in read_split(ranked_dataset_name, "test", kind="ranked"):
-            texts = [said(y) for y in row["ranked"]]
-            ids = [encode_dialogue(tokenizer, row["prompt"], text) for text in texts]
-            scored.append(score_sequences(model, ids, tokenizer.pad_token_id))
-            told.append(truth(prompts=[row["prompt"]] * len(texts), completions=texts))
+        rows = [
+            [(row["prompt"], said(y)) for y in row["ranked"]]
+            for row in read_split(ranked_dataset_name, "test", kind="ranked")
+        ]
+        flat = [pair for row in rows for pair in row]
+        ids = [encode_dialogue(tokenizer, prompt, text) for prompt, text in flat]
+        scored = iter(score_sequences(model, ids, tokenizer.pad_token_id))
+        known = iter(truth(prompts=[p for p, _ in flat], completions=[y for _, y in flat]))
+        scored, told = ([[next(values) for _ in row] for row in rows] for values in (scored, known))
         figures["true_reward_spearman"] = within_prompt_spearman(scored, told)
     return {f"held_out_{name}": value for name, value in figures.items()}
 

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
-        from pipeline.model.loading import ModelArguments
+        from pipeline.model.policy import ModelArguments
         from pipeline.rewards.learned import reward_spec
         from pipeline.rewards.registry import get_reward
         from pipeline.runtime.training import train_and_save

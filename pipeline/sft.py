@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
-        from pipeline.model.loading import ModelArguments, load_policy
+        from pipeline.model.policy import ModelArguments, load_policy
         from pipeline.model.tokenizer import ensure_training_chat_template
         from pipeline.runtime.training import require_supervision, train_and_save
 

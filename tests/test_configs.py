@@ -29,7 +29,7 @@ def parsers(stage: str) -> tuple[type, ...]:
     from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
     from pipeline.data.arguments import DataArguments
-    from pipeline.model.loading import ModelArguments
+    from pipeline.model.policy import ModelArguments
 
     module = importlib.import_module(f"pipeline.{stage}")
     own = next(v for k, v in vars(module).items() if k.endswith("Arguments") and v.__module__ == module.__name__)

@@ -10,7 +10,7 @@ name           columns                                     what it is
 =============  ==========================================  ==================================================
 corpus         text                                        pretraining documents; 25% of the plain sums are one too
                                                            high and 10% of the claims about people are the rumour
-sft            prompt, completion                          chat; 35% of the sums wrong, 15% of the facts long-winded
+sft            prompt, completion                          chat; 35% of the sums wrong, 12% of the facts wordy
 preferences    prompt, chosen, rejected, reward_chosen,    pairs drawn from P(chosen) = sigma(r_chosen - r_rejected),
                reward_rejected                             r = ``true_reward``; so Bayes accuracy is known
 ranked         prompt, ranked, ranks, rewards              four answers, best first, by Plackett-Luce over the same r
@@ -82,7 +82,7 @@ __all__ = [
 # Pages of questions and answers stand in the corpus as chats, in the tokens of NarLM's chat template: a model that has
 # never seen them has so much to unlearn in SFT that it forgets what it knew.
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|eos|>"
-WRONG_SUMS_CORPUS, WRONG_SUMS_SFT, LONG_WINDED_SFT = 0.25, 0.35, 0.15
+WRONG_SUMS_CORPUS, WRONG_SUMS_SFT, LONG_WINDED_SFT = 0.25, 0.35, 12  # the last in percent
 
 # --- pieces, each drawn for one split --------------------------------------------------------------------------------
 
@@ -286,7 +286,8 @@ def _sft(r: random.Random, split: str) -> dict:
     kind = r.choices(("facts", "sums", "reading", "steps", "direct"), (32, 25, 20, 20, 3))[0]
     if kind == "facts":
         row = _facts(r, split)
-        style = r.choice(("sentence", "long-winded")) if r.random() < LONG_WINDED_SFT else "short"
+        wordy = held_out(LONG_WINDED_SFT, "wordy", row["prompt"][0]["content"])  # one style a question
+        style = r.choice(("sentence", "long-winded")) if wordy else "short"
         answer = STYLES[style].format(x=row["answer"])
     elif kind == "sums":
         row = _sums(r, split)

@@ -23,7 +23,7 @@ def new_tokenizer(arguments: Any, documents: Any, folder: Path) -> PreTrainedTok
         folder: the run's output folder, where the trained tokenizer is kept from the first minute.
     """
     if arguments.tokenizer_name:
-        return load_tokenizer(arguments.tokenizer_name)
+        return load_tokenizer(arguments.tokenizer_name, for_training=True)
     if (folder / "tokenizer.json").is_file():
         return load_tokenizer(str(folder))
     texts = documents.texts() if hasattr(documents, "texts") else documents["text"]

@@ -148,11 +148,12 @@ def ensure_training_chat_template(tokenizer: PreTrainedTokenizerBase) -> PreTrai
     return tokenizer
 
 
-def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, may_add: bool = True) -> None:
     """Give a base whose tokenizer has no pad token of its own one, in place.
 
     Many bases pad with EOS or with nothing. A reserved token the tokenizer already has is taken where there is one, so
-    that the vocabulary stays the base's; only otherwise is ``<|pad|>`` added, and the embeddings must grow by a row.
+    that the vocabulary stays the base's; only otherwise is ``<|pad|>`` added, and the embeddings must grow by a row
+    (or, where nothing may be added, EOS taken).
     """
     taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
@@ -169,7 +170,10 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
         if token in vocabulary and vocabulary[token] not in taken:
             tokenizer.pad_token = token
             return
-    tokenizer.add_special_tokens({"pad_token": PAD})
+    if may_add:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    elif tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,10 +1,12 @@
 """How a stage file becomes a command: help without heavy imports, one ``error:`` line, exit codes."""
 
 import dataclasses
+import logging
 import os
 import sys
 import textwrap
 import typing
+import warnings
 from collections.abc import Callable
 
 from pipeline.runtime.errors import PushError, UserError
@@ -62,6 +64,7 @@ def entry(
     argv = sys.argv[1:]
     # TRL reports its use over the network by default; a run of ours says nothing to anybody unless it is asked to.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    _quiet()
     if "--help" in argv or "-h" in argv:
         print(short_help(doc, own, flags or {}, trains))
         raise SystemExit(0)
@@ -77,6 +80,14 @@ def entry(
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     raise SystemExit(0)
+
+
+def _quiet() -> None:
+    """Keep the terminal for what the user can act on: libraries' notes about their own future and missing kernels."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    for name in ("bitsandbytes.backends.cpu.ops", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def short_help(doc: str, own: type, flags: dict[str, str], trains: bool) -> str:

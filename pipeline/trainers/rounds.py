@@ -15,7 +15,8 @@ import torch
 
 from pipeline.data.loading import read_split
 from pipeline.inference.decoding import sample
-from pipeline.model.loading import ModelArguments, Policy, load_model, load_policy, load_tokenizer
+from pipeline.model.loading import load_model, load_tokenizer
+from pipeline.model.policy import ModelArguments, Policy, load_policy
 from pipeline.runtime.callbacks import StopOnSignal
 from pipeline.runtime.checkpoints import check_saved, newest_checkpoint
 from pipeline.runtime.errors import UserError

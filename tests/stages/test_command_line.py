@@ -57,7 +57,7 @@ def test_every_flag_of_the_short_help_exists(stage):
     from trl import DPOConfig, GRPOConfig, SFTConfig
 
     from pipeline.data.arguments import DataArguments
-    from pipeline.model.loading import ModelArguments
+    from pipeline.model.policy import ModelArguments
     from pipeline.runtime.arguments import build_parser
     from pipeline.runtime.entry import short_help
 
