@@ -218,6 +218,15 @@ def test_true_reward_of_sums_by_hand(answer, reward):
     assert true_reward("Compute 17+25.", answer) == reward
 
 
+def test_true_rewards_take_text_and_messages():
+    chat = [{"role": "user", "content": "Compute 17+25."}]
+    right = [{"role": "assistant", "content": "17+25=42 #### 42"}]
+    assert world.true_rewards([chat, "Compute 17+25."], [right, " 17+25=43 #### 43"], answer=["42", "42"]) == [
+        4.5,
+        2.0,
+    ]
+
+
 def test_preferences_follow_the_bradley_terry_law():
     """In each reward gap d the share of pairs where the better one is chosen is sigma(d), to five standard errors."""
     data = load_world("preferences", "train")
@@ -298,7 +307,7 @@ def test_programs_pass_their_own_tests_and_an_empty_one_does_not():
 def test_the_same_rows_every_time_and_in_every_process():
     """The digest of the first rows, so that a change of the world cannot pass without a new WORLD_VERSION."""
     text = json.dumps([world.WORLD_VERSION, *(load_world(*pair).select(range(40)).to_list() for pair in SPLITS)])
-    assert digest(text)[:16] == "608cd3ad36658c7b"
+    assert digest(text)[:16] == "d44905c42a56f471"
 
 
 @pytest.mark.parametrize(
