@@ -425,3 +425,19 @@ def test_beta_zero_needs_no_reference(start, tmp_path):
     assert ppo.ref_model is None
     rollout(ppo)
     assert ppo._metrics["train"]["objective/kl"][-1] == 0.0
+
+
+@pytest.mark.slow
+def test_regret_to_the_analytic_optimum(start, tmp_path):
+    """600 rollouts of 128 completions at beta 0.5, all weights trained: at least 97% of pi_ref's regret is gone.
+
+    Exact gradients of the enumerated objective, with the same optimizer, reach 99.2% after 300 steps.
+    """
+    beta, table = 0.5, TABLE
+    ppo = trainer(
+        start, tmp_path, adapter=False, beta=beta, max_steps=600, per_device_train_batch_size=128, learning_rate=3e-3,
+        lr_scheduler_type="linear", logging_steps=100,
+    )  # fmt: skip
+    ppo.train()
+    reference = task.exact_law(task.load(start))
+    assert task.regret_removed(task.exact_law(ppo.model), reference, table, beta) > 0.97
