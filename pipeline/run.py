@@ -8,6 +8,7 @@ over it, and ${name} stands for the output folder of an earlier entry. What is u
 interrupted resumes, and what is stale (its arguments, parents or data changed) moves aside and runs anew.
 """
 
+import os
 import re
 import shlex
 import signal
@@ -151,7 +152,11 @@ def launch_command_line(item: Entry, accelerate_config: str | None) -> list[str]
 
 
 # Spelled out so that no config file in the user's cache, and no question on stdin, decides how a recipe runs.
-_ONE_PROCESS = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+_ONE_PROCESS = (
+    "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+    # accelerate would give it one thread; more than a few cost small models more than they bring.
+    "--num_cpu_threads_per_process", os.environ.get("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1))),
+)  # fmt: skip
 
 
 def launch(item: Entry, accelerate_config: str | None) -> None:

@@ -1,0 +1,113 @@
+"""Recipes: resolved before anything starts, skipped where up to date, run anew where stale."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.run import main, read_recipe
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.record import Run, read_record
+from tests.conftest import ROOT
+
+
+def recipe(folder, text):
+    """A recipe with a config ``a.yaml`` beside it."""
+    (folder / "a.yaml").write_text("beta: 0.1\n")
+    path = folder / "recipe.yaml"
+    path.write_text(text.replace("OUT", str(folder)))
+    return path
+
+
+TWO = """
+- {name: first, stage: sft, config: a.yaml, overrides: {output_dir: OUT/first}}
+- {name: second, stage: dpo, overrides: {model_name_or_path: "${first}", output_dir: OUT/second, use_peft: true}}
+"""
+
+
+def finished(folder, stage, **given):
+    """A completed run of ``stage`` with the given flags."""
+    words = [word for key, value in given.items() for word in (f"--{key}", str(value).lower())]
+    with Run(stage, ["--output_dir", str(folder), *words]):
+        pass
+
+
+def test_names_stand_for_earlier_output_folders(tmp_path):
+    first, second = read_recipe(recipe(tmp_path, TWO))
+    assert first.given == {"beta": 0.1, "output_dir": str(tmp_path / "first")}
+    assert second.given["model_name_or_path"] == str(tmp_path / "first")
+    assert second.given["use_peft"] is True
+    assert (first.state(), second.state()) == ("new", "new")
+
+
+def test_states_follow_the_run_records(tmp_path):
+    path = recipe(tmp_path, TWO)
+    finished(tmp_path / "first", "sft", beta=0.1)
+    assert read_recipe(path)[0].state() == "up to date"
+    (tmp_path / "a.yaml").write_text("beta: 0.2\n")
+    assert read_recipe(path)[0].state() == "stale"
+    with pytest.raises(RuntimeError), Run("dpo", read_recipe(path)[1].argv):
+        raise RuntimeError("out of memory")
+    assert read_recipe(path)[1].state() == "resume"
+
+
+def test_a_recipe_that_is_up_to_date_starts_nothing(tmp_path, capsys):
+    path = recipe(tmp_path, TWO)
+    finished(tmp_path / "first", "sft", beta=0.1)
+    finished(tmp_path / "second", "dpo", model_name_or_path=tmp_path / "first", use_peft=True)
+    main([str(path)])
+    assert capsys.readouterr().out.splitlines()[-1] == "everything is up to date"
+
+
+def test_a_dry_run_prints_the_commands_and_runs_nothing(tmp_path, capsys):
+    main([str(recipe(tmp_path, TWO)), "--dry_run", "--from", "second"])
+    printed = capsys.readouterr().out
+    assert "pipeline/dpo.py --model_name_or_path" in printed
+    assert "pipeline/sft.py" not in printed
+    assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1", "must be a list"),
+        ("- {name: x}", "expected name, stage, config and overrides"),
+        ("- {stage: dpo, extra: 1}", "expected name, stage, config and overrides"),
+        ("- {stage: nothing, overrides: {output_dir: x}}", "there is no stage 'nothing'"),
+        ("- {stage: dpo, config: b.yaml}", "there is no config"),
+        ("- {stage: dpo}", "has no output_dir"),
+        ("- {stage: dpo, overrides: {output_dir: x, model_name_or_path: '${later}'}}", "not the name of an earlier"),
+        ("- {stage: dpo, overrides: {output_dir: x}}\n- {stage: dpo, overrides: {output_dir: y}}", "already taken"),
+    ],
+)
+def test_a_bad_recipe_is_refused_before_anything_runs(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_recipe(recipe(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_entry_is_named_with_those_there_are(tmp_path):
+    with pytest.raises(UserError, match="has no entry third; it has first, second"):
+        main([str(recipe(tmp_path, TWO)), "--only", "third"])
+
+
+def test_a_failing_stage_stops_the_recipe_with_its_exit_code_and_stale_folders_move_aside(tmp_path):
+    """The first entry is stale (beta changed), moves aside, and then fails: a model folder that is not there."""
+    text = """
+- {name: first, stage: sft, config: a.yaml, overrides: {output_dir: OUT/first, model_name_or_path: ./nowhere}}
+- {name: second, stage: dpo, overrides: {output_dir: OUT/second}}
+"""
+    path = recipe(tmp_path, text)
+    finished(tmp_path / "first", "sft", beta=0.9)
+    (tmp_path / "a.yaml").write_text("bf16: false\ndataset_name: world/sft\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline.run", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 2, result.stderr[-2000:]
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 2
+    assert "there is no folder ./nowhere" in errors[0]
+    assert errors[1].startswith("error: first stopped with exit code 2")
+    (old,) = tmp_path.glob("first.old-*")
+    assert read_record(old)["given"]["beta"] == 0.9
+    assert "second" not in result.stdout.split("[1/2]")[1]
