@@ -101,6 +101,10 @@ class PPOConfig(GRPOConfig):
             super().__post_init__()
         finally:
             self.num_generations = wanted
+        if self.ddp_find_unused_parameters is None:
+            # Policy and critic are two forward passes before one backward pass, which together use every trained
+            # parameter; looking for unused ones after each pass, DDP would take the other's for unused.
+            self.ddp_find_unused_parameters = False
         if self.loss_type not in LOSSES:
             raise ValueError(f"loss_type {self.loss_type} is not PPO's; choose one of {', '.join(LOSSES)}")
         if self.kl_target is not None and not (self.kl_target > 0 and self.beta > 0 and self.kl_horizon > 0):
