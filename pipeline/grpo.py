@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run("grpo", argv) as run:
         if run.done:
             return
-        from trl import GRPOConfig, GRPOTrainer
+        from trl import GRPOConfig
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.runtime.training import train_and_save
         from pipeline.trainers.guards import Guards
         from pipeline.trainers.prefilter import pass_rates, worth_learning
+        from pipeline.trainers.rollouts import RolloutTrainer
 
         own, data_args, model_args, config = run.parse(GRPOArguments, DataArguments, ModelArguments, GRPOConfig)
         reward = get_reward(own.reward, allow_unsafe_code_execution=own.allow_unsafe_code_execution)
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
             config.shuffle_dataset = config.shuffle_dataset and not own.curriculum
         run.record["sandbox"] = reward.sandbox
         guards = Guards(reward.strict_metric, max_kl=own.max_kl, patience=own.guard_patience or sys.maxsize)
-        trainer = GRPOTrainer(
+        trainer = RolloutTrainer(
             model=policy.model,
             reward_funcs=reward,
             args=config,

@@ -17,9 +17,9 @@ import torch
 from accelerate.utils import is_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import RepeatSampler, get_config_model_id, pad
+from trl.trainer.utils import get_config_model_id, pad
 
 from pipeline.objectives.policy import token_rewards
 from pipeline.objectives.value import (
@@ -34,6 +34,7 @@ from pipeline.rewards.judging import completion_text
 from pipeline.rewards.learned import encode_dialogue
 from pipeline.runtime.errors import UserError
 from pipeline.trainers import shared
+from pipeline.trainers.rollouts import RolloutTrainer
 
 LOSSES = (
     "dr_grpo",
@@ -114,7 +115,7 @@ class PPOConfig(GRPOConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number from 0 to 1")
 
 
-class PPOTrainer(GRPOTrainer):
+class PPOTrainer(RolloutTrainer):
     """GRPOTrainer with the KL in the reward, a critic and GAE.
 
     Args: those of ``GRPOTrainer``. A reward function with a method ``attach(trainer)`` is given the trainer before
@@ -135,7 +136,6 @@ class PPOTrainer(GRPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._require_prompts_for_a_rollout()
         # From here on the parent must not add a KL of its own; it has built pi_ref by now if beta asked for one.
         self.kl_coef, self.beta = self.args.beta, 0.0
         self._has_reference = self.args.beta != 0
@@ -163,22 +163,6 @@ class PPOTrainer(GRPOTrainer):
             shared.train_policy_and_critic(self.model)
             save = self.model.save_pretrained
             self.model.save_pretrained = lambda *a, **k: save(*a, **{"selected_adapters": [shared.POLICY]} | k)
-
-    def _require_prompts_for_a_rollout(self) -> None:
-        """TRL's sampler leaves out what does not fill a rollout: on too few prompts it would train nothing at all."""
-        needed = self.args.generation_batch_size // self.num_generations
-        if hasattr(self.train_dataset, "__len__") and len(self.train_dataset) < needed:
-            raise UserError(
-                f"a rollout takes {needed} prompts (generation_batch_size {self.args.generation_batch_size} / "
-                f"num_generations {self.num_generations}), the data has {len(self.train_dataset)}: raise "
-                "num_generations, or make the rollout smaller"
-            )
-
-    def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
-        """The parent's, its order a matter of the epoch alone: a resumed run sees the prompts it would have."""
-        sampler = super()._get_train_sampler(dataset)
-        sampler.__class__ = EpochSampler
-        return sampler
 
     def _load_critic_backbone(self) -> torch.nn.Module:
         """A fresh copy of the start's backbone; loaded as the parent loads pi_ref, since ZeRO-3 cannot copy."""
@@ -398,15 +382,6 @@ class PPOTrainer(GRPOTrainer):
             self.kl_coef = json.loads((Path(checkpoint) / "critic" / "critic.json").read_text())["beta"]
             steps = json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"]
             self._step = steps * self.args.gradient_accumulation_steps
-
-
-class EpochSampler(RepeatSampler):
-    """TRL's sampler, whose order otherwise depends on how many epochs this very process has seen."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's dataloader at the start of each epoch."""
-        if self.shuffle:
-            self.generator.manual_seed(self.seed + epoch)
 
 
 class AdapterReward:

@@ -1,6 +1,7 @@
 """GRPO end to end on a tiny model: the reward rises, the reference stays, one seed gives one result."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -56,12 +57,36 @@ def test_a_guard_stops_a_run_that_cannot_learn_and_leaves_a_checkpoint(tiny_mode
     assert (tmp_path / "run" / "checkpoint-3" / "model.safetensors").is_file()
 
 
+def test_a_resumed_run_sees_the_prompts_and_samples_it_would_have(tiny_model, prompts, tmp_path):
+    """Six steps in one go (an epoch is two), and four plus two after an interruption, end in the same weights."""
+    common = {
+        "model_name_or_path": tiny_model, "dataset_name": prompts, "eval_rows": 0, "max_steps": 6, "use_cpu": True,
+        "reward": "tests.stages.test_grpo:share_of_letters", "guard_patience": 0, **SAMPLING, "save_steps": 2,
+    }  # fmt: skip
+    main(flags(output_dir=tmp_path / "whole", **common))
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "parts" / "checkpoint-4")
+    main(flags(output_dir=tmp_path / "parts", **common))
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_fewer_prompts_than_a_rollout_takes_are_refused(tiny_model, tmp_path):
+    rows = write_rows(tmp_path / "few.jsonl", [{"prompt": "What is 1 plus 1?", "answer": "2"}])
+    with pytest.raises(UserError, match=r"a rollout takes 4 prompts .* the data has 1"):
+        main(
+            flags(
+                model_name_or_path=tiny_model, dataset_name=rows, output_dir=tmp_path / "run", eval_rows=0, **SAMPLING
+            )
+        )
+
+
 def test_prompts_that_teach_nothing_are_dropped_first(tiny_model, prompts, tmp_path):
     """Of eight prompts the reward solves 0-2 always and 3-5 never; 6 and 7 depend on the sample and are kept."""
     main(
         flags(
             model_name_or_path=tiny_model, dataset_name=prompts, output_dir=tmp_path / "run", eval_rows=0, max_steps=1,
-            reward="tests.stages.test_grpo:known_pass_rates", prefilter_samples=4, curriculum=True, **SAMPLING,
+            reward="tests.stages.test_grpo:known_pass_rates", prefilter_samples=4, curriculum=True,
+            **(SAMPLING | {"per_device_train_batch_size": 16}),
         )
     )  # fmt: skip
     metrics = read_metrics(tmp_path / "run")
