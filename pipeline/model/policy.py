@@ -99,6 +99,7 @@ def load_policy(
                 "base: use --adapter_mode continue, or merge first in full precision"
             )
         model = PeftModel.from_pretrained(from_pretrained(auto_class, base, **kwargs), name).merge_and_unload()
+        model.requires_grad_(True)  # PEFT froze the base; whether it is trained is now the stage's own choice
         if args.adapter_mode == "merge":
             start = run.folder / "start"
             if run.is_main and not (start / "config.json").is_file():

@@ -117,6 +117,21 @@ def test_an_adapter_as_the_start(lora_run, tiny_model, preference_file, tmp_path
         assert config["base_model_name_or_path"] == str(tiny_model)
 
 
+def test_merge_without_a_new_adapter_trains_every_weight(lora_run, preference_file, tmp_path):
+    """What PEFT froze while it carried the adapter is free again, and pi_ref is the merged start."""
+    main(
+        flags(
+            model_name_or_path=lora_run, adapter_mode="merge", dataset_name=preference_file, output_dir=tmp_path / "run",
+            eval_rows=8, max_steps=2, eval_strategy="steps", eval_on_start=True, save_steps=2, learning_rate="1e-3",
+        )
+    )  # fmt: skip
+    metrics = read_metrics(tmp_path / "run")
+    assert metrics["first_eval_loss"] == pytest.approx(0.6931472, abs=1e-4)
+    assert metrics["eval_loss"] < metrics["first_eval_loss"]
+    start, end = (load_file(tmp_path / "run" / name) for name in ("start/model.safetensors", "model.safetensors"))
+    assert all(not torch.equal(start[name], end[name]) for name in end if "layers" in name)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
