@@ -121,8 +121,8 @@ def test_merge_without_a_new_adapter_trains_every_weight(lora_run, preference_fi
     """What PEFT froze while it carried the adapter is free again, and pi_ref is the merged start."""
     main(
         flags(
-            model_name_or_path=lora_run, adapter_mode="merge", dataset_name=preference_file, output_dir=tmp_path / "run",
-            eval_rows=8, max_steps=2, eval_strategy="steps", eval_on_start=True, save_steps=2, learning_rate="1e-3",
+            model_name_or_path=lora_run, adapter_mode="merge", dataset_name=preference_file, eval_rows=8, max_steps=2,
+            output_dir=tmp_path / "run", eval_strategy="steps", eval_on_start=True, save_steps=2, learning_rate="1e-3",
         )
     )  # fmt: skip
     metrics = read_metrics(tmp_path / "run")
