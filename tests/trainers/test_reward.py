@@ -74,7 +74,9 @@ def test_two_candidates_train_exactly_as_trl(start, tmp_path):
             "num_tokens",
             "grad_norm",
         ):
-            assert other[name] == pytest.approx(one[name], rel=1e-5, abs=1e-6), name
+            assert other[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5), (
+                name
+            )  # float32, summed in another order
     mine = dict(ours.model.named_parameters())
     for name, parameter in theirs.model.named_parameters():
         torch.testing.assert_close(mine[name], parameter, atol=1e-6, rtol=1e-4)
