@@ -14,6 +14,7 @@ the reward where it is an adapter of the same backbone; pi_ref is the backbone a
 adapter that was the start.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,12 @@ class PPOArguments(StageArguments):
         default_factory=list,
         metadata={"help": "Reward-model folders, registry names, weighted sums or package.module:function."},
     )
+    guard_patience: int = field(
+        default=10, metadata={"help": "Bad log lines in a row before a run that does not learn is stopped (0: never)."}
+    )
+    max_kl: float | None = field(
+        default=None, metadata={"help": "Ceiling of objective/kl for the guards [50 nats a completion]."}
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.rewards.learned import reward_spec
         from pipeline.rewards.registry import get_reward
         from pipeline.runtime.training import train_and_save
+        from pipeline.trainers.guards import Guards
         from pipeline.trainers.ppo import AdapterReward, PPOConfig, PPOTrainer
         from pipeline.trainers.shared import same_backbone
 
@@ -69,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
             eval_dataset=data.evaluation if config.eval_strategy != "no" else None,
             processing_class=policy.tokenizer,
             peft_config=policy.peft_config,
+            callbacks=[Guards(grouped=False, max_kl=own.max_kl, patience=own.guard_patience or sys.maxsize)],
         )
 
         def finish(folder: Path) -> None:
