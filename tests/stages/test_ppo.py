@@ -32,8 +32,9 @@ def share_of_letters(prompts, completions, **columns):
 
 
 def test_the_reward_rises_against_a_kl_from_zero(tiny_model, prompts, tmp_path):
-    """All weights trained and a critic of its own. pi = pi_ref before the first update, so the first KL is 0.""" Its answers never end, which the guards would mind.
-    options = SAMPLING | {"use_peft": False, "critic": "separate", "max_steps": 30, "reward": LETTERS, "guard_patience": 0}
+    """All weights trained and a critic of its own. pi = pi_ref before the first update, so the first KL is 0."""
+    options = SAMPLING | {"use_peft": False, "critic": "separate", "max_steps": 30, "reward": LETTERS}
+    options["guard_patience"] = 0  # its answers never end, which the guards would mind
     main(flags(model_name_or_path=tiny_model, dataset_name=prompts, output_dir=tmp_path / "run", **options))
     metrics = read_metrics(tmp_path / "run")
     assert metrics["first_objective/kl"] == pytest.approx(0, abs=1e-5)
