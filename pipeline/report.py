@@ -45,6 +45,10 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:
         raise UserError(f"output: {output} cannot be written: {error.strerror}") from error
     print(text_table(runs))
+    trained = [run for run in runs if run.stage != "assess" and run.status == "completed"]
+    if trained:
+        print(f"talk to it: python pipeline/generate.py --model_name_or_path {folder / trained[-1].name} --chat")
+        print("your own data: docs/new_dataset.md")
     print(f"report: {output}")
 
 
