@@ -68,6 +68,7 @@ def write_card(folder: Path, record: dict[str, Any]) -> Path:
         "seconds": f"{record['seconds']:.0f}",
         "peak_memory": f"{record['peak_memory_bytes'] / 2**30:.2f} GiB",
         "seed": record["seed"],
+        "sandbox": record.get("sandbox"),
     }
     card = ModelCard.from_template(
         card_data,
