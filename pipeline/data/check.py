@@ -11,13 +11,13 @@ when the dataset can be read (bad rows included), 2 with one ``error:`` line whe
 
 import argparse
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.data.formats import KINDS, parse_map
 from pipeline.data.loading import PEEK, find_form, raw_rows, read_source
 from pipeline.data.mixing import Part, Source
+from pipeline.runtime.entry import run_and_exit
 from pipeline.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -225,8 +225,4 @@ def shown(tokens: Sequence[int], mask: Sequence[bool], tokenizer: "PreTrainedTok
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_and_exit(main)

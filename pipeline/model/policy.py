@@ -43,7 +43,6 @@ class Policy:
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     peft_config: PeftConfig | None
-    pi_ref: str
     parent_adapter: str | None = None  # set by `stack`: the adapter that the saved one must include
 
     def finish(self, folder: Path) -> None:
@@ -119,7 +118,7 @@ def load_policy(
     run.record["pi_ref"] = name  # by every mode the reference is the start as it was, and this loads it
     if run.is_main:
         print(f"{run.stage}: pi_ref is {pi_ref}", flush=True)
-    return Policy(model, tokenizer, peft_config, pi_ref, parent_adapter)
+    return Policy(model, tokenizer, peft_config, parent_adapter)
 
 
 def with_adapter(policy: Policy) -> PreTrainedModel | PeftModel:

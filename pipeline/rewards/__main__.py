@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from pipeline.rewards.judging import VERDICTS, Judgement, completion_text
 from pipeline.rewards.registry import get_reward, names, parse_options
+from pipeline.runtime.entry import run_and_exit
 from pipeline.runtime.errors import UserError
 
 _REASONS_SHOWN = 5
@@ -192,10 +193,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_and_exit(main)

@@ -68,8 +68,13 @@ def entry(
     if "--help" in argv or "-h" in argv:
         print(short_help(doc, own, flags or {}, trains))
         raise SystemExit(0)
+    run_and_exit(main, argv)
+
+
+def run_and_exit(main: Callable[..., None], *arguments: object) -> typing.NoReturn:
+    """Call ``main`` and leave the process with the exit code of what happened (see ``entry``)."""
     try:
-        main(argv)
+        main(*arguments)
     except UserError as error:
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from shutil import copy2
 
 from pipeline.runtime.cards import write_card
+from pipeline.runtime.entry import run_and_exit
 from pipeline.runtime.errors import PushError, UserError
 from pipeline.runtime.record import read_record, write_json
 
@@ -91,11 +92,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except PushError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    run_and_exit(main)
