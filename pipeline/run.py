@@ -2,12 +2,15 @@
 
     python -m pipeline.run configs/quickstart/recipe.yaml
     python -m pipeline.run configs/quickstart/recipe.yaml --only dpo --dry_run
+    python -m pipeline.run configs/quickstart/recipe.yaml --jobs 2
 
 A recipe is a YAML list of {name, stage, config, overrides}: config is a path beside the recipe, overrides are laid
 over it, and ${name} stands for the output folder of an earlier entry. What is up to date is skipped, what was
 interrupted resumes, and what is stale (its arguments, parents or data changed) moves aside and runs anew.
+With --jobs N up to N entries that don't name each other run side by side, each line of theirs with its name before it.
 """
 
+import multiprocessing
 import os
 import re
 import shlex
@@ -15,6 +18,8 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +38,10 @@ class RunArguments:
     from_: str | None = field(
         default=None, metadata={"help": "Start at this entry; earlier ones must be finished.", "aliases": ["--from"]}
     )
+    jobs: int = field(
+        default=1,
+        metadata={"help": "Run up to so many entries at a time, where none needs the other; they share the cores."},
+    )
     dry_run: bool = field(default=False, metadata={"help": "Print what would be run, and run nothing."})
     accelerate_config: str | None = field(
         default=None, metadata={"help": "Accelerate config file; without it one process, on a GPU if there is one."}
@@ -47,6 +56,7 @@ class Entry:
     stage: str
     argv: list[str]
     given: dict[str, Any]
+    needs: frozenset[str]  # the entries that must be finished before this one can start
 
     @property
     def output(self) -> Path:
@@ -77,29 +87,136 @@ def main(argv: list[str] | None = None) -> None:
     if argv and not argv[0].startswith("-"):
         argv = ["--recipe", *argv]
     (args,) = parse(argv, RunArguments, prog="pipeline.run")
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: give the number of entries to run at a time, at least 1")
     entries = read_recipe(Path(args.recipe))
-    started = time.monotonic()
-    ran = 0
-    for number, item in enumerate(entries, start=1):
-        if not _selected(item.name, args, [e.name for e in entries]):
-            continue
-        state = item.state()
-        print(f"[{number}/{len(entries)}] {item.name}: {state} -> {item.output}", flush=True)
-        if state == "running":
-            raise UserError(f"{item.name}: another process is running in {item.output}; wait for it")
-        if state == "up to date":
-            continue
-        command = launch_command_line(item, args.accelerate_config)
-        print(f"    {shlex.join(command)}", flush=True)
-        if args.dry_run:
-            continue
-        if state == "stale":
-            print(f"    its inputs have changed; the old folder is now {set_aside(item.output)}", flush=True)
-        launch(item, args.accelerate_config)
-        ran += 1
+    numbers = {item.name: f"[{number}/{len(entries)}]" for number, item in enumerate(entries, start=1)}
+    chosen = [item for item in entries if _selected(item.name, args, list(numbers))]
     if args.dry_run:
+        for item in chosen:
+            if announce(item, numbers[item.name]) != "up to date":
+                print(f"    {shlex.join(launch_command_line(item, args.accelerate_config))}")
         return
+    started = time.monotonic()
+    ran = run_entries(chosen, numbers, args.jobs, args.accelerate_config)
     print(f"recipe done in {time.monotonic() - started:.0f} s" if ran else "everything is up to date", flush=True)
+
+
+def announce(item: Entry, number: str) -> str:
+    """Say what will be done with an entry, and return its state.
+
+    Raises:
+        UserError: another process is at work in its folder.
+    """
+    state = item.state()
+    print(f"{number} {item.name}: {state} -> {item.output}", flush=True)
+    if state == "running":
+        raise UserError(f"{item.name}: another process is running in {item.output}; wait for it")
+    return state
+
+
+def run_entries(left: list[Entry], numbers: dict[str, str], jobs: int, accelerate_config: str | None) -> int:
+    """Run entries, each as soon as those it names are finished, up to ``jobs`` at a time; how many had to run.
+
+    Where one fails no other is started, and those that run are waited for.
+
+    Raises:
+        SystemExit: with the exit code of the entry that failed first.
+    """
+    left, running, ran, code = list(left), [], 0, 0
+
+    def pass_on(number: int, frame: Any) -> None:  # a stage writes its checkpoint on SIGTERM
+        for job in running:
+            os.kill(job.process.pid, signal.SIGTERM)
+
+    # A terminal sends SIGINT to the stages as well; what is left to do here is to wait until they have saved.
+    handlers = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+    }
+    try:
+        while running or (left and not code):
+            unfinished = {item.name for item in left} | {job.item.name for job in running}
+            ready = [] if code else [item for item in left if not item.needs & unfinished][: jobs - len(running)]
+            threads = max(1, (_cores() - sum(job.threads for job in running)) // max(1, len(ready)))
+            for item in ready:
+                left.remove(item)
+                state = announce(item, numbers[item.name])
+                if state == "stale":
+                    print(f"    its inputs have changed; the old folder is now {set_aside(item.output)}", flush=True)
+                if state != "up to date":
+                    print(f"    {shlex.join(launch_command_line(item, accelerate_config, threads))}", flush=True)
+                    running.append(start(item, accelerate_config, threads, named=jobs > 1))
+                    ran += 1
+            for job in _finished(running):
+                running.remove(job)
+                if job.process.exitcode:
+                    code = code or job.process.exitcode
+                    print(
+                        f"error: {job.item.name} stopped with exit code {job.process.exitcode} (its own message is "
+                        f"above); what it wrote is in {job.item.output}, and the same command goes on from there",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+    finally:
+        for job in running:
+            job.process.join()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if code:
+        raise SystemExit(code)
+    return ran
+
+
+@dataclass
+class Job:
+    """An entry at work: its process, its threads, and the pipe its output comes through (None: the terminal)."""
+
+    item: Entry
+    process: BaseProcess
+    threads: int
+    output: Connection | None
+    rest: bytes = b""  # of a line that has not ended yet
+
+    def show(self) -> None:
+        """Print the lines that have come, with the entry's name before each; of a progress bar its last state."""
+        text = os.read(self.output.fileno(), 1 << 16)
+        *lines, self.rest = (self.rest + text).split(b"\n") if text else (self.rest, b"")
+        for line in lines:
+            shown = line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
+            if shown.strip():
+                print(f"{self.item.name} | {shown}", flush=True)
+        if not text:
+            self.output.close()
+            self.output = None
+
+
+def start(item: Entry, accelerate_config: str | None, threads: int, named: bool) -> Job:
+    """Start an entry in a process of its own; ``named`` puts its name before each line it prints."""
+    import accelerate.commands.launch  # noqa: F401  (2 s, once: the processes are forked from this one)
+
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    output, theirs = context.Pipe(duplex=False) if named else (None, None)
+    words = launch_command_line(item, accelerate_config, threads)[2:]
+    process = context.Process(target=launch, args=(item.stage, words, theirs))
+    process.start()
+    if theirs is not None:
+        theirs.close()
+    return Job(item, process, threads, output)
+
+
+def _finished(running: list[Job]) -> list[Job]:
+    """Wait for something to happen, show what has been printed, and return the jobs that have ended."""
+    if not running:
+        return []
+    wait([job.output or job.process.sentinel for job in running])
+    for job in running:
+        while job.output is not None and job.output.poll():
+            job.show()
+    done = [job for job in running if job.output is None and wait([job.process.sentinel], timeout=0)]
+    for job in done:
+        job.process.join()
+    return done
 
 
 def read_recipe(path: Path) -> list[Entry]:
@@ -141,58 +258,55 @@ def read_recipe(path: Path) -> list[Entry]:
         given = read_given(argv)
         if not (given.get("output_dir") or given.get("output")):
             raise UserError(f"{where}: {name} has no output_dir, neither in its config nor in overrides")
-        entries.append(Entry(name, item["stage"], argv, given))
+        named = set(re.findall(r"\$\{([^}]+)\}", str(item.get("overrides"))))
+        # A report looks at every folder before it; a stage needs those it names.
+        needs = frozenset(named if given.get("output_dir") else folders)
+        entries.append(Entry(name, item["stage"], argv, given, needs))
     return entries
 
 
-def launch_command_line(item: Entry, accelerate_config: str | None) -> list[str]:
-    """The command a user would type for this entry."""
-    options = ["--config_file", accelerate_config] if accelerate_config else list(_ONE_PROCESS)
+def launch_command_line(item: Entry, accelerate_config: str | None, threads: int | None = None) -> list[str]:
+    """The command a user would type for this entry; ``threads`` is for one process, a config file states its own."""
+    if accelerate_config:
+        options = ["--config_file", accelerate_config]
+    else:
+        options = [*_ONE_PROCESS, "--num_cpu_threads_per_process", str(threads or _cores())]
     return ["accelerate", "launch", *options, f"pipeline/{item.stage}.py", *item.argv]
 
 
 # Spelled out so that no config file in the user's cache, and no question on stdin, decides how a recipe runs.
-_ONE_PROCESS = (
-    "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-    # accelerate would give it one thread; more than a few cost small models more than they bring.
-    "--num_cpu_threads_per_process", os.environ.get("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1))),
-)  # fmt: skip
+_ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
-def launch(item: Entry, accelerate_config: str | None) -> None:
-    """Run one entry through accelerate and wait.
+def _cores() -> int:
+    """Threads to share out: accelerate would give one; more than a few cost small models more than they bring."""
+    return int(os.environ.get("OMP_NUM_THREADS") or min(4, os.cpu_count() or 1))
 
-    Raises:
-        SystemExit: with the stage's own exit code where it failed.
-    """
+
+def launch(stage: str, words: list[str], output: Connection | None) -> None:
+    """Run a stage through accelerate, in the process made for it, and leave with the stage's own exit code."""
     import subprocess
 
     import psutil
     from accelerate.commands.launch import launch_command, launch_command_parser
 
-    words = launch_command_line(item, accelerate_config)[2:]
-    script = str(Path(__file__).parent / f"{item.stage}.py")
+    if output is not None:
+        os.dup2(output.fileno(), sys.stdout.fileno())
+        os.dup2(output.fileno(), sys.stderr.fileno())
+    script = str(Path(__file__).parent / f"{stage}.py")
     options = launch_command_parser().parse_args([script if word.startswith("pipeline/") else word for word in words])
 
     def pass_on(number: int, frame: Any) -> None:
         for child in psutil.Process().children(recursive=True):
             child.send_signal(number)
 
-    # The stage writes a checkpoint on SIGTERM; the terminal itself sends SIGINT to it.
-    handler = signal.signal(signal.SIGTERM, pass_on)
+    signal.signal(signal.SIGTERM, pass_on)
+    signal.signal(signal.SIGINT, lambda *_: None)
     try:
         launch_command(options)
     except (subprocess.CalledProcessError, SystemExit) as error:
         code = getattr(error, "returncode", None) or getattr(error, "code", 1)
-        code = 128 - code if code < 0 else code
-        print(
-            f"error: {item.name} stopped with exit code {code} (its own message is above); what it wrote is in "
-            f"{item.output}, and the same command goes on from there",
-            file=sys.stderr,
-        )
-        raise SystemExit(code) from None
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+        raise SystemExit(128 - code if code < 0 else code) from None
 
 
 def _selected(name: str, args: RunArguments, names: list[str]) -> bool:

@@ -1,11 +1,14 @@
 """Recipes: resolved before anything starts, skipped where up to date, run anew where stale."""
 
+import multiprocessing
 import subprocess
 import sys
+import time
 
 import pytest
 
-from pipeline.run import main, read_recipe
+import pipeline.run
+from pipeline.run import Job, main, read_recipe
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run, read_record
 from tests.conftest import ROOT
@@ -111,3 +114,60 @@ def test_a_failing_stage_stops_the_recipe_with_its_exit_code_and_stale_folders_m
     (old,) = tmp_path.glob("first.old-*")
     assert read_record(old)["given"]["beta"] == 0.9
     assert "second" not in result.stdout.split("[1/2]")[1]
+
+
+DIAMOND = """
+- {name: a, stage: sft, overrides: {output_dir: OUT/a}}
+- {name: b, stage: dpo, overrides: {model_name_or_path: "${a}", output_dir: OUT/b}}
+- {name: c, stage: dpo, overrides: {model_name_or_path: "${a}", output_dir: OUT/c}}
+- {name: d, stage: assess, overrides: {model_name_or_path: "${b}", baseline: "${c}", output_dir: OUT/d}}
+- {name: e, stage: report, overrides: {runs: OUT, output: OUT/e.html}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("jobs", "alone", "together", "beside"),
+    [(1, {"a": 4, "b": 4, "c": 4, "d": 4, "e": 4}, set(), []), (2, {"a": 4, "d": 4, "e": 4}, {"b", "c"}, [2, 2])],
+)
+def test_entries_start_when_those_they_name_are_finished(tmp_path, monkeypatch, jobs, alone, together, beside):
+    """b and c need a only; d needs both; a report needs everything before it. Four cores, shared by what starts."""
+    begun, threads = {}, {}
+
+    def start(item, accelerate_config, given, named):
+        begun[item.name], threads[item.name] = set(done()), given
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.2,))
+        process.start()
+        processes[item.name] = process
+        return Job(item, process, given, None)
+
+    def done():
+        return {name for name, process in processes.items() if process.exitcode is not None}
+
+    processes = {}
+    monkeypatch.setattr(pipeline.run, "start", start)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    main([str(recipe(tmp_path, DIAMOND)), "--jobs", str(jobs)])
+    for name, needed in {"b": {"a"}, "c": {"a"}, "d": {"a", "b", "c"}, "e": {"a", "b", "c", "d"}}.items():
+        assert needed <= begun[name]
+    assert {name: threads[name] for name in alone} == alone
+    assert [threads[name] for name in sorted(together)] == beside
+    assert ("b" in begun["c"]) == (jobs == 1)
+
+
+def test_entries_side_by_side_put_their_names_before_their_lines_and_the_first_failure_decides(tmp_path):
+    text = """
+- {name: first, stage: sft, config: a.yaml, overrides: {output_dir: OUT/1, model_name_or_path: ./nowhere}}
+- {name: second, stage: sft, config: a.yaml, overrides: {output_dir: OUT/2, model_name_or_path: ./nothing}}
+- {name: third, stage: dpo, overrides: {output_dir: OUT/3, model_name_or_path: "${first}"}}
+"""
+    path = recipe(tmp_path, text)
+    (tmp_path / "a.yaml").write_text("bf16: false\ndataset_name: world/sft\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline.run", str(path), "--jobs", "2"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 2
+    for name, folder in (("first", "nowhere"), ("second", "nothing")):
+        assert f"{name} | error: model_name_or_path: there is no folder ./{folder}" in result.stdout
+        assert f"error: {name} stopped with exit code 2" in result.stderr
+    assert "third" not in result.stdout
