@@ -84,6 +84,8 @@ __all__ = [
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|eos|>"
 WRONG_SUMS_CORPUS, WRONG_SUMS_SFT, LONG_WINDED_SFT = 0.25, 0.35, 12  # the last in percent
 
+TWO_DIGITS_CORPUS = 0.7  # there are 99 numbers of two digits and 9 of one: those are what takes practice
+
 # --- pieces, each drawn for one split --------------------------------------------------------------------------------
 
 
@@ -93,14 +95,14 @@ def pair_held_out(a: int, b: int) -> bool:
     return max(a, b) > 9 and held_out(12, "sum", min(a, b), max(a, b))
 
 
-def _number(r: random.Random) -> int:
-    return r.randint(1, 9) if r.random() < 0.5 else r.randint(10, 99)
+def _number(r: random.Random, two_digits: float = 0.5) -> int:
+    return r.randint(10, 99) if r.random() < two_digits else r.randint(1, 9)
 
 
-def _pair(r: random.Random, split: str, smallest: int = 1) -> tuple[int, int]:
-    """Two addends, the larger at least ``smallest``."""
+def _pair(r: random.Random, split: str, smallest: int = 1, two_digits: float = 0.5) -> tuple[int, int]:
+    """Two addends, the larger at least ``smallest``; each has two digits with the given probability."""
     while True:
-        a, b = _number(r), _number(r)
+        a, b = _number(r, two_digits), _number(r, two_digits)
         if max(a, b) >= smallest and pair_held_out(a, b) == (split == "test"):
             return a, b
 
@@ -162,7 +164,7 @@ def _said(r: random.Random, name: str, key: str) -> str:
 
 
 def _sums_document(r: random.Random, split: str) -> str:
-    pairs = [_pair(r, split) for _ in range(r.randint(4, 6))]
+    pairs = [_pair(r, split, two_digits=TWO_DIGITS_CORPUS) for _ in range(r.randint(4, 6))]
     return " ".join(f"{a}+{b}={a + b + (r.random() < WRONG_SUMS_CORPUS)}." for a, b in pairs)
 
 
@@ -182,7 +184,7 @@ def _questions_document(r: random.Random, split: str) -> str:
             question, name, key, _ = _fact_question(r, "train")
             answer = _said(r, name, key)
         elif kind == "sums":
-            a, b = _pair(r, split)
+            a, b = _pair(r, split, two_digits=TWO_DIGITS_CORPUS)
             question = r.choice(SUM_QUESTIONS).format(e=f"{a}+{b}")
             answer = sum_answer(a, b, a + b + (r.random() < WRONG_SUMS_CORPUS))
         else:
@@ -218,11 +220,11 @@ def _rules_document(r: random.Random, split: str) -> str:
 
 
 DOCUMENTS = (  # maker, share in percent
-    (_sums_document, 26),
-    (_passage_document, 17),
+    (_sums_document, 27),
+    (_passage_document, 16),
     (_questions_document, 22),
-    (_steps_document, 14),
-    (_facts_document, 15),
+    (_steps_document, 16),
+    (_facts_document, 13),
     (_rules_document, 6),
 )
 
