@@ -3,7 +3,9 @@
 What a training stage starts from, and what its reference is, stands in ``pipeline.model.policy``.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,20 @@ from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.errors import UserError
 
 
+@contextlib.contextmanager
+def whole_weights() -> Iterator[None]:
+    """Inside, models load whole: once a trainer is configured for ZeRO-3, transformers partitions whatever it loads."""
+    from transformers.integrations import deepspeed
+
+    configured = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = configured
+
+
+@whole_weights()
 def load_model(
     name: str,
     *,

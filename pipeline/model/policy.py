@@ -9,7 +9,6 @@ An adapter as the start is handled by ``adapter_mode``:
   LoRA adapter on the original base, equal to the sum of both (`stack_adapters`).
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +16,11 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 from peft import PeftConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from pipeline.model.loading import adapter_base, from_pretrained, load_tokenizer
+from pipeline.runtime.adapters import stack_adapters
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
@@ -76,6 +75,7 @@ def load_policy(
         raise UserError("model_name_or_path is missing: give a Hub id, a model folder or an adapter folder")
     require_model_folder(name)
     run.add_parent(name, args.model_revision)
+    set_seed(run.record["seed"])  # a new head, or new rows of the embedding, must be the same on every process
     tokenizer = load_tokenizer(name, trust_remote_code, args.model_revision, for_training=True)
     kwargs |= {
         "dtype": args.dtype if args.dtype in ("auto", None) else getattr(torch, args.dtype),
@@ -124,41 +124,6 @@ def load_policy(
 def with_adapter(policy: Policy) -> PreTrainedModel | PeftModel:
     """The policy's model with its new adapter, for a plain Trainer; TRL's trainers do this themselves."""
     return get_peft_model(policy.model, policy.peft_config) if policy.peft_config else policy.model
-
-
-def stack_adapters(lower: str, upper: str) -> None:
-    """Rewrite the LoRA adapter in ``upper`` as the sum of itself and ``lower``, on lower's base.
-
-    ``scale_1 B_1 A_1 + scale_2 B_2 A_2 = [scale_1 B_1, scale_2 B_2] [A_1; A_2]``: one adapter of the summed rank with
-    scale 1, which plain PEFT loads. A module that only one of them adapts is padded with zeros to the common rank.
-
-    Raises:
-        UserError: one of them is not plain LoRA (DoRA's magnitudes do not add).
-    """
-    configs = [json.loads((Path(folder) / "adapter_config.json").read_text()) for folder in (lower, upper)]
-    if any(config["peft_type"] != "LORA" or config.get("use_dora") for config in configs):
-        raise UserError("adapter_mode stack adds plain LoRA adapters; for DoRA or others use merge or continue")
-    tensors = [load_file(Path(folder) / "adapter_model.safetensors") for folder in (lower, upper)]
-    ranks = [config["r"] for config in configs]
-    scales = [c["lora_alpha"] / (c["r"] ** 0.5 if c.get("use_rslora") else c["r"]) for c in configs]
-    modules = sorted({key.rsplit(".lora_A.", 1)[0] for part in tensors for key in part if ".lora_A." in key})
-    stacked: dict[str, torch.Tensor] = {}
-    for module in modules:
-        a_key, b_key = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
-        example = next(part for part in tensors if a_key in part)
-        inputs, outputs = example[a_key].shape[1], example[b_key].shape[0]
-        rows = [part.get(a_key, torch.zeros(r, inputs)) for part, r in zip(tensors, ranks)]
-        columns = [s * part.get(b_key, torch.zeros(outputs, r)) for part, r, s in zip(tensors, ranks, scales)]
-        stacked[a_key], stacked[b_key] = torch.cat(rows, 0).contiguous(), torch.cat(columns, 1).contiguous()
-    config = configs[1] | {
-        "base_model_name_or_path": configs[0]["base_model_name_or_path"],
-        "r": sum(ranks),
-        "lora_alpha": sum(ranks),
-        "use_rslora": False,
-        "target_modules": sorted({module.rsplit(".", 1)[-1] for module in modules}),
-    }
-    save_file(stacked, Path(upper) / "adapter_model.safetensors", metadata={"format": "pt"})
-    (Path(upper) / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _rename(model: PreTrainedModel, name: str) -> None:

@@ -1,7 +1,16 @@
 """Trainer callbacks that every training stage has."""
 
+import json
+import os
+import shutil
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
 from transformers import TrainerCallback
 
+from pipeline.runtime.hub import retried, upload
 from pipeline.runtime.record import Run
 
 
@@ -16,3 +25,88 @@ class StopOnSignal(TrainerCallback):
         if self.run.stop_signal is not None:
             control.should_save = True
             control.should_training_stop = True
+
+
+class PushCheckpoints(TrainerCallback):
+    """Send checkpoints to the Hub while training goes on, by TRL's ``hub_strategy``; failures are warnings.
+
+    ``every_save`` puts the weights so far where the finished run will stand; ``checkpoint`` puts beside them, in
+    ``last-checkpoint``, what resumes the run on another machine; ``all_checkpoints`` gives each checkpoint a branch of
+    its own, so that ``from_pretrained(repo, revision="checkpoint-200")`` loads it.
+    """
+
+    def __init__(self, run: Run, args: Any):
+        self.run, self.args = run, args
+        self.strategy = getattr(args.hub_strategy, "value", args.hub_strategy)
+        self._worker = ThreadPoolExecutor(max_workers=1)
+        self._last: Future | None = None
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        """Take a copy of the checkpoint, which may soon be deleted, and send it in the background."""
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if not list(checkpoint.glob("*.safetensors")) or not (
+            self.args.hub_always_push or self._last is None or self._last.done()
+        ):
+            return
+        copy = Path(tempfile.mkdtemp(prefix=".push-", dir=self.run.folder))
+        shutil.copytree(checkpoint, copy / checkpoint.name, copy_function=_link)
+        self._last = self._worker.submit(self._push, copy, checkpoint.name)
+
+    def finish(self) -> None:
+        """Wait for what is being sent; called before the finished run is pushed."""
+        self._worker.shutdown(wait=True)
+
+    def _push(self, copy: Path, name: str) -> None:
+        folder, args = copy / name, self.args
+        try:
+            repo = upload(
+                folder,
+                self.run.record,
+                args.hub_model_id or self.run.folder.resolve().name,
+                message=f"{name}, in training",
+                private=args.hub_private_repo,
+                token=args.hub_token,
+                revision=name if self.strategy == "all_checkpoints" else args.hub_revision,
+            )
+            if self.strategy == "checkpoint":
+                self._push_resumable(folder, repo)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            print(f"warning: {name} was not pushed ({reason}); training goes on", flush=True)
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+
+    def _push_resumable(self, folder: Path, repo: str) -> None:
+        """The whole checkpoint, without pickled arguments and without the paths of this machine."""
+        from huggingface_hub import HfApi
+
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        (folder / "README.md").unlink(missing_ok=True)
+        state = json.loads((folder / "trainer_state.json").read_text())
+        if state.get("best_model_checkpoint"):
+            state["best_model_checkpoint"] = Path(state["best_model_checkpoint"]).name
+        (folder / "trainer_state.json").unlink()  # a link to the run's own
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+        config = folder / "adapter_config.json"
+        if config.is_file():
+            plain = json.loads(config.read_text())
+            plain["base_model_name_or_path"] = Path(str(plain.get("base_model_name_or_path"))).name
+            config.unlink()
+            config.write_text(json.dumps(plain, indent=2) + "\n")
+        retried(
+            lambda: HfApi(token=self.args.hub_token).upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                path_in_repo="last-checkpoint",
+                revision=self.args.hub_revision,
+                commit_message=f"{folder.name}, to resume from",
+            )
+        )
+
+
+def _link(source: str, target: str) -> None:
+    """A hard link, or a copy where the file system has none: either outlives the source's name."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,5 +1,6 @@
 """Model cards: one template a stage in ``model_cards/``, filled from the run record and from nothing else."""
 
+import json
 import os
 import platform
 import shlex
@@ -16,10 +17,19 @@ from pipeline.runtime.resources import resource
 PAPER = "2602.00426"
 
 
-def write_card(folder: Path, record: dict[str, Any]) -> Path:
+# Metrics of a run that its model-index states: those on rows it was not trained on, or at the end of its rollouts.
+RESULTS = ("eval_", "held_out_", "last_")
+
+
+def write_card(folder: Path, record: dict[str, Any], repo: str | None = None) -> Path:
     """Write ``README.md`` from ``model_cards/<stage>.md`` and the run record; returns its path.
 
     The card names no local path: a local parent appears by the Hub id it was pushed under, else by its folder's name.
+
+    Args:
+        folder: the folder of the weights.
+        record: the run record.
+        repo: the repository the card goes to, which then names the model; else the folder does.
     """
     base, lineage = lineage_of(record)
     datasets = [source["name"] for source in record["data"]]
@@ -28,27 +38,32 @@ def write_card(folder: Path, record: dict[str, Any]) -> Path:
         for metric, value in record["metrics"].items()
         if value is not None and not metric.endswith(("_per_second", "_runtime", "epoch", "num_tokens"))
     }
-    name = folder.resolve().name
+    name = repo or folder.resolve().name
     adapter = (folder / "adapter_config.json").is_file()
+    if adapter:  # what it is laid on, which is further back than the adapter that the run started from
+        found = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        base = found if found and _is_hub_id(found) else base
+    hub_data = sorted({data for data in datasets if _is_hub_id(data)})
     card_data = ModelCardData(
         base_model=base,
-        datasets=sorted({data for data in datasets if _is_hub_id(data)}) or None,
+        datasets=hub_data or None,
         library_name="peft" if adapter else "transformers",
         license="apache-2.0" if record["stage"] == "pretrain" else None,
         pipeline_tag="text-generation" if record["stage"] != "reward_model" else "text-classification",
         tags=["narlm", record["stage"], "trl", *(["lora"] if adapter else []), f"arxiv:{PAPER}"],
-        model_name=name,
+        model_name=name.split("/")[-1],
         eval_results=[
             EvalResult(
                 task_type="text-generation",
-                dataset_type="held-out",
+                dataset_type=hub_data[-1] if hub_data else "held-out",
                 dataset_name=public_name(datasets[-1]) if datasets else "held-out rows",
                 metric_type=metric,
                 metric_value=value,
             )
             for metric, value in results.items()
-            if metric.startswith("eval_")
-        ],
+            if metric.startswith(RESULTS)
+        ]
+        or None,  # an empty model-index is invalid
     )
     facts = {
         "lineage": lineage,
@@ -69,11 +84,12 @@ def write_card(folder: Path, record: dict[str, Any]) -> Path:
         "peak_memory": f"{record['peak_memory_bytes'] / 2**30:.2f} GiB",
         "seed": record["seed"],
         "sandbox": record.get("sandbox"),
+        "plots": [f"plots/{plot.name}" for plot in sorted((folder / "plots").glob("*.png"))],
     }
     card = ModelCard.from_template(
         card_data,
         template_path=str(resource("model_cards", f"{record['stage']}.md")),
-        name=name,
+        name=name.split("/")[-1],
         **{part: _render(f"_{part}.md", facts) for part in ("facts", "reproduce")},
     )
     path = folder / "README.md"
@@ -123,7 +139,9 @@ def hardware() -> str:
 
 
 def _is_hub_id(name: str) -> bool:
-    return name.count("/") <= 1 and not name.startswith(("world/", ".", "/", "~")) and not os.path.exists(name)
+    is_file = Path(name).suffix in (".jsonl", ".json", ".parquet", ".csv", ".txt", ".gz")
+    local = is_file or name.startswith(("world/", ".", "/", "~")) or os.path.exists(name)
+    return name.count("/") <= 1 and not local
 
 
 def _render(template: str, facts: dict[str, Any]) -> str:

@@ -39,6 +39,20 @@ def _safetensors_size_is_right(file: Path) -> bool:
     return file.stat().st_size == 8 + header_bytes + end
 
 
+def require_same_shards(checkpoint: Path, processes: int) -> None:
+    """Refuse to resume a DeepSpeed checkpoint on another number of processes: it has one optimizer shard each.
+
+    Raises:
+        UserError: the checkpoint has shards, and not as many as there are processes.
+    """
+    shards = len(list(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt")))
+    if shards not in (0, processes):
+        raise UserError(
+            f"{checkpoint.name} was written by {shards} DeepSpeed processes and only as many can read it: launch with "
+            f"--num_processes {shards} (DDP and FSDP2 go on with any number)"
+        )
+
+
 def check_saved(folder: Path, trained: bool = True) -> None:
     """Refuse a saved folder that would not load as what was trained.
 

@@ -34,6 +34,9 @@ COSMETIC = {
     "dataset_num_proc", "accelerate_config",
 }  # fmt: skip
 
+# What a process and an accumulation step take, with Trainer's defaults.
+BATCH = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+
 
 class Run:
     """One run of one stage: a context manager that keeps ``run.json`` true whatever happens inside it.
@@ -42,6 +45,7 @@ class Run:
         folder: the output folder.
         done: the same inputs were already run to the end; the stage returns at once.
         record: the content of ``run.json``.
+        push: the finished run goes to the Hub.
     """
 
     def __init__(self, stage: str, argv: list[str] | None = None):
@@ -56,6 +60,7 @@ class Run:
         self.done = False
         self.is_main = int(os.environ.get("RANK", 0)) == 0
         self.stop_signal: int | None = None
+        self.push = False
         self._training = False
         self._helping = "--help_all" in self.argv
         if self._helping:
@@ -72,6 +77,9 @@ class Run:
         self.record = self._new_record(previous)
         if self.done and self.is_main:
             print(f"{stage}: {self.folder} is up to date, nothing to do (--force runs it again)", flush=True)
+            if self.given.get("push_to_hub") is True and "hub" not in self.record:
+                repo = self.given.get("hub_model_id") or self.folder.name
+                print(f"to push it: python -m pipeline.runtime.hub push {self.folder} {repo}", flush=True)
 
     # ------------------------------------------------------------------ life
 
@@ -123,6 +131,10 @@ class Run:
         self.record["arguments"] = {
             key: value for part in parsed for key, value in _plain(vars(part)).items() if key not in SECRETS
         }
+        for part in parsed:
+            # Trainer would make the repository before it trains: a dead Hub must not cost a run. We push at the end.
+            if getattr(part, "push_to_hub", False):
+                self.push, part.push_to_hub = True, False
         self.write()
         return parsed
 
@@ -229,6 +241,7 @@ class Run:
             "resumed": bool(resumed),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "process": process_identity(),
+            "processes": _processes(),
         }
 
     def _is_alone(self) -> bool:
@@ -270,10 +283,13 @@ def status_of(record: dict[str, Any]) -> str:
 def changed_inputs(record: dict[str, Any], given: dict[str, Any]) -> list[str]:
     """What differs between a recorded run and what is given now: arguments, parents' weights, local data files."""
     old, new = record.get("given", {}), _plain(given)
+    ignored = COSMETIC | set(SECRETS)
+    if _rows_a_step(old, record.get("processes", 1)) == _rows_a_step(new, _processes()):
+        ignored |= BATCH.keys()  # the same rows a step, split over processes in another way
     changes = [
         f"{key}: {old.get(key)!r} then, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())
-        if key not in COSMETIC and key not in SECRETS and old.get(key) != new.get(key)
+        if key not in ignored and old.get(key) != new.get(key)
     ]
     for parent in record.get("parents", []):
         if "path" in parent and parent["sha256"] and weights_sha256(Path(parent["path"])) != parent["sha256"]:
@@ -287,6 +303,15 @@ def changed_inputs(record: dict[str, Any], given: dict[str, Any]) -> list[str]:
         elif source.get("fingerprint") and path.exists() and path_sha256(path) != source["fingerprint"]:
             changes.append(f"the data in {path} has changed")
     return changes
+
+
+def _rows_a_step(given: dict[str, Any], processes: int) -> Any:
+    """Rows that enter one optimizer step, on all processes together."""
+    return processes * math.prod(int(given.get(name, default)) for name, default in BATCH.items())
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def parent_of(name_or_path: str, revision: str | None = None) -> dict[str, Any]:

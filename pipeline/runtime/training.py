@@ -7,11 +7,12 @@ from typing import Any
 from transformers import EarlyStoppingCallback, Trainer
 
 from pipeline.runtime.arguments import StageArguments
-from pipeline.runtime.callbacks import StopOnSignal
+from pipeline.runtime.callbacks import PushCheckpoints, StopOnSignal
 from pipeline.runtime.cards import write_card
-from pipeline.runtime.checkpoints import check_saved
+from pipeline.runtime.checkpoints import check_saved, require_same_shards
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.hub import push_run
+from pipeline.runtime.progress import show_progress
 from pipeline.runtime.record import Run
 
 
@@ -34,9 +35,11 @@ def train_and_save(
         SystemExit: 130 or 143 after a signal, once a checkpoint is written.
     """
     args = trainer.args
-    # The push is ours, after everything is on disk: a dead Hub must not cost a run.
-    push, args.push_to_hub = args.push_to_hub, False
     trainer.add_callback(StopOnSignal(run))
+    show_progress(trainer)
+    pushes = _checkpoint_pushes(run, args)
+    if pushes is not None:
+        trainer.add_callback(pushes)
     if own.early_stopping_patience is not None:
         if not (args.load_best_model_at_end and args.metric_for_best_model):
             raise UserError(
@@ -48,6 +51,8 @@ def train_and_save(
     checkpoint = run.checkpoint
     if checkpoint and run.is_main:
         print(f"{run.stage}: resuming from {checkpoint}", flush=True)
+    if checkpoint:
+        require_same_shards(checkpoint, args.world_size)
     with run.training():
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
@@ -67,10 +72,28 @@ def train_and_save(
     if run.is_main:
         write_card(run.folder, run.record)
     trainer.accelerator.wait_for_everyone()
-    if push and run.is_main:
-        push_run(run.folder, args.hub_model_id, private=args.hub_private_repo, token=args.hub_token)
+    if pushes is not None:
+        pushes.finish()
+    if run.push and run.is_main:
+        push_run(
+            run.folder,
+            args.hub_model_id,
+            private=args.hub_private_repo,
+            token=args.hub_token,
+            revision=args.hub_revision,
+        )
     trainer.end()  # a process group that is not destroyed can hang, or abort, at exit
     return run.record["metrics"]
+
+
+def _checkpoint_pushes(run: Run, args: Any) -> PushCheckpoints | None:
+    """What sends checkpoints while training goes on, on the main process of a run that asks for it."""
+    if not (run.push and run.is_main) or getattr(args.hub_strategy, "value", args.hub_strategy) == "end":
+        return None
+    if run.record["arguments"].get("adapter_mode") == "stack" and run.record["arguments"].get("use_peft"):
+        print("warning: under adapter_mode stack only the finished adapter is whole: checkpoints are not pushed")
+        return None
+    return PushCheckpoints(run, args)
 
 
 def first_evaluation(log_history: list[dict[str, Any]]) -> dict[str, float]:
