@@ -91,8 +91,9 @@ def _quiet() -> None:
     """Keep the terminal for what the user can act on: libraries' notes about their own future and missing kernels."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    for name in ("bitsandbytes.backends.cpu.ops", "DeepSpeed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # DeepSpeed sets its logger's level when it is imported, which leaves filters as they are.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 
 def short_help(doc: str, own: type, flags: dict[str, str], trains: bool) -> str:
