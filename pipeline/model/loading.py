@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import cached_file
 
 import pipeline.model  # noqa: F401 - registers NarLM with the Auto classes
+from pipeline.model.adapters import is_own_config, load_adapter
 from pipeline.model.tokenizer import check_tokenizer, ensure_pad_token
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.errors import UserError
@@ -51,6 +52,8 @@ def load_model(
     base = adapter_base(name)
     model = from_pretrained(auto_class, base or name, **kwargs)
     if base is not None:
+        if is_own_config(adapter_config(name)):
+            return load_adapter(model, name).eval()
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, name).merge_and_unload()
@@ -88,6 +91,17 @@ def adapter_base(name: str) -> str | None:
     Raises:
         UserError: the adapter names no base.
     """
+    config = adapter_config(name)
+    if config is None:
+        return None
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{name}: adapter_config.json names no base_model_name_or_path; add it")
+    return base
+
+
+def adapter_config(name: str) -> dict[str, Any] | None:
+    """``adapter_config.json`` of an adapter folder or repository; None for a full model."""
     if Path(name).is_dir():
         file = Path(name) / "adapter_config.json"
         found = str(file) if file.is_file() else None
@@ -100,12 +114,8 @@ def adapter_base(name: str) -> str | None:
             _raise_exceptions_for_gated_repo=False,
         )
     if found is None:
-        return None  # not an adapter, or not reachable: loading the model says which
-    config = json.loads(Path(found).read_text(encoding="utf-8"))
-    base = config.get("base_model_name_or_path")
-    if not base:
-        raise UserError(f"{name}: adapter_config.json names no base_model_name_or_path; add it")
-    return base
+        return None  # not reachable, perhaps: loading the model says so
+    return json.loads(Path(found).read_text(encoding="utf-8"))
 
 
 def from_pretrained(auto_class: type, name: str, **kwargs: Any) -> PreTrainedModel:
