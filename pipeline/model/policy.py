@@ -19,7 +19,8 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from pipeline.model.loading import adapter_base, from_pretrained, load_tokenizer
+from pipeline.model.adapters import is_own_config, load_adapter
+from pipeline.model.loading import adapter_base, adapter_config, from_pretrained, load_tokenizer
 from pipeline.runtime.adapters import stack_adapters
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.errors import UserError
@@ -88,6 +89,11 @@ def load_policy(
     if base is None:
         model = from_pretrained(auto_class, name, revision=args.model_revision, **kwargs)
         pi_ref = f"{name} (the start{', adapter off' if peft_config else ', frozen copy'})"
+    elif is_own_config(adapter_config(name)):
+        if args.adapter_mode != "continue":
+            raise UserError(f"adapter_mode {args.adapter_mode}: {name} is no LoRA adapter; it can only be continued")
+        model = load_adapter(from_pretrained(auto_class, base, **kwargs), name, trainable=True)
+        peft_config, pi_ref = None, f"{base} with a frozen copy of the adapter {name}"
     elif args.adapter_mode == "continue":
         model = PeftModel.from_pretrained(from_pretrained(auto_class, base, **kwargs), name, is_trainable=True)
         peft_config, pi_ref = None, f"{base} with a frozen copy of the adapter {name}"
