@@ -4,6 +4,7 @@ import subprocess
 import sys
 import zipfile
 
+import pytest
 import yaml
 
 from tests.conftest import ROOT
@@ -33,10 +34,33 @@ def test_every_stage_that_saves_a_model_has_a_card_template():
 
 
 def test_every_accelerate_config_says_when_to_use_it():
-    assert [path.stem for path in ACCELERATE] == ["cpu", "ddp", "fsdp2", "single_gpu", "zero2", "zero3"]
+    names = ["cpu", "ddp", "fsdp2", "multi_node", "single_gpu", "zero2", "zero3", "zero3_offload"]
+    assert [path.stem for path in ACCELERATE] == names
     for path in ACCELERATE:
         text = path.read_text()
         assert text.startswith("# "), path
         content = yaml.safe_load(text)
         # The number of GPUs belongs to the machine, not to a file that is shared.
         assert content.get("num_processes") == (1 if path.stem in ("cpu", "single_gpu") else None)
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)
+def test_accelerate_reads_each_of_its_configs(path):
+    """Its own loader refuses keys that it does not know."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    kinds = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "multi_node": "FSDP", "cpu": "NO", "single_gpu": "NO"}
+    assert str(config.distributed_type).split(".")[-1] == kinds.get(path.stem, "DEEPSPEED")
+    assert str(config.mixed_precision) == "no"  # the precision is the stage's own
+    stages = {"zero2": 2, "zero3": 3, "zero3_offload": 3}
+    assert (config.deepspeed_config or {}).get("zero_stage") == stages.get(path.stem)
+
+
+def test_the_slurm_template_is_a_script_that_launches_the_multi_node_config():
+    script = ROOT / "accelerate_configs" / "multi_node.slurm"
+    assert subprocess.run(["bash", "-n", script], capture_output=True).returncode == 0
+    text = script.read_text()
+    assert "--config_file accelerate_configs/multi_node.yaml" in text
+    for flag in ("--num_machines", "--num_processes", "--machine_rank", "--main_process_ip"):
+        assert flag in text
