@@ -26,7 +26,7 @@ venv: .venv/.installed
 	@touch $@
 
 quickstart: .venv/.installed
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pipeline.run configs/quickstart/recipe.yaml
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pipeline.run configs/quickstart/recipe.yaml --jobs 2
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
