@@ -79,6 +79,36 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: st
     return "".join(parts)
 
 
+def heat_map(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], *, title: str) -> str:
+    """A table of shares as coloured cells with their figures, '' where there is nothing: 0 is empty, 1 is full."""
+    if not values or not values[0]:
+        return ""
+    wide, high, left, top = 66, 26, 112, 44
+    width, height = left + wide * len(columns) + 4, top + high * len(rows) + 4
+    parts = [
+        f'<svg class="chart heat" viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" '
+        f'aria-label="{escape(title, quote=True)}"><title>{escape(title)}</title>'
+    ]
+    for i, name in enumerate(columns):
+        parts.append(
+            f'<text class="tick" text-anchor="middle" x="{left + wide * (i + 0.5):.0f}" y="{top - 8 - 14 * (i % 2)}">'
+            f"{escape(clip(name, 18))}</text>"
+        )
+    for j, (name, line) in enumerate(zip(rows, values, strict=True)):
+        y = top + high * j
+        parts.append(
+            f'<text class="tick" text-anchor="end" x="{left - 8}" y="{y + 17}">{escape(clip(name, 18))}</text>'
+        )
+        for i, value in enumerate(line):
+            x, share = left + wide * i, min(1.0, max(0.0, value))
+            parts.append(
+                f'<rect class="heat" x="{x + 1}" y="{y + 1}" width="{wide - 2}" height="{high - 2}" rx="3" '
+                f'fill-opacity="{0.06 + 0.6 * share:.3f}"/><text class="axis" text-anchor="middle" '
+                f'x="{x + wide / 2:.0f}" y="{y + 17}">{value:.2f}</text>'
+            )
+    return "".join(parts) + "</svg>"
+
+
 def interval_bar(value: float, low: float | None, high: float | None, scale: tuple[float, float]) -> str:
     """A dot with its interval on a track from ``scale[0]`` to ``scale[1]``."""
     bottom, top = scale

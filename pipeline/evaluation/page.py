@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pipeline.evaluation.charts import Curve, clip, family_tree, interval_bar, line_chart, short
+from pipeline.evaluation.charts import Curve, clip, family_tree, heat_map, interval_bar, line_chart, short
 from pipeline.evaluation.history import RunView, change, series
 from pipeline.evaluation.prompts import user_text
 from pipeline.evaluation.style import CSS
@@ -69,6 +69,7 @@ def build_page(title: str, runs: Sequence[RunView], machine: Mapping[str, str], 
         ("What was expected", expectations(judged)),
         ("Assessment on held-out data", assessment(judged)),
         ("The same prompts after every stage", samples(judged)),
+        ("What a sequence of corpora left", sequences(trained)),
         ("Training curves", curves(trained)),
         ("What to try next", next_steps(trained)),
         ("What was run, in full", details(runs)),
@@ -364,6 +365,36 @@ def sample_block(prompt: Any, by_run: Mapping[str, dict[str, Any]], columns: Seq
         f'<article class="sample"><h3>{escape(clip(user_text(prompt), 400))} {gold}</h3>'
         f'<div class="answers">{"".join(cells)}</div></article>'
     )
+
+
+def sequences(trained: Sequence[RunView]) -> str:
+    """Of every continual run the accuracy after each corpus on each corpus, as a heat map and as curves."""
+    blocks = []
+    for run in trained:
+        kept = run.record.get("forgetting") or {}
+        table = [[cell.get("accuracy", 0.0) for cell in row["scores"]] for row in kept.get("rows", ())]
+        if not table:
+            continue
+        names = [str(name) for name in kept["names"]]
+        after = ["at the start", *(f"after corpus {i}" for i in range(1, len(table)))]
+        lines = [Curve(name, list(enumerate(line)), True) for name, line in zip(names, zip(*table), strict=True)]
+        figures = (
+            ("held-out accuracy on (column) after (row)", heat_map(table, after, names, title="R")),
+            (
+                "the same along the sequence",
+                line_chart(lines, x_label="corpora learned", y_label="accuracy", title="R"),
+            ),
+        )
+        text = ", ".join(
+            f"{name.replace('_', ' ')} {short(run.metrics[name])}"
+            for name in ("plasticity", "forgetting", "average", "backward_transfer", "forward_transfer")
+            if isinstance(run.metrics.get(name), float)
+        )
+        drawn = "".join(f"<figure><figcaption>{escape(k)}</figcaption>{v}</figure>" for k, v in figures)
+        blocks.append(
+            f'<h3 class="stage">{escape(run.name)}</h3><p>{escape(text)}</p><div class="charts">{drawn}</div>'
+        )
+    return "".join(blocks)
 
 
 def curves(trained: Sequence[RunView]) -> str:

@@ -87,6 +87,7 @@ h3.stage:first-of-type { margin-top:0; padding-top:0; border-top:0 }
 .c2 { stroke:var(--c2); stroke-dasharray:2 3 }
 .c3 { stroke:var(--c3); stroke-dasharray:9 3 2 3 }
 .dot { fill:var(--card); stroke-width:1.8; stroke-dasharray:none }
+rect.heat { fill:var(--c0) }
 .keys { display:flex; gap:16px; font-size:.82rem; color:var(--soft) }
 .key { width:22px; height:8px; margin-right:5px }
 .tree { max-width:none; display:block }

@@ -1,0 +1,133 @@
+"""Corpora that come one after another: ``world/continual-1`` to ``-4`` bring new people and changed facts.
+
+Each corpus tells, as questions and answers, three facts about each of 12 people the world did not know and 12 facts
+that have changed: of the world's own 40 people, and from the second corpus on also of people an earlier one brought.
+A fact changes once at most. ``world/continual-0`` is what stays true and can do no harm to repeat: facts that never
+change, sums, reading and worked steps.
+
+Columns: prompt, completion (chat); answer; kind (``new``, ``changed``; of continual-0 ``fact``, ``sum``, ``reading``,
+``steps``); before (the value that a changed fact had, else empty). Training asks in three of an attribute's four
+wordings, the test split in the fourth. It asks only for what no later corpus changes, so a lower score on it later is
+forgetting and nothing else. `truth_after` says what is true when.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+from pipeline.data.world_truth import ATTRIBUTES, OPENERS, PEOPLE, facts, seeded
+
+CORPORA = 4
+CONTINUAL = tuple(f"continual-{k}" for k in range(CORPORA + 1))
+PER_PERSON, CHANGES, ASKED = 3, 12, 2  # facts told of a newcomer, changes, times a wording is asked
+
+# fmt: off
+NEWCOMERS = [
+    "Agnes", "Basil", "Conrad", "Daphne", "Ernest", "Fiona", "Gideon", "Hester", "Isaac", "Judith", "Kaspar", "Louise",
+    "Magnus", "Nadia", "Oliver", "Phoebe", "Quentin", "Rosa", "Stefan", "Thelma", "Ursula", "Victor", "Wanda", "Xaver",
+    "Yvonne", "Albert", "Bertha", "Cecil", "Doris", "Egon", "Flora", "Gustav", "Helga", "Ivan", "Johanna", "Konrad",
+    "Lukas", "Mathilda", "Norbert", "Otti", "Pascal", "Renata", "Sergei", "Tamara", "Urban", "Viola", "Vilma", "Zita",
+]
+# fmt: on
+
+Fact = tuple[str, str]  # person, attribute
+
+
+@functools.cache
+def told(corpus: int) -> dict[Fact, tuple[str, str]]:
+    """(person, attribute) -> (value, value before or ``""``): what one corpus says, new facts first."""
+    r = seeded("continual", str(corpus))
+    share = len(NEWCOMERS) // CORPORA
+    said: dict[Fact, tuple[str, str]] = {}
+    for name in NEWCOMERS[(corpus - 1) * share : corpus * share]:
+        for key in r.sample(list(ATTRIBUTES), PER_PERSON):
+            said[name, key] = (r.choice(ATTRIBUTES[key].values), "")
+    earlier = [told(k) for k in range(1, corpus)]
+    known = truth_after(corpus - 1)
+    changed = {fact for part in earlier for fact, (_, before) in part.items() if before}
+    own = [fact for fact in facts() if fact not in changed]
+    brought = [fact for part in earlier for fact in part if fact not in facts() and fact not in changed]
+    moving = r.sample(own, CHANGES if not brought else CHANGES // 2)
+    if brought:
+        moving += r.sample(brought, CHANGES - len(moving))
+    for fact in moving:
+        said[fact] = (r.choice([v for v in ATTRIBUTES[fact[1]].values if v != known[fact]]), known[fact])
+    return said
+
+
+def truth_after(corpus: int) -> dict[Fact, str]:
+    """What is true of everybody known once this corpus is out; 0 is the world as the base model learned it."""
+    now = {fact: value for fact, (value, _) in facts().items()}
+    for k in range(1, corpus + 1):
+        now |= {fact: value for fact, (value, _) in told(k).items()}
+    return now
+
+
+@functools.cache
+def changed_after(corpus: int) -> frozenset[Fact]:
+    """The facts that a later corpus changes."""
+    return frozenset(f for k in range(corpus + 1, CORPORA + 1) for f, (_, before) in told(k).items() if before)
+
+
+def continual_rows(name: str, split: str) -> Iterator[dict]:
+    """The rows of ``world/continual-<k>``, always the same ones in the same order."""
+    corpus = int(name.rpartition("-")[2])
+    if corpus == 0:
+        yield from _lasting(split)
+        return
+    for (person, key), (value, before) in told(corpus).items():
+        if split == "test" and (person, key) in changed_after(corpus):
+            continue
+        questions = ATTRIBUTES[key].questions
+        kept_back = seeded("continual", person, key).randrange(len(questions))
+        for i, question in enumerate(questions):
+            if (i == kept_back) != (split == "test"):
+                continue
+            r = seeded("continual", split, person, key, str(i))
+            for opener in r.sample(OPENERS, ASKED if split == "train" else 1):
+                yield _row(opener + question.format(n=person), value, value, "changed" if before else "new", before)
+
+
+LASTING = {"fact": (300, 60), "sum": (100, 20), "reading": (100, 20), "steps": (100, 20)}  # rows of train, of test
+
+
+def _lasting(split: str) -> Iterator[dict]:
+    """What no corpus changes, drawn as the rows of ``world/facts``, ``sums``, ``reading`` and ``steps`` are."""
+    from pipeline.data.world import rows, truth  # which knows this module
+
+    for kind, source in (("fact", "facts"), ("sum", "sums"), ("reading", "reading"), ("steps", "steps")):
+        count, taken = LASTING[kind][split == "test"], 0
+        for row in rows(source, split):
+            question = row["prompt"][0]["content"]
+            if row["kind"] in ("without passage", "two people", "direct") or (kind == "fact" and _moves(question)):
+                continue
+            yield _row(question, truth(question), row["answer"], kind, "")
+            taken += 1
+            if taken == count:
+                break
+
+
+@functools.cache
+def _moving() -> dict[str, set[str]]:
+    """Person of the world's own -> the questions, without opener, whose answer some corpus changes."""
+    return {
+        name: {
+            q.format(n=name) for person, key in changed_after(0) if person == name for q in ATTRIBUTES[key].questions
+        }
+        for name in PEOPLE
+    }
+
+
+def _moves(question: str) -> bool:
+    return any(question.endswith(q) for questions in _moving().values() for q in questions)
+
+
+def _row(question: str, completion: str, answer: str, kind: str, before: str) -> dict:
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": completion}],
+        "answer": answer,
+        "kind": kind,
+        "before": before,
+    }

@@ -1,0 +1,374 @@
+"""Eq. (12) on TRL's trainers: the loss of the new corpus plus lambda Omega, and what Omega must remember.
+
+A sequence of corpora is a chain of ordinary runs: corpus k starts from the folder of corpus k-1 (`corpus-<k-1>`), the
+last fills the run's own folder, and each folder holds the adapter together with Omega's memory: ``omega.json`` (the
+reservoir of rows, how many it has seen) and, for EWC, ``omega.safetensors`` (the Fisher).
+"""
+
+import copy
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from peft import LNTuningConfig, OSFConfig
+from safetensors.torch import load_file, save_file
+from trl import DPOTrainer, SFTTrainer
+
+from pipeline.model.adapters import attach, backbone_sha256, has_own_adapter, load_adapter, save_adapter
+from pipeline.model.policy import ModelArguments, Policy, load_policy
+from pipeline.objectives import regularisers
+from pipeline.runtime.callbacks import StopOnSignal
+from pipeline.runtime.checkpoints import check_saved, newest_checkpoint
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.record import Run, write_json
+
+TERMS = ("l2", "ewc", "function", "orthogonal", "replay")
+FISHER_ROWS = 128  # single-row backward passes after a corpus
+
+
+# ---------------------------------------------------------------------- what Omega remembers
+
+
+@dataclass
+class Memory:
+    """What is kept of earlier corpora, of a size that does not grow with their number.
+
+    ``rows``: a uniform sample of all rows seen (anchors of ``function``, data of ``replay``); ``fisher``: EWC's.
+    """
+
+    size: int
+    rows: list[dict] = field(default_factory=list)
+    seen: int = 0
+    fisher: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, rows: Sequence[dict], seed: int) -> None:
+        """Let rows stream past the reservoir."""
+        draw = random.Random(f"{seed}/{self.seen}")
+        self.rows, self.seen = regularisers.reservoir(self.rows, self.seen, rows, self.size, draw)
+
+    def save(self, folder: Path) -> None:
+        """Write ``omega.json`` and, where there is a Fisher, ``omega.safetensors`` beside the adapter."""
+        write_json(Path(folder) / "omega.json", {"size": self.size, "seen": self.seen, "rows": self.rows})
+        if self.fisher:
+            save_file({k: v.contiguous() for k, v in self.fisher.items()}, Path(folder) / "omega.safetensors")
+
+    @classmethod
+    def load(cls, folder: str | Path, size: int) -> "Memory":
+        """The memory saved in a folder; an empty one where there is none. Never more than ``size`` rows."""
+        file = Path(folder) / "omega.json"
+        if not file.is_file():
+            return cls(size)
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        tensors = Path(folder) / "omega.safetensors"
+        return cls(size, kept["rows"][:size], kept["seen"], load_file(tensors) if tensors.is_file() else {})
+
+
+# ---------------------------------------------------------------------- Omega in the loss
+
+
+@dataclass
+class Omega:
+    """The terms of Omega with their lambdas, as one corpus sees them.
+
+    ``old_reads``: the LoRA A matrices of earlier corpora, by module, for ``orthogonal``.
+    """
+
+    weights: dict[str, float]
+    memory: Memory
+    distill: str = "both"
+    batch_size: int = 16
+    seed: int = 0
+    old_reads: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def uses(self, *terms: str) -> bool:
+        """Whether one of these terms has a weight above 0."""
+        return any(self.weights.get(term, 0.0) > 0 for term in terms)
+
+
+class Regularised:
+    """Mixed into a TRL trainer: ``L_new + sum lambda Omega``. With every lambda 0 it is that trainer, bit for bit.
+
+    ``eval_dataset`` may be None; the memory's rows go through the trainer's own preparation as an evaluation set does.
+    """
+
+    def __init__(self, *args: Any, omega: Omega, eval_dataset: Any = None, **kwargs: Any):
+        sets = {"eval": eval_dataset} if eval_dataset is not None else {}
+        if omega.uses("function", "replay", "ewc") and omega.memory.rows:
+            sets["memory"] = datasets.Dataset.from_list(omega.memory.rows)
+        super().__init__(*args, eval_dataset=sets or None, **kwargs)
+        prepared = self.eval_dataset or {}
+        self.eval_dataset, self.omega = prepared.get("eval"), omega
+        self.memory_rows = list(prepared.get("memory", ()))
+        self._step, self._micro = -1, 0
+        own = self._trainable()
+        if omega.uses("l2", "ewc"):
+            self.start = {name: value.detach().clone() for name, value in own.items()}
+        if omega.uses("ewc"):
+            if not omega.memory.fisher and self.memory_rows:
+                omega.memory.fisher = self.fisher(self.memory_rows)
+            self.start_fisher = {n: v.to(own[n].device) for n, v in omega.memory.fisher.items() if n in own}
+        if omega.uses("function") and self.memory_rows:
+            head = self.model.get_output_embeddings()
+            # theta_k's logits are its head on its hidden states; a head that is trained must be kept as it was.
+            self.start_head = copy.deepcopy(head) if any(p.requires_grad for p in head.parameters()) else head
+            self.start_hidden = self._hidden_states()
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The corpus's own loss and, in training, lambda Omega."""
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not model.training or not self.omega.uses(*TERMS):
+            return found
+        loss, outputs = found if return_outputs else (found, None)
+        penalty = 0.0
+        for name, value in self.penalties(model).items():
+            self._metrics["train"][f"omega/{name}"].append(float(value.detach()))
+            penalty = penalty + self.omega.weights[name] * value
+        if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
+            penalty = penalty / self.current_gradient_accumulation_steps  # Trainer leaves accumulation to the loss
+        return (loss + penalty, outputs) if return_outputs else loss + penalty
+
+    def penalties(self, model: Any) -> dict[str, torch.Tensor]:
+        """Every term of Omega at the current parameters, without its lambda; none that has nothing to go by."""
+        omega, found = self.omega, {}
+        if omega.uses("l2"):
+            found["l2"] = regularisers.l2(self._trainable(), self.start)
+        if omega.uses("ewc") and self.start_fisher:
+            found["ewc"] = regularisers.ewc(self._trainable(), self.start, self.start_fisher)
+        if omega.uses("orthogonal") and omega.old_reads:
+            found["orthogonal"] = regularisers.orthogonality(*self._reads())
+        if omega.uses("function", "replay") and self.memory_rows:
+            places = self._draw()
+            batch = self._prepare_inputs(self.data_collator([self.memory_rows[i] for i in places]))
+            if omega.uses("function"):
+                found["function"] = self._function(model, batch, places)
+            if omega.uses("replay"):
+                found["replay"] = super().compute_loss(model, batch)
+        return found
+
+    def fisher(self, rows: Sequence[Mapping]) -> dict[str, torch.Tensor]:
+        """Normalised diagonal Fisher of the trainer's own loss on single prepared rows, at the current parameters."""
+        own, gradients = self._trainable(), []
+        training = self.model.training
+        self.model.eval()
+        for row in random.Random(self.omega.seed).sample(list(rows), min(FISHER_ROWS, len(rows))):
+            loss = super().compute_loss(self.model, self._prepare_inputs(self.data_collator([row])))
+            parts = torch.autograd.grad(loss, list(own.values()), allow_unused=True)
+            zero = zip(own.items(), parts, strict=True)
+            gradients.append({n: (torch.zeros_like(p) if g is None else g).detach().cpu() for (n, p), g in zero})
+        self.model.train(training)
+        return regularisers.normalised(regularisers.diagonal_fisher(gradients))
+
+    def remember(self, rows: Sequence[dict], decay: float) -> None:
+        """After training: the corpus's rows stream past the reservoir, and its Fisher joins the old one."""
+        if self.omega.uses("ewc"):
+            new = self.fisher(self.train_dataset)
+            self.omega.memory.fisher = regularisers.online_fisher(self.omega.memory.fisher, new, decay)
+        self.omega.memory.add(rows, self.omega.seed)
+
+    def _function(self, model: Any, batch: Mapping, places: Sequence[int]) -> torch.Tensor:
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        sides = len(ids) // len(places)  # a preference batch holds the chosen answers, then the rejected ones
+        rows = [self.start_hidden[i][side] for side in range(sides) for i in places]
+        old = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(ids.device)
+        old = torch.nn.functional.pad(old, (0, 0, 0, ids.shape[1] - old.shape[1]))
+        out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        total = 0.0
+        if self.omega.distill in ("hidden", "both"):
+            total = total + regularisers.hidden_distillation(out.hidden_states[-1].float(), old, mask)
+        if self.omega.distill in ("logits", "both"):
+            with torch.no_grad():
+                logits = self.start_head(old.to(self.start_head.weight.dtype)).float()
+            total = total + regularisers.logit_distillation(out.logits.float(), logits, mask)
+        return total
+
+    @torch.no_grad()
+    def _hidden_states(self, batch_size: int = 32) -> list[list[torch.Tensor]]:
+        """F_theta_k(E) of the memory's rows: one (T, D) tensor each, or two of a preference pair; on the CPU."""
+        found, training = [], self.model.training
+        self.model.eval()
+        for start in range(0, len(self.memory_rows), batch_size):
+            rows = self.memory_rows[start : start + batch_size]
+            batch = self._prepare_inputs(self.data_collator(rows))
+            ids, mask = batch["input_ids"], batch["attention_mask"]
+            out = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+            states = zip(out.hidden_states[-1].float().cpu(), mask.sum(1), strict=True)
+            kept = [state[: int(length)].clone() for state, length in states]
+            found += [kept[i :: len(rows)] for i in range(len(rows))]
+        self.model.train(training)
+        return found
+
+    def _reads(self) -> tuple[dict, dict]:
+        """New and old LoRA A matrices by module."""
+        new = {}
+        for name, value in self._trainable().items():
+            if ".lora_A." in name:
+                new[name.partition(".lora_A.")[0]] = value
+        return new, {name: self.omega.old_reads[name].to(value.device) for name, value in new.items()}
+
+    def _draw(self) -> list[int]:
+        """Places in the memory for this step: of the step alone, so a resumed run draws what it would have drawn."""
+        self._micro = self._micro + 1 if self.state.global_step == self._step else 0
+        self._step = self.state.global_step
+        draw = random.Random(f"{self.omega.seed}/{self.args.process_index}/{self._step}/{self._micro}")
+        count = len(self.memory_rows)
+        return draw.sample(range(count), min(self.omega.batch_size, count))
+
+    def _trainable(self) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Adapters of our own are saved alone, as PEFT's are."""
+        if not has_own_adapter(self.model):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            save_adapter(self.model, output_dir or self.args.output_dir)
+            self.processing_class.save_pretrained(output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if has_own_adapter(self.model):
+            load_adapter(self.model, resume_from_checkpoint, trainable=True)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+class ContinualSFTTrainer(Regularised, SFTTrainer):
+    """Next-token loss on text, or on the answers of SFT data, plus lambda Omega."""
+
+
+class ContinualDPOTrainer(Regularised, DPOTrainer):
+    """DPO's loss plus lambda Omega; pi_ref is the model as the corpus found it."""
+
+
+# ---------------------------------------------------------------------- one corpus of a sequence
+
+
+class Corpus:
+    """One corpus of a run: its start, its folder, its model, its trainer."""
+
+    def __init__(self, run: Run, number: int, of: int, own: Any, model_args: ModelArguments, config: Any):
+        self.run, self.number, self.of, self.own = run, number, of, own
+        self.model_args, self.base_config = model_args, config
+        self.origin = model_args.model_name_or_path
+        self.folder = run.folder if number == of else run.folder / f"corpus-{number}"
+        self.start = self.origin if number == 1 else str(run.folder / f"corpus-{number - 1}")
+
+    def done(self) -> bool:
+        """Whether an earlier life of this run finished this corpus; the last one ends with the run itself."""
+        return self.number < self.of and (self.folder / "corpus.json").is_file()
+
+    def policy(self) -> Policy:
+        """theta_k with what method trains of it; the backbone's identity is kept for the check at the end."""
+        own, remote = self.own, self.base_config.trust_remote_code
+        targets = self.model_args.lora_target_modules or "all-linear"  # PEFT knows no default for a new model type
+        args = replace(self.model_args, use_peft=own.method == "lora", lora_target_modules=targets)
+        if self.number == 1:
+            policy = load_policy(args, self.run, trust_remote_code=remote)
+        else:
+            record = copy.deepcopy(self.run.record)
+            mode = "stack" if own.adapters == "stacked" else "continue"
+            args = replace(args, model_name_or_path=self.start, adapter_mode=mode)
+            try:
+                policy = load_policy(args, self.run, trust_remote_code=remote)
+            finally:  # a corpus is no parent of the run, and pi_ref stays the run's start
+                self.run.record.update({key: record[key] for key in ("parents", "pi_ref") if key in record})
+        fresh = not hasattr(policy.model, "peft_config") and not has_own_adapter(policy.model)
+        if fresh and own.method in ("bias", "bottleneck"):
+            attach(policy.model, own.method, base=self.origin, size=own.bottleneck_size)
+        elif fresh and own.method in ("layernorm", "osf"):
+            policy.peft_config = peft_config_of(own.method, policy.model)
+        self.backbone = backbone_sha256(policy.model) if own.method not in ("full", "osf") else None
+        return policy
+
+    def omega(self, old_rows: Sequence[dict]) -> Omega:
+        """Omega with the memory that corpus k-1 left, or that of the run's start, or one filled from old rows."""
+        own = self.own
+        memory = Memory.load(self.start, own.memory_rows)
+        if self.number == 1 and not memory.rows:
+            memory.add(old_rows, self.base_config.seed)
+        reads = {}
+        if own.adapters == "stacked" and (file := Path(self.start) / "adapter_model.safetensors").is_file():
+            ends = ".lora_A.weight"
+            reads = {name.removesuffix(ends): value for name, value in load_file(file).items() if name.endswith(ends)}
+        return Omega(
+            dict(zip(own.omega, own.omega_weight, strict=True)),
+            memory,
+            own.distill,
+            own.memory_batch_size,
+            self.base_config.seed,
+            reads,
+        )
+
+    def trainer(self, policy: Policy, data: Any, omega: Omega, callbacks: Sequence[Any]) -> Any:
+        """The trainer of this corpus, by the kind of data."""
+        config = copy.copy(self.base_config)
+        config.output_dir, config.push_to_hub = str(self.folder), config.push_to_hub and self.number == self.of
+        kind, extra = ContinualSFTTrainer, {}
+        if self.own.kind == "preference":
+            kind = ContinualDPOTrainer
+            if policy.peft_config is None and not hasattr(policy.model, "peft_config"):
+                # Without PEFT TRL would reload the base, which lacks the adapter and everything learned since.
+                extra["ref_model"] = copy.deepcopy(policy.model).requires_grad_(False)
+        return kind(
+            model=policy.model,
+            args=config,
+            train_dataset=data.train,
+            eval_dataset=data.evaluation,
+            processing_class=policy.tokenizer,
+            peft_config=policy.peft_config,
+            callbacks=list(callbacks),
+            omega=omega,
+            **extra,
+        )
+
+    def train(self, trainer: Any) -> None:
+        """Train a corpus that is not the last, from its newest checkpoint, and save it where the next one starts."""
+        trainer.add_callback(StopOnSignal(self.run))
+        checkpoint = newest_checkpoint(self.folder)
+        with self.run.training():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.save_model(str(self.folder))
+        trainer.save_state()
+
+    def finish(self, folder: Path, trainer: Any, policy: Policy, rows: Sequence[dict]) -> None:
+        """What a saved corpus needs beside its weights: a sound adapter, the backbone unharmed, Omega's memory.
+
+        Raises:
+            RuntimeError: the backbone has changed.
+        """
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        if self.backbone is not None and backbone_sha256(trainer.model) != self.backbone:
+            raise RuntimeError(f"{self.own.method} changed the backbone, which it must not")
+        policy.finish(folder)
+        if self.own.method == "osf":  # its factors are of this corpus's weights: the next one needs the whole model
+            for file in ("adapter_model.safetensors", "adapter_config.json"):
+                (folder / file).unlink(missing_ok=True)
+            copy.deepcopy(trainer.model).merge_and_unload().save_pretrained(folder)
+        trainer.remember(rows, self.own.fisher_decay)
+        trainer.omega.memory.save(folder)
+        check_saved(folder, trained=trainer.state.global_step > 0)
+
+    def mark(self, figures: Mapping[str, Any]) -> None:
+        """Say that this corpus is whole; last of all."""
+        if self.run.is_main and self.number < self.of:
+            write_json(self.folder / "corpus.json", dict(figures))
+
+
+def peft_config_of(method: str, model: Any) -> Any:
+    """PEFT's configuration of LayerNorm tuning (every module of that kind in the model) or OSF.
+
+    Raises:
+        UserError: the model has no norm that is called so.
+    """
+    if method == "osf":
+        return OSFConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+    names = {name.rpartition(".")[2] for name, m in model.named_modules() if "norm" in type(m).__name__.lower()}
+    if not names:
+        raise UserError("method layernorm: no module of this model is a LayerNorm or RMSNorm by its class's name")
+    return LNTuningConfig(target_modules=sorted(names), task_type="CAUSAL_LM")

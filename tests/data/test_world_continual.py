@@ -1,0 +1,63 @@
+"""The sequence of corpora: what is told when, changes that happen once, test rows that stay true."""
+
+from pipeline.data.world import load_world
+from pipeline.data.world_continual import CORPORA, NEWCOMERS, changed_after, told, truth_after
+from pipeline.data.world_truth import ATTRIBUTES, PEOPLE, facts
+
+
+def test_each_corpus_brings_twelve_people_and_twelve_changes():
+    """12 people x 3 facts are new; the first corpus changes 12 facts of the world's own people, later ones 6 and 6."""
+    assert len(set(NEWCOMERS)) == 48 == len(set(NEWCOMERS) - set(PEOPLE))
+    for k in range(1, CORPORA + 1):
+        new = [fact for fact, (_, before) in told(k).items() if not before]
+        changed = [fact for fact, (_, before) in told(k).items() if before]
+        assert len(new) == 36
+        assert {name for name, _ in new} == set(NEWCOMERS[12 * (k - 1) : 12 * k])
+        assert len(changed) == 12
+        assert sum(fact in facts() for fact in changed) == (12 if k == 1 else 6)
+        assert all(told(k)[fact] == (truth_after(k)[fact], truth_after(k - 1)[fact]) for fact in changed)
+        assert all(truth_after(k)[fact] != truth_after(k - 1)[fact] for fact in changed)
+
+
+def test_a_fact_changes_once_at_most():
+    changed = [fact for k in range(1, CORPORA + 1) for fact, (_, before) in told(k).items() if before]
+    assert len(changed) == len(set(changed)) == 48
+    assert changed_after(0) == set(changed)
+    assert changed_after(CORPORA) == frozenset()
+
+
+def test_no_wording_of_a_fact_is_in_both_splits_and_test_rows_stay_true():
+    """36 + 12 facts are asked in 3 wordings, twice each: 288 rows. A test row is true at the end of the sequence."""
+    for k in range(1, CORPORA + 1):
+        train, test = (load_world(f"world/continual-{k}", split) for split in ("train", "test"))
+        assert len(train) == 288
+        asked = [{row["prompt"][0]["content"].rpartition(": ")[2] for row in part} for part in (train, test)]
+        assert asked[0] & asked[1] == set()
+        assert len(test) == len(asked[1]) == 48 - len(changed_after(k) & set(told(k)))
+        for row in test:
+            assert row["completion"] == [{"role": "assistant", "content": row["answer"]}]
+            assert bool(row["before"]) == (row["kind"] == "changed")
+            assert row["answer"] == final(row["prompt"][0]["content"])
+
+
+def final(question: str) -> str:
+    """The answer at the end of the sequence, found by trying every question there is."""
+    [value] = [
+        value
+        for (name, key), value in truth_after(CORPORA).items()
+        for wording in ATTRIBUTES[key].questions
+        if question.endswith(wording.format(n=name))
+    ]
+    return value
+
+
+def test_what_lasts_is_never_contradicted():
+    """continual-0 asks for no fact that a corpus changes; its other rows carry the world's own answers."""
+    for split, count in (("train", 300 + 3 * 100), ("test", 60 + 3 * 20)):
+        rows = load_world("continual-0", split)
+        assert len(rows) == count
+        for row in rows:
+            if row["kind"] == "fact":
+                assert row["answer"] == final(row["prompt"][0]["content"])
+        sums = [row for row in rows if row["kind"] == "sum"]
+        assert all(row["completion"][0]["content"].endswith(f"#### {row['answer']}") for row in sums)

@@ -1,0 +1,169 @@
+"""The matrix R and its summaries by hand, scores by teacher forcing, gradient overlap and drift of a tiny model."""
+
+import pytest
+import torch
+
+from pipeline.evaluation.forgetting import (
+    Matrix,
+    WatchOverlap,
+    drift,
+    forward,
+    gradient,
+    hidden_states,
+    score,
+    summarise,
+    supervised,
+)
+from pipeline.inference.decoding import encode_prompts, sample
+from tests.tiny_models import tiny_model, tiny_tokenizer
+
+# Rows: before, after corpus 1, 2, 3. Columns: what was known before (0) and corpora 1, 2, 3.
+R = [
+    [0.9, 0.1, 0.2, 0.0],
+    [0.7, 0.8, 0.3, 0.1],
+    [0.8, 0.6, 0.9, 0.2],
+    [0.6, 0.7, 0.5, 1.0],
+]
+
+
+def test_figures_by_hand_with_old_knowledge():
+    """average (0.6 + 0.7 + 0.5 + 1) / 4; plasticity (0.8 + 0.9 + 1) / 3; backward ((0.6 - 0.9) + (0.7 - 0.8) +
+    (0.5 - 0.9)) / 3 = -0.8 / 3; forgetting, from the best so far, here the same: 0.8 / 3; forward
+    ((0.3 - 0.2) + (0.2 - 0.0)) / 2.
+    """
+    figures = summarise(R, first=0)
+    assert figures == pytest.approx(
+        {
+            "average": 0.7, "plasticity": 0.9, "backward_transfer": -0.8 / 3, "forgetting": 0.8 / 3,
+            "forward_transfer": 0.15,
+        }
+    )  # fmt: skip
+
+
+def test_figures_by_hand_without_old_knowledge():
+    """Columns 1..3: backward ((0.7 - 0.8) + (0.5 - 0.9)) / 2 = -0.25. If the first corpus had been at 0.95 after the
+    second, forgetting counts from there: ((0.95 - 0.7) + (0.9 - 0.5)) / 2 = 0.325.
+    """
+    matrix = [row[1:] for row in R]
+    assert summarise(matrix)["backward_transfer"] == pytest.approx(-0.25)
+    assert summarise(matrix)["forgetting"] == pytest.approx(0.25)
+    matrix[2][0] = 0.95
+    assert summarise(matrix)["forgetting"] == pytest.approx(0.325)
+    assert summarise(matrix)["backward_transfer"] == pytest.approx(-0.25)
+
+
+def test_one_corpus_forgets_nothing_but_what_was_known():
+    assert summarise([[0.2], [0.9]]) == pytest.approx({"average": 0.9, "plasticity": 0.9})
+    assert summarise([[0.8, 0.2], [0.5, 0.9]], first=0)["forgetting"] == pytest.approx(0.3)
+
+
+def test_the_matrix_is_kept_from_row_to_row(tmp_path):
+    """Two lives of a run: the second takes over the first row and does not measure it again; losses count negative."""
+    cells = {"a": {"loss": 2.0, "accuracy": 0.25}, "b": {"loss": 3.0, "accuracy": 0.0}}
+    Matrix(tmp_path, ["x", "y"], ["a", "b"], 1).add(0, cells.get)
+    matrix = Matrix(tmp_path, ["x", "y"], ["a", "b"], 1)
+    matrix.add(0, {}.get)
+    matrix.add(1, {"a": {"loss": 1.0, "accuracy": 1.0}, "b": {"loss": 2.5, "accuracy": 0.0}}.get, drift=0.5)
+    matrix.add(2, {"a": {"loss": 1.5, "accuracy": 0.5}, "b": {"loss": 0.5, "accuracy": 1.0}}.get)
+    assert matrix.table("loss") == [[2.0, 3.0], [1.0, 2.5], [1.5, 0.5]]
+    figures = Matrix(tmp_path, ["x", "y"], ["a", "b"], 1).metrics()
+    assert (figures["forgetting"], figures["forgetting_loss"]) == (0.5, 0.5)
+    assert (figures["plasticity"], figures["plasticity_loss"]) == (1.0, 0.75)
+    assert (figures["average_loss"], figures["forward_transfer_loss"]) == (1.0, 0.5)
+    assert (figures["after_1/drift"], figures["after_2/y/accuracy"]) == (0.5, 1.0)
+
+
+def test_accuracy_is_what_greedy_decoding_writes():
+    """A row whose completion is the model's own greedy answer is right, one with another last token is not."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    prompt = "1 + 2 ="
+    [[done]] = sample(model, tokenizer, [prompt], max_new_tokens=3, temperature=0)
+    [start] = encode_prompts(tokenizer, [prompt])
+    other = [*done.token_ids[:-1], done.token_ids[-1] ^ 1]
+    rows = [(start + ids, [False] * len(start) + [True] * 3) for ids in (done.token_ids, other)]
+    found = [hits.tolist() for _, hits in forward(model, rows, 1)]
+    assert found == [[True, True, True], [True, True, False]]
+    assert [hits.tolist() for _, hits in forward(model, rows, 2)] == found
+
+
+def test_loss_is_the_models_own():
+    """Of one row's completion: the model's loss with the prompt masked."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    row = {"prompt": "1 + 2 =", "completion": " 3"}
+    [(ids, marks)] = supervised(tokenizer, [row])
+    labels = torch.tensor([[token if mark else -100 for token, mark in zip(ids, marks, strict=True)]])
+    expected = model(input_ids=torch.tensor([ids]), labels=labels).loss.item()
+    assert score(model, tokenizer, [row, row])["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_pair_is_right_if_the_chosen_answer_is_likelier():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    pair = {"prompt": "1 + 2 =", "chosen": " 3", "rejected": " 4"}
+    turned = {"prompt": "1 + 2 =", "chosen": " 4", "rejected": " 3"}
+    one, other = score(model, tokenizer, [pair]), score(model, tokenizer, [turned])
+    assert one["margin"] == pytest.approx(-other["margin"])
+    assert {one["accuracy"], other["accuracy"]} == {0.0, 1.0}
+    assert (one["accuracy"] == 1.0) == (one["margin"] > 0)
+    assert score(model, tokenizer, [pair, turned])["accuracy"] == 0.5
+
+
+def test_the_gradient_is_autograds_in_any_batches():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    coded = supervised(tokenizer, [{"text": "1 + 2 = 3"}, {"text": "a b c d e 4 5 6"}, {"text": "7 8"}])
+    parameters = list(model.parameters())
+    whole, parts = (gradient(model, coded, parameters, size) for size in (8, 1))
+    assert torch.allclose(whole, parts, atol=1e-6)
+    labels = torch.tensor([coded[0][0]])
+    model(input_ids=labels, labels=labels).loss.backward()
+    assert torch.allclose(
+        gradient(model, coded[:1], parameters), torch.cat([p.grad.flatten() for p in parameters]), atol=1e-6
+    )
+
+
+def test_a_corpus_that_repeats_an_old_one_overlaps_wholly():
+    """The same rows: 1. Other rows: less. Nothing is left in ``.grad`` and training mode is kept."""
+
+    class State:
+        global_step, max_steps, epoch, log_history = 1, 8, 0.1, []
+
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    rows = [supervised(tokenizer, [{"text": text}]) for text in ("1 + 2 = 3", "a b c d e")]
+    same, other = WatchOverlap(rows[0], [rows[0]]), WatchOverlap(rows[0], [rows[1]])
+    model.train()
+    for watch in (same, other):
+        watch.on_step_end(None, State, None, model=model)
+    assert same.mean == pytest.approx(1.0)
+    assert 0 <= other.mean < 0.9
+    assert State.log_history[0] == {"step": 1, "epoch": 0.1, "gradient_overlap": same.mean}
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+    State.global_step = 2  # not one of the two points of eight steps: 1 and 5
+    same.on_step_end(None, State, None, model=model)
+    assert len(same.points) == 1
+
+
+def test_drift_is_zero_for_the_same_model_and_one_for_a_sign():
+    """Hidden states h and -h: |2h|^2 / |h|^2 = 4; twice h: 1."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    states = hidden_states(model, supervised(tokenizer, [{"text": "1 + 2 = 3"}, {"text": "a b"}]))
+    assert drift(states, states) == 0
+    assert drift([-s for s in states], states) == pytest.approx(4.0)
+    assert drift([2 * s for s in states], states) == pytest.approx(1.0)
+
+
+def test_the_report_shows_the_matrix():
+    """R of a run as a heat map and as curves; a run without one shows nothing, names are escaped."""
+    from pathlib import Path
+
+    from pipeline.evaluation.history import RunView
+    from pipeline.evaluation.page import sequences
+
+    rows = [{"scores": [{"accuracy": 0.25}, {"accuracy": 0.5}]}, {"scores": [{"accuracy": 0.75}, {"accuracy": 1.0}]}]
+    record = {"metrics": {"plasticity": 0.875}, "forgetting": {"names": ["a", "<b>"], "rows": rows}}
+    page = sequences([RunView("x", Path("x"), "completed", record), RunView("y", Path("y"), "completed", {})])
+    assert page.count('class="heat"') == 4
+    assert [f">{value:.2f}<" in page for value in (0.25, 0.5, 0.75, 1.0)] == [True] * 4
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert "plasticity 0.875" in page
+    assert sequences([RunView("y", Path("y"), "completed", {})]) == ""
