@@ -35,7 +35,7 @@ def parsers(stage: str) -> tuple[type, ...]:
     own = next(v for k, v in vars(module).items() if k.endswith("Arguments") and v.__module__ == module.__name__)
     configs = {
         "pretrain": TrainingArguments, "sft": SFTConfig, "dpo": DPOConfig, "grpo": GRPOConfig,
-        "reward_model": RewardConfig, "rsft": SFTConfig,
+        "reward_model": RewardConfig, "rsft": SFTConfig, "continual": SFTConfig,
     }  # fmt: skip
     if stage == "ppo":
         from pipeline.trainers.ppo import PPOConfig
@@ -46,7 +46,7 @@ def parsers(stage: str) -> tuple[type, ...]:
 
 def test_there_are_configs():
     assert len(RECIPES) == 2
-    assert len(CONFIGS) == 6 + 3 + 4  # the quickstart's, RLHF's, and GRPO's presets
+    assert len(CONFIGS) == 6 + 3 + 4 + 2  # the quickstart's, RLHF's, GRPO's presets, and continual learning's
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
