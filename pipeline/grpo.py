@@ -15,13 +15,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.runtime.arguments import StageArguments
+from pipeline.runtime.arguments import RolloutArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.record import Run
 
 
 @dataclass
-class GRPOArguments(StageArguments):
+class GRPOArguments(RolloutArguments):
     """What GRPO rewards; everything else is TRL's ``GRPOConfig``."""
 
     reward: str = field(
@@ -36,12 +36,6 @@ class GRPOArguments(StageArguments):
     )
     curriculum: bool = field(
         default=False, metadata={"help": "With prefilter_samples: train on the easiest prompts first."}
-    )
-    guard_patience: int = field(
-        default=10, metadata={"help": "Bad log lines in a row before a run that does not learn is stopped (0: never)."}
-    )
-    max_kl: float | None = field(
-        default=None, metadata={"help": "Ceiling of the logged KL for the guards [1 nat a token]."}
     )
     allow_unsafe_code_execution: bool = field(
         default=False, metadata={"help": "Let the code reward run without its sandbox; recorded in run and card."}

@@ -18,25 +18,19 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.runtime.arguments import StageArguments
+from pipeline.runtime.arguments import RolloutArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
 
 
 @dataclass
-class PPOArguments(StageArguments):
+class PPOArguments(RolloutArguments):
     """What PPO rewards; everything else is ``PPOConfig``, which is TRL's ``GRPOConfig`` and PPO's own fields."""
 
     reward: list[str] = field(
         default_factory=list,
         metadata={"help": "Reward-model folders, registry names, weighted sums or package.module:function."},
-    )
-    guard_patience: int = field(
-        default=10, metadata={"help": "Bad log lines in a row before a run that does not learn is stopped (0: never)."}
-    )
-    max_kl: float | None = field(
-        default=None, metadata={"help": "Ceiling of objective/kl for the guards [50 nats a completion]."}
     )
 
 
@@ -103,7 +97,7 @@ def first_and_last(history: list[dict[str, float]]) -> dict[str, float]:
 FLAGS = {
     "beta": "weight of the KL to pi_ref in the reward [0.05]",
     "kl_target": "adapt beta towards this KL, in nats a completion [fixed beta]",
-    "critic": "shared (an adapter of the policy's backbone) | separate [shared]",
+    "critic": "shared (an adapter of the policy's backbone) | separate | none (RLOO) [shared]",
     "lam": "GAE's lambda [0.95]",
     "num_iterations": "epochs on one rollout [4]",
     "generation_batch_size": "completions a rollout [batch x accumulation]",

@@ -34,6 +34,10 @@ class ModelArguments(ModelConfig):
     adapter_mode: Literal["continue", "merge", "stack"] = field(
         default="continue", metadata={"help": "What happens to an adapter that is the start."}
     )
+    loraplus_lr_ratio: float | None = field(
+        default=None,
+        metadata={"help": "LoRA+: learning rate of the B matrices over that of the A matrices (its authors take 16)."},
+    )
 
 
 @dataclass
@@ -121,9 +125,10 @@ def load_policy(
             pi_ref = f"{base} with the adapter {name}, the new adapter off"
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    run.record["pi_ref"] = name  # by every mode the reference is the start as it was, and this loads it
-    if run.is_main:
-        print(f"{run.stage}: pi_ref is {pi_ref}", flush=True)
+    if auto_class is AutoModelForCausalLM:  # a reward model is no policy and has no reference
+        run.record["pi_ref"] = name  # by every mode the reference is the start as it was, and this loads it
+        if run.is_main:
+            print(f"{run.stage}: pi_ref is {pi_ref}", flush=True)
     return Policy(model, tokenizer, peft_config, parent_adapter)
 
 

@@ -33,6 +33,19 @@ class StageArguments:
     )
 
 
+@dataclass
+class RolloutArguments(StageArguments):
+    """Fields of the stages that learn from their own samples, which guards watch."""
+
+    guard_patience: int = field(
+        default=10, metadata={"help": "Bad log lines in a row before a run that does not learn is stopped (0: never)."}
+    )
+    max_kl: float | None = field(
+        default=None,
+        metadata={"help": "Ceiling of the logged KL for the guards [GRPO: 1 nat a token; PPO: 50 a completion]."},
+    )
+
+
 def read_given(argv: list[str] | None = None) -> dict[str, Any]:
     """What the user gave, before types are known: the YAML of ``--config`` with the flags laid over it.
 
