@@ -85,14 +85,17 @@ def main(argv: list[str] | None = None) -> None:
         def finish(folder: Path) -> None:
             start.finish(folder)
             if data.evaluation is not None:
-                run.add_metrics(judged(folder, data.evaluation, truth, own.ranked_dataset_name))
+                figures, run.record["reliability"] = judged(folder, data.evaluation, truth, own.ranked_dataset_name)
+                run.add_metrics(figures)
 
         train_and_save(run, trainer, own, finish)
 
 
-def judged(folder: Path, held_out: Any, truth: Any, ranked_dataset_name: str | None) -> dict[str, float]:
-    """Figures of the reward model saved in ``folder`` on held-out comparisons, and its reliability diagram."""
-    from pipeline.evaluation.reward_quality import plot_reliability, reward_figures, within_prompt_spearman
+def judged(
+    folder: Path, held_out: Any, truth: Any, ranked_dataset_name: str | None
+) -> tuple[dict[str, float], list[tuple[float, float, int]]]:
+    """Figures of the reward model saved in ``folder`` on held-out comparisons, and its reliability table and plot."""
+    from pipeline.evaluation import reward_quality
     from pipeline.rewards.learned import encode_dialogue, load_reward_model, score_sequences
 
     load_reward_model.cache_clear()  # the folder may hold other weights than when it was read before
@@ -106,8 +109,10 @@ def judged(folder: Path, held_out: Any, truth: Any, ranked_dataset_name: str | N
         known = truth(prompts=[p for p, _ in answers], completions=[y for _, y in answers])
         true_margins = [better - worse for better, worse in zip(known[::2], known[1::2])]
     lengths = [len(x) for x in ids]
-    figures = reward_figures(scores[::2], scores[1::2], lengths[::2], lengths[1::2], true_margins)
-    plot_reliability([a - b for a, b in zip(scores[::2], scores[1::2])], folder / "plots" / "reliability.png")
+    figures = reward_quality.reward_figures(scores[::2], scores[1::2], lengths[::2], lengths[1::2], true_margins)
+    margins = [a - b for a, b in zip(scores[::2], scores[1::2])]
+    reward_quality.plot_reliability(margins, folder / "plots" / "reliability.png")
+    table = reward_quality.reliability(*reward_quality.randomised_order(margins))
     if truth and ranked_dataset_name:
         from pipeline.data.loading import read_split
 
@@ -120,8 +125,8 @@ def judged(folder: Path, held_out: Any, truth: Any, ranked_dataset_name: str | N
         scored = iter(score_sequences(model, ids, tokenizer.pad_token_id))
         known = iter(truth(prompts=[p for p, _ in flat], completions=[y for _, y in flat]))
         scored, told = ([[next(values) for _ in row] for row in rows] for values in (scored, known))
-        figures["true_reward_spearman"] = within_prompt_spearman(scored, told)
-    return {f"held_out_{name}": value for name, value in figures.items()}
+        figures["true_reward_spearman"] = reward_quality.within_prompt_spearman(scored, told)
+    return {f"held_out_{name}": value for name, value in figures.items()}, table
 
 
 def comparisons(row: dict[str, Any]) -> list[tuple[Any, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.evaluation.charts import Curve, clip, family_tree, heat_map, interval_bar, line_chart, short
 from pipeline.evaluation.history import RunView, change, series
 from pipeline.evaluation.prompts import user_text
+from pipeline.evaluation.rlhf_charts import against_best_of_n, own_charts
 from pipeline.evaluation.style import CSS
 
 # Charts a training stage may have, the telling ones first: title, unit of y, (logged name, label, marked).
@@ -25,6 +26,11 @@ CHARTS: tuple[tuple[str, str, tuple[tuple[str, str, bool], ...]], ...] = (
         (("logps/chosen", "chosen", False), ("logps/rejected", "rejected", False)),
     ),
     ("KL to the reference", "nats", (("kl", "training", False), ("objective/kl", "training", False))),
+    (
+        "the objective",
+        "reward a completion",
+        (("objective/rlhf_reward", "E[R] - beta KL", False), ("objective/scores", "E[R]", False)),
+    ),
     ("entropy of the policy", "nats a token", (("entropy", "training", False), ("eval_entropy", "held out", True))),
     (
         "length of completions",
@@ -68,6 +74,7 @@ def build_page(title: str, runs: Sequence[RunView], machine: Mapping[str, str], 
         ("Where each run comes from", tree(runs)),
         ("What was expected", expectations(judged)),
         ("Assessment on held-out data", assessment(judged)),
+        ("Reward against the distance from pi_ref", against_best_of_n(judged)),
         ("The same prompts after every stage", samples(judged)),
         ("What a sequence of corpora left", sequences(trained)),
         ("Training curves", curves(trained)),
@@ -402,6 +409,7 @@ def curves(trained: Sequence[RunView]) -> str:
     blocks = []
     for run in trained:
         known, others = stage_charts(run)
+        known = own_charts(run) + known
         if not known + others:
             continue
         shown = (known or others)[:SHOWN_CHARTS]

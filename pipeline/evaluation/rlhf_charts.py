@@ -1,0 +1,74 @@
+"""The report's charts of RLHF: calibration, rewards apart, selection by best-of-N, and policies against it."""
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+from pipeline.evaluation.charts import Curve, line_chart, short
+from pipeline.evaluation.history import RunView, series
+
+
+def own_charts(run: RunView) -> list[str]:
+    """Captioned charts that only a reward model, PPO or rejection sampling has; [] for any other run."""
+    return [chart for chart in (calibration(run), rewards_apart(run), *selections(run)) if chart]
+
+
+def calibration(run: RunView) -> str:
+    """The reliability diagram of a reward model: predicted probability against observed share, held-out pairs."""
+    table = run.record.get("reliability") or []
+    if not table:
+        return ""
+    points = [(predicted, observed) for predicted, observed, _ in table]
+    error = run.metrics.get("held_out_ece")
+    caption = "calibration on held-out pairs" + (f" (ECE {error:.3f})" if isinstance(error, float) else "")
+    lines = [Curve("reward model", points, True), Curve("calibrated", [(0.0, 0.0), (1.0, 1.0)])]
+    return _figure(caption, lines, "predicted P(first preferred)", "observed share")
+
+
+def rewards_apart(run: RunView) -> str:
+    """Every reward that PPO logged, by name, where there are several: a watched one shows over-optimisation."""
+    found = dict.fromkeys(name for entry in run.history for name in entry if re.fullmatch(r"rewards/.+/mean", name))
+    lines = [Curve(name.split("/")[1], series(run.history, name)) for name in found]
+    if len(lines) < 2:
+        return ""
+    return _figure("the rewards, optimised and watched", lines, "optimiser step", "reward a sample")
+
+
+def selections(run: RunView) -> list[str]:
+    """Of rejection sampling: reward of best-of-n against its exact KL, and that KL below its bound, by round."""
+    rounds = run.record.get("selection") or {}
+    if not rounds:
+        return []
+    won = [Curve(f"round {k}", [(row["kl"], row["reward"]) for row in curve], True) for k, curve in rounds.items()]
+    far = [Curve(f"round {k}", [(row["n"], row["kl"]) for row in curve], True) for k, curve in rounds.items()]
+    bound = [(row["n"], row["bound"]) for row in next(iter(rounds.values()))]
+    return [
+        _figure("best of n: reward against KL", won, "exact KL to the round's start (nats)", "reward"),
+        _figure("best of n: KL and its bound", [*far, Curve("log n - (n-1)/n", bound)], "n", "nats"),
+    ]
+
+
+def against_best_of_n(judged: Sequence[RunView]) -> str:
+    """Each judged policy as a point of reward and KL over the curve of best-of-N from pi_ref."""
+    figures, first = [], "/best of 1/kl"
+    for run in judged:
+        for name in [metric.removesuffix(first) for metric in run.metrics if metric.endswith(first)]:
+            counts = [n for n in (2**k for k in range(20)) if f"{name}/best of {n}/kl" in run.metrics]
+            curve = [tuple(run.metrics[f"{name}/best of {n}/{what}"] for what in ("kl", "reward")) for n in counts]
+            policy, gain = run.metrics.get(f"{name}/kl"), run.metrics.get(f"{name}/advantage")
+            if policy is None or gain is None:
+                continue
+            model = run.parents[0] if run.parents else run.name
+            lines = [
+                Curve(f"best of 1 to {counts[-1]}", curve, True),
+                Curve(model, [(policy, run.metrics[f"{name}/reward"])], True),
+            ]
+            low, high = (run.metrics.get(f"{name}/advantage_{end}", gain) for end in ("low", "high"))
+            caption = f"{model}: {gain:+.2f} ({short(low)} to {short(high)}) over best-of-N at the same KL"
+            figures.append(_figure(caption, lines, "KL to pi_ref (nats a completion)", "reward"))
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def _figure(caption: str, lines: Sequence[Curve], x_label: str, y_label: str) -> str:
+    chart = line_chart(lines, x_label=x_label, y_label=y_label, title=caption)
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{chart}</figure>" if chart else ""

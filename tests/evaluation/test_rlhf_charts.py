@@ -1,0 +1,59 @@
+"""The report's charts of RLHF: drawn from what a run recorded, and from nothing else."""
+
+from pathlib import Path
+
+from pipeline.evaluation.history import RunView
+from pipeline.evaluation.rlhf_charts import against_best_of_n, own_charts
+
+
+def view(record=None, history=(), metrics=None, parents=()):
+    return RunView(
+        "run", Path("run"), "completed", (record or {}) | {"metrics": metrics or {}}, list(history), [], list(parents)
+    )
+
+
+def test_a_run_without_such_figures_has_no_chart():
+    assert own_charts(view(history=[{"step": i, "rewards/only/mean": i} for i in range(3)])) == []
+    assert against_best_of_n([view(metrics={"corpus/loss": 1.0})]) == ""
+
+
+def test_a_reward_model_is_drawn_against_the_diagonal():
+    """Two bins are two dots; the diagonal is a second line; the calibration error stands above."""
+    table = [(0.2, 0.25, 40), (0.8, 0.75, 60)]
+    (chart,) = own_charts(view({"reliability": table}, metrics={"held_out_ece": 0.05}))
+    assert "calibration on held-out pairs (ECE 0.050)" in chart
+    assert chart.count("<polyline") == 2
+    assert chart.count("<circle") == 2
+
+
+def test_ppos_rewards_stand_side_by_side():
+    """The learned one and the watched one, each by its own name."""
+    (chart,) = own_charts(
+        view(history=[{"step": i, "rewards/rm/mean": i, "rewards/true/mean": -i} for i in (1, 2, 3)])
+    )
+    assert chart.count("<polyline") == 2
+    assert ">rm<" in chart
+    assert ">true<" in chart
+
+
+def test_rounds_of_rejection_sampling_stand_against_the_bound():
+    """Two charts: each round's reward over its KL, and its KL over n with the bound as one line more."""
+    curve = [{"n": n, "kl": 0.1 * n, "reward": 1.0 * n, "bound": 0.2 * n} for n in (1, 2, 4)]
+    won, far = own_charts(view({"selection": {"1": curve, "2": curve}}))
+    assert (won.count("<polyline"), far.count("<polyline")) == (2, 3)
+    assert "round 2" in won
+
+
+def test_a_policy_is_a_point_over_best_of_n():
+    """Three dots of the curve and one of the policy; what it gains, with its interval, stands above."""
+    curve = {f"bon/best of {n}/{what}": 1.0 * n for n in (1, 2, 4) for what in ("kl", "reward")}
+    gain = {
+        "bon/kl": 1.5,
+        "bon/reward": 2.0,
+        "bon/advantage": 0.25,
+        "bon/advantage_low": -0.1,
+        "bon/advantage_high": 0.6,
+    }
+    page = against_best_of_n([view(metrics=curve | gain, parents=["ppo"])])
+    assert page.count("<circle") == 4
+    assert "ppo: +0.25 (-0.1 to 0.6) over best-of-N at the same KL" in page
