@@ -68,10 +68,9 @@ def accuracy(
     if k[0] < 1 or k[-1] > n:
         raise UserError(f"k is {k}: every k must be between 1 and n, which is {n}")
     done = _complete(
-        model, tokenizer, [row["prompt"] for row in rows], template, n=n, max_new_tokens=max_new_tokens,
+        model, tokenizer, rows, template, stop, n=n, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    done = [[_until(c, stop) for c in row] for row in done]
     texts = [[c.text for c in row] for row in done]
     judgements = _judge(reward, rows, texts)
     strict = [[j.score for j in group] for group in judgements]
@@ -126,7 +125,7 @@ def reward(
     """
     rows, source = read_rows(kind="prompt", **data)
     done = _complete(
-        model, tokenizer, [row["prompt"] for row in rows], template, n=n, max_new_tokens=max_new_tokens,
+        model, tokenizer, rows, template, n=n, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     texts = [[c.text for c in row] for row in done]
@@ -187,10 +186,9 @@ def samples(
         as_chat = chat and getattr(tokenizer, "chat_template", None)
         rows = [{"prompt": [{"role": "user", "content": p}] if as_chat and isinstance(p, str) else p} for p in prompts]
     done = _complete(
-        model, tokenizer, [row["prompt"] for row in rows], template, n=n, max_new_tokens=max_new_tokens,
+        model, tokenizer, rows, template, stop, n=n, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    done = [[_until(c, stop) for c in row] for row in done]
     texts = [[c.text for c in row] for row in done]
     metrics = {
         "finished": _mean(c.finished for row in done for c in row),
@@ -200,13 +198,20 @@ def samples(
 
 
 def _complete(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], template: str | None, **options: Any
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[dict[str, Any]],
+    template: str | None,
+    stop: Sequence[str] = (),
+    **options: Any,
 ) -> list[list[Completion]]:
+    """The completions of each row's prompt, put into the template and cut at the stop strings."""
+    prompts: list[Prompt] = [row["prompt"] for row in rows]
     if template is not None:
         if "{prompt}" not in template:
             raise UserError(f"template {template!r} has no {{prompt}} in it")
         prompts = [template.replace("{prompt}", user_text(prompt)) for prompt in prompts]
-    return sample(model, tokenizer, prompts, **options)
+    return [[_until(c, stop) for c in group] for group in sample(model, tokenizer, prompts, **options)]
 
 
 def _until(completion: Completion, stop: Sequence[str]) -> Completion:

@@ -46,10 +46,8 @@ def names() -> list[str]:
     return sorted(_BUILT_IN)
 
 
-class Reward:
-    """A reward as TRL calls it, with verdicts beside the scores.
-
-    Picklable: it holds only its name and its options; pools and models are built where they are used.
+class _Judge:
+    """A reward as TRL calls it, over a ``judge`` that gives verdicts beside the scores.
 
     Attributes:
         __name__: the name under which trainers log it.
@@ -59,13 +57,39 @@ class Reward:
         strict_metric: in a sum, the logged metric of its verifier (for the guards); None where that is the reward.
     """
 
+    __name__: str
+    columns: tuple[str, ...] = ()
+    sandbox: str | None = None
     strict_metric: str | None = None
 
+    def __init__(self):
+        self.counts: Counter[str] = Counter()
+
+    def judge(self, prompts: list | None, completions: list, **columns: Any) -> list[Judgement]:
+        """One judgement a completion."""
+        raise NotImplementedError
+
+    def __call__(self, prompts: list | None, completions: list, **columns: Any) -> list[float | None]:
+        return [judgement.score for judgement in self.judge(prompts, completions, **columns)]
+
+    def _recorded(self, judgements: list[Judgement], columns: dict[str, Any]) -> list[Judgement]:
+        """The judgements, counted and their failures logged."""
+        self.counts.update(judgement.verdict for judgement in judgements)
+        _log_verdicts(self.__name__, judgements, columns.get("log_metric"))
+        return judgements
+
+
+class Reward(_Judge):
+    """A built-in reward.
+
+    Picklable: it holds only its name and its options; pools and models are built where they are used.
+    """
+
     def __init__(self, name: str, options: dict[str, Any]):
+        super().__init__()
         module, function, self.columns, self._whole_batch = _BUILT_IN[name]
         self.__name__ = name
         self.options = options
-        self.counts: Counter[str] = Counter()
         self._judge = partial(
             getattr(importlib.import_module(module), function), **_checked(module, function, options)
         )
@@ -91,27 +115,17 @@ class Reward:
             judgements = self._judge(samples)
         else:
             judgements = [_guarded(self._judge, sample) for sample in samples]
-        self.counts.update(judgement.verdict for judgement in judgements)
-        return judgements
-
-    def __call__(self, prompts: list | None, completions: list, **columns: Any) -> list[float | None]:
-        judgements = self.judge(prompts, completions, **columns)
-        _log_verdicts(self.__name__, judgements, columns.get("log_metric"))
-        return [judgement.score for judgement in judgements]
+        return self._recorded(judgements, columns)
 
 
-class CustomReward:
+class CustomReward(_Judge):
     """A reward of the user's own, given as ``package.module:function`` with TRL's signature."""
 
-    columns: tuple[str, ...] = ()
-    sandbox: str | None = None
-    strict_metric: str | None = None
-
     def __init__(self, path: str, options: dict[str, Any]):
+        super().__init__()
         self.path, self.options = path, options
         self._function = _imported(path)
         self.__name__ = path.rpartition(":")[2]
-        self.counts: Counter[str] = Counter()
 
     def __reduce__(self):
         return CustomReward, (self.path, self.options)
@@ -129,22 +143,16 @@ class CustomReward:
                 "return a list with one number (or None) for each"
             )
         judgements = [_judgement_of(self.path, index, score) for index, score in enumerate(scores)]
-        self.counts.update(judgement.verdict for judgement in judgements)
-        return judgements
-
-    def __call__(self, prompts: list | None, completions: list, **columns: Any) -> list[float | None]:
-        judgements = self.judge(prompts, completions, **columns)
-        _log_verdicts(self.__name__, judgements, columns.get("log_metric"))
-        return [judgement.score for judgement in judgements]
+        return self._recorded(judgements, columns)
 
 
-class WeightedSum:
+class WeightedSum(_Judge):
     """``sum_k w_k R_k``; None where any part is None (TRL's own sum would count a missing part as 0)."""
 
     def __init__(self, parts: list[tuple[float, Any]]):
+        super().__init__()
         self.parts = parts
         self.columns = tuple(dict.fromkeys(column for _, part in parts for column in part.columns))
-        self.counts: Counter[str] = Counter()
         self.sandbox = next((part.sandbox for _, part in parts if part.sandbox), None)
         verifier = next((part.__name__ for weight, part in parts if part.__name__ in _VERIFIERS and weight > 0), None)
         self.strict_metric = f"reward_parts/{verifier}" if verifier else None
@@ -160,7 +168,6 @@ class WeightedSum:
         self.counts.update(judgement.verdict for judgement in judgements)
         log_metric = columns.get("log_metric")
         for (_, part), column in zip(self.parts, by_part, strict=True):
-            _log_verdicts(part.__name__, column, log_metric)
             scores = [judgement.score for judgement in column if judgement.score is not None]
             if log_metric is not None and scores:
                 log_metric(f"reward_parts/{part.__name__}", sum(scores) / len(scores))
@@ -171,9 +178,6 @@ class WeightedSum:
             if judgement.score is None:
                 return judgement
         return scored(math.fsum(weight * judgement.score for (weight, _), judgement in zip(self.parts, row)))
-
-    def __call__(self, prompts: list | None, completions: list, **columns: Any) -> list[float | None]:
-        return [judgement.score for judgement in self.judge(prompts, completions, **columns)]
 
 
 def get_reward(spec: str | list[str], **options: Any) -> Callable[..., list[float | None]]:

@@ -114,10 +114,10 @@ def test_decimals_agree_with_fractions(value, power):
     ids=["digits", *(str(i) for i in range(11))],
 )
 def test_linear_time(hostile):
-    start = time.perf_counter()
+    start = time.process_time()
     verdict("#### " + hostile, "72")
     verdict(hostile, "72")
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 def test_last_number_skips_what_is_glued():
