@@ -11,8 +11,9 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import read_record, status_of
 
 # What a stage is for: the first of these that it logged says what improved. (name, what to call it, higher is better)
+# DPO by its margin: before training all margins are ties, which TRL's accuracy counts as wrong.
 GOALS = (
-    ("eval_rewards/accuracies", "held-out preference accuracy", True),
+    ("eval_rewards/margins", "held-out reward margin", True),
     ("eval_accuracy", "held-out accuracy", True),
     ("eval_reward", "held-out reward", True),
     ("reward", "reward of its samples", True),

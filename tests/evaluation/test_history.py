@@ -73,16 +73,16 @@ def test_a_series_leaves_out_what_is_no_number():
 
 
 def test_what_a_stage_improved(tmp_path):
-    """DPO by its held-out accuracy, from the record; GRPO by the reward, first and last tenth of 20 points:
+    """DPO by its held-out margin, from the record; GRPO by the reward, first and last tenth of 20 points:
     (0 + 1) / 2 and (18 + 19) / 2; pretraining by its held-out loss; a stage that logged nothing by nothing."""
-    put(tmp_path, "dpo", "dpo", metrics={"first_eval_rewards/accuracies": 0.5, "eval_rewards/accuracies": 0.8,
+    put(tmp_path, "dpo", "dpo", metrics={"first_eval_rewards/margins": 0.0, "eval_rewards/margins": 0.8,
                                          "first_eval_loss": 0.69, "eval_loss": 0.5})  # fmt: skip
     put(tmp_path, "grpo", "grpo", history=[{"step": i, "reward": i, "loss": 0.0} for i in range(20)])
     put(tmp_path, "pretrain", "pretrain", metrics={"eval_loss": 1.0},
         history=[{"step": 1, "loss": 6.0}, {"step": 1, "eval_loss": 5.0}, {"step": 9, "eval_loss": 1.0}])  # fmt: skip
     put(tmp_path, "other", "merge")
     found = {run.name: change(run) for run in read_runs(tmp_path)}
-    assert (found["dpo"].what, found["dpo"].before, found["dpo"].after) == ("held-out preference accuracy", 0.5, 0.8)
+    assert (found["dpo"].what, found["dpo"].before, found["dpo"].after) == ("held-out reward margin", 0.0, 0.8)
     assert (found["grpo"].before, found["grpo"].after, found["grpo"].higher_is_better) == (0.5, 18.5, True)
     assert (found["pretrain"].before, found["pretrain"].after) == (5.0, 1.0)
     assert not found["pretrain"].higher_is_better
