@@ -27,7 +27,8 @@ class PretrainArguments(StageArguments):
     vocab_size: int = field(default=8192, metadata={"help": "Entries of a new tokenizer (an upper bound)."})
     split_digits: bool = field(default=True, metadata={"help": "One token a digit in a new tokenizer."})
     tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Hub id or folder of a tokenizer to use instead of training one."}
+        default=None,
+        metadata={"help": "Tokenizer to use instead of training one: Hub id, folder or world/enumerable."},
     )
     preset: str | None = field(default=None, metadata={"help": "Named shape: nano, micro, gpt2-124m, …"})
     hidden_size: int | None = field(default=None, metadata={"help": "Width d."})

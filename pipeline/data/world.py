@@ -24,7 +24,8 @@ logic          prompt, answer, kind                        a formula to write wi
 programs       prompt, tests, solution, kind               a one-line Python function, with assert statements
 =============  ==========================================  ==================================================
 
-``world/continual-0`` to ``-4``, new and changed facts in a sequence, stand in ``pipeline/data/world_continual.py``.
+``world/enumerable*``, a task whose every completion is known, stands in ``pipeline/data/enumerable.py``, and
+``world/continual-0`` to ``-4``, new and changed facts in a sequence, in ``pipeline/data/world_continual.py``.
 
 **Answers.** Sums and steps end in a marker, ``17+25=42 #### 42``, which is what the strict score of the ``numeric``
 reward reads; their gold ``answer`` is the bare number. Facts, reading and rules are judged by ``exact`` (``Rome``).
@@ -44,6 +45,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from pipeline.data.enumerable import ENUMERABLE, enumerable_rows
 from pipeline.data.world_continual import CONTINUAL, continual_rows
 from pipeline.data.world_truth import (
     AT_ONCE,
@@ -438,11 +440,13 @@ def load_world(name: str, split: str = "train") -> Dataset:
     from datasets import Dataset
 
     name = name.removeprefix("world/")
-    if name not in WORLD and name not in CONTINUAL:
-        known = ", world/".join((*WORLD, *CONTINUAL))
+    if name not in WORLD and name not in ENUMERABLE and name not in CONTINUAL:
+        known = ", world/".join((*WORLD, *ENUMERABLE, *CONTINUAL))
         raise UserError(f"there is no embedded dataset world/{name}; choose one of: world/{known}")
     if split not in ("train", "test"):
         raise UserError(f"world/{name} has no split {split!r}; choose train or test")
+    if name in ENUMERABLE:
+        return Dataset.from_list(list(enumerable_rows(name, split)))
     if name in CONTINUAL:
         return Dataset.from_list(list(continual_rows(name, split)))
     return Dataset.from_list(list(rows(name, split)))

@@ -22,6 +22,7 @@ EVALUATIONS = {
     "reward": "pipeline.evaluation.tasks:reward",
     "samples": "pipeline.evaluation.tasks:samples",
     "preference": "pipeline.evaluation.preference:preference",
+    "objective": "pipeline.evaluation.objective:evaluate",
 }
 
 
@@ -33,11 +34,13 @@ class Result:
         metrics: figures by name; a figure ``x`` with a 95% interval has ``x_low`` and ``x_high`` beside it.
         samples: one mapping a prompt (prompt, completions, scores, …), for ``samples.jsonl`` and the report.
         data: what it was measured on, as the run record lists data.
+        files: rows to be written beside ``samples.jsonl``, by the file's name.
     """
 
     metrics: dict[str, float]
     samples: list[dict[str, Any]] = field(default_factory=list)
     data: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def get_evaluation(kind: str) -> Callable[..., Result]:

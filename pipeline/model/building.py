@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.data import enumerable
 from pipeline.model import NarLMConfig, NarLMForCausalLM
 from pipeline.model.loading import load_tokenizer
 from pipeline.model.tokenizer import train_tokenizer
@@ -22,6 +23,8 @@ def new_tokenizer(arguments: Any, documents: Any, folder: Path) -> PreTrainedTok
         documents: a dataset with a ``text`` column, or a stream with ``texts()``; the first million are read.
         folder: the run's output folder, where the trained tokenizer is kept from the first minute.
     """
+    if arguments.tokenizer_name == "world/enumerable":
+        return enumerable.tokenizer()
     if arguments.tokenizer_name:
         return load_tokenizer(arguments.tokenizer_name, for_training=True)
     if (folder / "tokenizer.json").is_file():

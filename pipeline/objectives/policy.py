@@ -35,9 +35,16 @@ def group_advantages(rewards: torch.Tensor, scale: bool) -> torch.Tensor:
 
 
 def leave_one_out_advantages(rewards: torch.Tensor) -> torch.Tensor:
-    """RLOO's advantages, (B, N) -> (B, N): the baseline is the mean of the others, N >= 2 (Ahmadian et al., 2024)."""
-    count = rewards.size(-1)
-    return (rewards - rewards.mean(-1, keepdim=True)) * count / (count - 1)
+    """RLOO's advantages, (B, N) -> (B, N): the baseline is the mean of the others, N >= 2 (Ahmadian et al., 2024).
+
+    nan is a sample that could not be scored: it is in no baseline, and its own advantage is 0, as is that of a sample
+    without scored others.
+    """
+    known = ~rewards.isnan()
+    count = known.sum(-1, keepdim=True)
+    mean = rewards.nansum(-1, keepdim=True) / count.clamp(min=1)
+    advantages = (rewards - mean) * count / (count - 1).clamp(min=1)
+    return advantages.where(known, 0.0)
 
 
 def reinforce_loss(log_probs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,9 @@ with the KL as a reward at every token, a critic, generalised advantage estimati
 al., 2017; Ziegler et al., 2019; the paper's Part 2, section 1). A rollout is ``generation_batch_size`` completions; it
 is used for ``num_iterations`` epochs of minibatches. Only a KL in the reward-to-go has the paper's pi* as its optimum:
 a KL inside the loss, as GRPO has it, does not (docs/errata.md, 9), so the parent's own KL is switched off here.
+
+Without a critic it is RLOO (Ahmadian et al., 2024): the KL still in the reward, and for a baseline the mean return of
+the prompt's other completions.
 """
 
 import dataclasses
@@ -21,7 +24,7 @@ from trl import GRPOConfig
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, pad
 
-from pipeline.objectives.policy import token_rewards
+from pipeline.objectives.policy import leave_one_out_advantages, token_rewards
 from pipeline.objectives.value import (
     clipped_value_loss,
     explained_variance,
@@ -64,9 +67,12 @@ class PPOConfig(GRPOConfig):
     )
     scale_rewards: str = dataclasses.field(default="none", metadata={"help": "Unused: the critic is the baseline."})
     disable_dropout: bool = dataclasses.field(default=True, metadata={"help": "Dropout would make the ratio noise."})
-    critic: Literal["shared", "separate"] = dataclasses.field(
+    critic: Literal["shared", "separate", "none"] = dataclasses.field(
         default="shared",
-        metadata={"help": "An adapter of the policy's frozen backbone (needs use_peft), or a backbone of its own."},
+        metadata={
+            "help": "An adapter of the policy's frozen backbone (needs use_peft), a backbone of its own, or none: "
+            "RLOO, the mean of the prompt's other completions as the baseline (num_generations of 2 or more)."
+        },
     )
     critic_learning_rate: float | None = dataclasses.field(
         default=None, metadata={"help": "Learning rate of the critic; the policy's where not given."}
@@ -110,6 +116,8 @@ class PPOConfig(GRPOConfig):
             raise ValueError(f"loss_type {self.loss_type} is not PPO's; choose one of {', '.join(LOSSES)}")
         if self.kl_target is not None and not (self.kl_target > 0 and self.beta > 0 and self.kl_horizon > 0):
             raise ValueError("kl_target adapts beta: kl_target, kl_horizon and the first beta must be above 0")
+        if self.critic == "none" and (wanted < 2 or self.num_generations_eval < 2):
+            raise ValueError("critic none takes the prompt's other completions as the baseline: num_generations >= 2")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number from 0 to 1")
@@ -141,7 +149,9 @@ class PPOTrainer(RolloutTrainer):
         self._has_reference = self.args.beta != 0
         self._adapters = shared.AdapterSwitch(self.model)  # before a separate critic brings adapters of its own
         shared.add_heads(self.model)
-        if self.args.critic == "separate":
+        if self.args.critic == "none":
+            pass
+        elif self.args.critic == "separate":
             shared.add_separate_critic(self.model, self._load_critic_backbone())
         elif not is_peft_model(self.model):
             raise UserError(
@@ -214,11 +224,15 @@ class PPOTrainer(RolloutTrainer):
                 kept = [shared.REFERENCE] if shared.REFERENCE in self.model.peft_config else []
                 with self._adapters(*kept):
                     reference = self._log_probs(self.model, output)
-            values = self._values(self.model, output) * mask
+            values = torch.zeros_like(log_probs)
+            if self.args.critic != "none":
+                values = self._values(self.model, output) * mask
 
         rewards = token_rewards(scores.nan_to_num(), log_probs, reference, mask, self.kl_coef)
         learned = mask * scored[:, None]  # a completion that no judge could score teaches nothing
         advantages, returns = gae(rewards, values, mask, self.args.gamma, self.args.lam)
+        if self.args.critic == "none":
+            advantages = self._leave_one_out(rewards.sum(1).where(scored, torch.nan))[here, None] * mask
         everyones = [self._gather_tokens(x) for x in (advantages, values, returns, learned)]
         if self.args.whiten_advantages:
             advantages = whiten(advantages, learned, masked_moments(everyones[0], everyones[3]))
@@ -226,7 +240,8 @@ class PPOTrainer(RolloutTrainer):
         kl = ((log_probs - reference) * mask).sum(1)
         surprise = -(log_probs * mask).sum(1)
         self._log_rollout(mode, scores, kl, surprise, ended)
-        self._append(mode, "val/explained_variance", explained_variance(*everyones[1:]))
+        if self.args.critic != "none":
+            self._append(mode, "val/explained_variance", explained_variance(*everyones[1:]))
         self._replace_logged_advantages(masked_row_mean(advantages, mask))
         return output | {
             "old_per_token_logps": log_probs,
@@ -235,6 +250,11 @@ class PPOTrainer(RolloutTrainer):
             "returns": returns,
             "learned": learned,
         }
+
+    def _leave_one_out(self, returns: torch.Tensor) -> torch.Tensor:
+        """RLOO's advantages of all processes' completions, from this process's returns (nan: not scored)."""
+        count = self.num_generations if self.model.training else self.num_generations_eval
+        return leave_one_out_advantages(self.accelerator.gather(returns).view(-1, count)).flatten()
 
     def _log_probs(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         """Log-probabilities of the completions' tokens, (B, T), in chunks of the training batch size."""
@@ -266,6 +286,8 @@ class PPOTrainer(RolloutTrainer):
         """The parent's clipped policy loss on per-token advantages, plus the clipped value loss."""
         mode = "train" if self.model.training else "eval"
         policy_loss = super()._compute_loss(model, inputs)
+        if self.args.critic == "none":
+            return policy_loss
         learned, old_values, returns = inputs["learned"], inputs["old_values"], inputs["returns"]
         values = self._values(model, inputs)
         value_loss = masked_mean(clipped_value_loss(values, old_values, returns, self.args.cliprange_value), learned)
@@ -348,7 +370,8 @@ class PPOTrainer(RolloutTrainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir) / "critic"
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(weights, folder / "critic.safetensors", metadata={"format": "pt"})
+            if weights:
+                save_file(weights, folder / "critic.safetensors", metadata={"format": "pt"})
             state = {"critic": self.args.critic, "beta": self.kl_coef}
             (folder / "critic.json").write_text(json.dumps(state, indent=2) + "\n")
 
@@ -365,6 +388,8 @@ class PPOTrainer(RolloutTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """The parent's, and the critic (DeepSpeed brings all of it back by itself and does not come here)."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.args.critic == "none":
+            return
         saved = load_file(Path(resume_from_checkpoint) / "critic" / "critic.safetensors")
         with torch.no_grad():
             for name, parameter in self._critic_parameters().items():

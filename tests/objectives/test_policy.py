@@ -41,6 +41,13 @@ def test_leave_one_out_by_hand():
     assert leave_one_out_advantages(rewards)[0].tolist() == [-1.5, -1.5, 3.0]
 
 
+def test_leave_one_out_passes_over_what_was_not_scored():
+    """Rewards 1, nan, 4: the others' means are 4 and 1, so -3, 0, 3. A single scored sample has no baseline: 0."""
+    nan = float("nan")
+    rewards = torch.tensor([[1.0, nan, 4.0], [nan, 2.0, nan]])
+    assert leave_one_out_advantages(rewards).tolist() == [[-3.0, 0.0, 3.0], [0.0, 0.0, 0.0]]
+
+
 def test_reinforce_gradient_is_the_advantage():
     """d(-A log pi) / d log pi = -A, and no gradient flows into A."""
     log_probs = torch.tensor([[-1.0, -2.0]], requires_grad=True)

@@ -146,6 +146,50 @@ def test_first_minibatch_is_reinforce_with_the_kl_reward(start, tmp_path, adapte
     assert max(g.abs().max() for g in wanted if g is not None) > 1e-3
 
 
+def test_without_a_critic_it_is_rloo(start, tmp_path):
+    """Groups of four: every token's advantage is ``G_i - mean_{j != i} G_j`` of the whole return
+    ``G = R - beta log(pi / pi_ref)``, and the gradient is that of -1/(B T_max) sum A log pi_t. There is no
+    critic in the model.
+    """
+    ppo = trainer(start, tmp_path, adapter=False, critic="none", num_generations=4, whiten_advantages=False)
+    randomise(ppo.model, "o_proj.weight", 0.2)
+    assert not any(shared.is_critics(name) for name, _ in ppo.model.named_parameters())
+    ppo.model.train()
+    ppo.current_gradient_accumulation_steps = 1
+    batch = ppo._generate_and_score_completions([{"prompt": task.PROMPTS[i // 4]} for i in range(BATCH)])
+    mask = batch["completion_mask"]
+    with torch.no_grad():
+        log_ratio = (plain_log_probs(ppo.model, batch) - plain_log_probs(task.load(start), batch)) * mask
+    scores = torch.tensor(task.reward_function(TABLE)(*prompts_and_ids(batch)))
+    returns = (scores - 0.5 * log_ratio.sum(1)).view(2, 4)
+    expected = (returns - (returns.sum(1, keepdim=True) - returns) / 3).flatten()
+    torch.testing.assert_close(batch["advantages"], expected[:, None] * mask, atol=1e-5, rtol=1e-4)
+
+    manual = -(expected[:, None] * plain_log_probs(ppo.model, batch) * mask).sum() / (BATCH * task.LENGTH)
+    policy = [p for p in ppo.model.parameters() if p.requires_grad]
+    wanted = torch.autograd.grad(manual, policy)
+    ppo._compute_loss(ppo.model, batch).backward()
+    for parameter, gradient in zip(policy, wanted):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-3)
+    assert max(g.abs().max() for g in wanted) > 1e-3
+
+
+def test_rloo_resumes_and_needs_others_to_compare_with(start, tmp_path):
+    """The adapted beta comes back from a folder without critic weights; a group of one has no baseline."""
+    options = {"adapter": False, "critic": "none", "num_generations": 4, "kl_target": 0.3, "kl_horizon": 100}
+    whole = trainer(start, tmp_path / "run", max_steps=2, save_strategy="steps", save_steps=1, **options)
+    whole.train()
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    assert [file.name for file in (checkpoint / "critic").iterdir()] == ["critic.json"]
+    resumed = trainer(start, tmp_path / "again", max_steps=2, **options)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.kl_coef == whole.kl_coef != 0.5
+    for (name, mine), other in zip(resumed.model.named_parameters(), whole.model.parameters()):
+        assert torch.equal(mine, other), name
+    with pytest.raises(ValueError, match="num_generations >= 2"):
+        trainer(start, tmp_path, adapter=False, critic="none", num_generations=1)
+
+
 def assert_same_law(one: torch.nn.Module, other: torch.nn.Module) -> None:
     """Equal log-probability of every completion, up to the rounding of float32 logits."""
     torch.testing.assert_close(task.exact_law(one), task.exact_law(other), atol=1e-4, rtol=0)
@@ -429,15 +473,15 @@ def test_beta_zero_needs_no_reference(start, tmp_path):
 
 @pytest.mark.slow
 def test_regret_to_the_analytic_optimum(start, tmp_path):
-    """600 rollouts of 128 completions at beta 0.5, all weights trained: at least 97% of pi_ref's regret is gone.
+    """300 rollouts of 256 completions at beta 0.5, all weights trained: at least 90% of pi_ref's regret is gone.
 
-    Exact gradients of the enumerated objective, with the same optimizer, reach 99.2% after 300 steps.
+    From a start that was pretrained it is more than 99.5% (docs/unified.md); this one's weights are random.
     """
     beta, table = 0.5, TABLE
     ppo = trainer(
-        start, tmp_path, adapter=False, beta=beta, max_steps=600, per_device_train_batch_size=128, learning_rate=3e-3,
+        start, tmp_path, adapter=False, beta=beta, max_steps=300, per_device_train_batch_size=256, learning_rate=3e-3,
         lr_scheduler_type="linear", logging_steps=100,
     )  # fmt: skip
     ppo.train()
     reference = task.exact_law(task.load(start))
-    assert task.regret_removed(task.exact_law(ppo.model), reference, table, beta) > 0.97
+    assert task.regret_removed(task.exact_law(ppo.model), reference, table, beta) > 0.9
