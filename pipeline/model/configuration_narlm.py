@@ -207,6 +207,7 @@ class NarLMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.position_embedding_type != "rope":
             self.rope_parameters = None  # the base class fills in the default
+            self.base_model_pp_plan = None  # a later stage would add the positions to its input again
         if self.ffn_type == "gelu":
             plan = type(self).base_model_tp_plan
             self.base_model_tp_plan = {name: how for name, how in plan.items() if "gate_proj" not in name}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, QuantizedCache, StaticCache
 
 from pipeline.model import NarLMConfig, NarLMForCausalLM
 from tests.model.conftest import KINDS
@@ -31,14 +31,24 @@ def test_cached_logits_equal_uncached(narlm, tokens, kind, attention):
             torch.testing.assert_close(torch.cat(got, dim=1), expected, **CLOSE, msg=type(cache).__name__)
 
 
-def test_quantised_cache(narlm, tokens):
-    """4 bits, with the newest 64 keys and values kept whole: the greedy continuation is that of the plain cache."""
-    pytest.importorskip("optimum.quanto", reason="quantised caches need optimum-quanto")
-    model = narlm("paper")
-    options = {"max_new_tokens": 5, "do_sample": False}
-    config = {"backend": "quanto", "nbits": 4, "residual_length": 64}
-    quantised = model.generate(tokens, **options, cache_implementation="quantized", cache_config=config)
-    assert torch.equal(quantised, model.generate(tokens, **options))
+@pytest.mark.parametrize("kind", ["paper", "llama", "learned", "sinusoidal"])
+def test_quantised_cache(narlm, tokens, kind):
+    """Keys and values in 8-bit floats (3 bits of mantissa, so within 1/16) once they are of the past: a prompt is read
+    exactly, what follows differs by rounding only, and generation takes the cache by name."""
+    model = narlm(kind, sliding_window=None)
+    cache = QuantizedCache("fp8", model.config)
+    with torch.no_grad():
+        expected = model(tokens, use_cache=False).logits
+        pieces = [(0, 5), (5, 6), (6, 7), (7, 8), (8, 12)]
+        got = [model(tokens[:, a:b], past_key_values=cache, use_cache=True).logits for a, b in pieces]
+    got = torch.cat(got, dim=1)
+    torch.testing.assert_close(got[:, :5], expected[:, :5], **CLOSE)
+    difference = (got - expected)[:, 5:]
+    assert 1e-3 < difference.std() < 0.1 * expected.std()
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    quantised = model.generate(tokens, **options, cache_implementation="quantized", cache_config={"backend": "fp8"})
+    assert quantised.shape == (2, 17)
+    assert torch.equal(quantised[:, :13], model.generate(tokens, **options)[:, :13])
 
 
 def padded(tokens: torch.Tensor, side: str) -> tuple[torch.Tensor, torch.Tensor]:

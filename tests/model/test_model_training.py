@@ -1,11 +1,14 @@
 """What trainers and servers rely on: names, hooks, checkpointing, dropout, compilation."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from pipeline.model import NarLMConfig, NarLMForCausalLM
+from tests.model.conftest import KINDS
 
 
 @pytest.mark.parametrize("kind", ["paper", "llama", "learned"])
@@ -99,6 +102,45 @@ def test_a_foreign_attention_backend_gets_everything_it_needs(narlm, tokens):
     model(tokens, use_cache=False, extra="passed through")
     shapes = ((2, 4, 12, 8), (2, 2, 12, 8))
     assert calls == [(0, *shapes, 4, "passed through"), (1, *shapes, None, "passed through")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_flex_attention_equals_eager(narlm, tokens, kind):
+    """Plain, left-padded, packed; uncompiled, and forward only: flex attention has no backward pass on CPU."""
+    eager, flex = narlm(kind), narlm(kind, "flex_attention")
+    mask = torch.ones_like(tokens)
+    mask[1, :5] = 0
+    packed = torch.cat([torch.arange(n) for n in (4, 1, 7)])[None].expand(2, -1)
+    with torch.compiler.set_stance("force_eager"):
+        for options in ({}, {"attention_mask": mask}, {"position_ids": packed}):
+            with torch.no_grad():
+                want, got = (model(tokens, use_cache=False, **options).logits for model in (eager, flex))
+            real = options.get("attention_mask", torch.ones_like(mask)).bool()
+            torch.testing.assert_close(got[real], want[real], atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["paper", "llama"])
+def test_parallel_plans_name_every_module_once(narlm, kind):
+    """Tensor parallel: columns of what reads the residual stream, rows of what writes to it, rows of W_emb, columns
+    of W_out. Pipeline parallel: every part with weights."""
+    model = narlm(kind)
+    linear = {
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Embedding)
+    }
+    styles = {}
+    for name in linear:
+        pattern = re.sub(r"\.\d+\.", ".*.", name)
+        styles.setdefault(model.tp_plan[pattern], set()).add(name.rpartition(".")[2])
+    gate = {"gate_proj"} if kind == "llama" else set()
+    assert styles == {
+        "colwise": {"q_proj", "k_proj", "v_proj", "up_proj"} | gate,
+        "rowwise": {"o_proj", "down_proj"},
+        "embedding_rowwise": {"embed_tokens"},
+        "colwise_gather_output": {"lm_head"},
+    }
+    assert {re.sub(r"\.\d+\.", ".*.", name) for name in linear} == set(model.tp_plan)
+    assert set(model.pp_plan) == {"model.embed_tokens", "model.layers", "model.norm", "lm_head"}
+    assert narlm("learned").config.base_model_pp_plan is None  # its later stages would add positions again
 
 
 def test_lora_on_all_linear_leaves_the_head_alone(narlm, tokens):

@@ -191,21 +191,40 @@ def test_half_precision(narlm, tokens, tmp_path):
         assert (full - small.float()).abs().max() < 0.05 * full.abs().max()
 
 
-def test_four_bits(narlm, tokens, tmp_path):
-    """NF4 on CPU: every projection is quantised, the head and embeddings are not, the logits still correlate."""
+@pytest.mark.parametrize(
+    ("options", "kind", "least"),
+    [
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "Linear4bit", 0.9),
+        ({"load_in_8bit": True}, "Linear8bitLt", 0.99),
+    ],
+)
+def test_four_and_eight_bits(narlm, tokens, tmp_path, options, kind, least):
+    """On CPU: every projection is quantised, the head and embeddings are not, the logits still correlate."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
     model = narlm("llama", hidden_size=128, intermediate_size=128, initializer_range=0.08)
     model.save_pretrained(tmp_path)
     small = AutoModelForCausalLM.from_pretrained(
-        tmp_path,
-        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-        device_map="cpu",
+        tmp_path, quantization_config=BitsAndBytesConfig(**options), device_map="cpu"
     )
     kinds = {name: type(module) for name, module in small.named_modules()}
-    quantised = {name for name, kind in kinds.items() if kind is bitsandbytes.nn.Linear4bit}
+    quantised = {name for name, found in kinds.items() if found is getattr(bitsandbytes.nn, kind)}
     assert quantised == {name for name in kinds if name.endswith("_proj")}
     with torch.no_grad():
         pair = torch.stack((model(tokens).logits.flatten(), small(tokens).logits.float().flatten()))
-    assert torch.corrcoef(pair)[0, 1] > 0.9
+    assert torch.corrcoef(pair)[0, 1] > least
+
+
+def test_token_classification_scores_every_token(narlm, tokens):
+    """Each token's score is W s_t + b of its own state; the loss is the mean over labelled tokens (-100 is none)."""
+    config = narlm("paper").config
+    config.num_labels = 3
+    model = NarLMForTokenClassification(config).eval()
+    labels = (tokens % 3).masked_fill(torch.arange(12) < 2, -100)
+    with torch.no_grad():
+        out = model(tokens, labels=labels)
+        states = model.model(tokens).last_hidden_state
+    torch.testing.assert_close(out.logits, states @ model.score.weight.T + model.score.bias)
+    chosen = out.logits.log_softmax(-1)[:, 2:].gather(2, labels[:, 2:, None])
+    torch.testing.assert_close(out.loss, -chosen.mean())
