@@ -4,10 +4,10 @@
         --model_name_or_path runs/quickstart/sft --output_dir runs/quickstart/assess_sft
 
 The YAML lists the evaluations, {name, type, dataset, split, …}; types are loss, trigram, accuracy, reward, samples,
-preference and objective (pipeline/evaluation/registry.py), or the dotted path package.module:function of your own.
-Metrics go into run.json as name/metric, completions into samples.jsonl. What the model or its parents were trained on
-is refused. --objective adds E[R] - beta KL(pi || pi_ref), by what the model's own run recorded: pi_ref, reward, beta
-and held-out prompts; its figures also go into that run's record and card.
+preference, objective and best_of_n (pipeline/evaluation/registry.py), or the dotted path package.module:function of
+your own. Metrics go into run.json as name/metric, completions into samples.jsonl. What the model or its parents were
+trained on is refused. --objective adds E[R] - beta KL(pi || pi_ref), by what the model's own run recorded: pi_ref,
+reward, beta and held-out prompts; its figures also go into that run's record and card.
 
 Paper: the loss (9), DPO's implicit reward, the verifier V and the reward R of Part 2, all on held-out prompts.
 """
@@ -98,8 +98,9 @@ def main(argv: list[str] | None = None) -> None:
         samples = []
         for number, item in enumerate(args.evaluations, 1):
             started = time.monotonic()
-            # Only the objective is about what the model was trained on; the others say themselves what they judge by.
-            taken = {k: v for k, v in defaults.items() if item["type"] == "objective" or k not in recorded}
+            # These two are about what the model was trained on; the others say themselves what they judge by.
+            own = item["type"] in ("objective", "best_of_n")
+            taken = {k: v for k, v in defaults.items() if own or k not in recorded}
             result = run_entry(model, tokenizer, item, **taken)
             run.add_data(result.data)
             run.add_metrics({f"{label(item)}/{name}": value for name, value in result.metrics.items()})

@@ -22,6 +22,7 @@ EVALUATIONS = {
     "reward": "pipeline.evaluation.tasks:reward",
     "samples": "pipeline.evaluation.tasks:samples",
     "preference": "pipeline.evaluation.preference:preference",
+    "best_of_n": "pipeline.evaluation.best_of_n:best_of_n",
     "objective": "pipeline.evaluation.objective:evaluate",
 }
 

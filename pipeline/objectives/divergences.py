@@ -55,11 +55,11 @@ def effective_sample_size(log_weights: torch.Tensor) -> torch.Tensor:
     return torch.exp(2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1))
 
 
-def best_of_n_law(law: torch.Tensor, rewards: torch.Tensor, count: int) -> torch.Tensor:
+def best_of_n_law(law: torch.Tensor, rewards: torch.Tensor, count: float) -> torch.Tensor:
     """Exact law of the best of `count` independent draws, (Y,) -> (Y,); the first of several best is taken.
 
     With F the distribution function of the reward, a level of mass p gets `F(level)^N - F(below)^N`, shared among its
-    outcomes as in the law itself.
+    outcomes as in the law itself. `count` need not be whole: the formula bridges the whole numbers.
     """
     levels, level = rewards.unique(return_inverse=True)
     mass = law.new_zeros(len(levels)).index_add_(0, level, law)

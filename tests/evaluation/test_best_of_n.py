@@ -1,0 +1,69 @@
+"""Best-of-N's curve from candidates, on laws whose figures are known by hand, and the whole evaluation."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from pipeline.evaluation.best_of_n import MOST, best_of_n, equal_n, selected
+from pipeline.objectives.divergences import best_of_n_bound
+from pipeline.runtime.errors import UserError
+from tests.tiny_models import tiny_model, tiny_tokenizer
+
+
+def test_the_best_of_two_of_two():
+    """Rewards 0 and 1, a half each: the best of two is 1 unless both draws are 0, so its law is (1/4, 3/4), its reward
+    3/4 and its KL 1/4 log 1/2 + 3/4 log 3/2 = 0.1308. A prompt where all are equal gives 0 and its own reward.
+    """
+    kl, reward = selected(torch.tensor([[0.0, 1.0], [2.0, 2.0]]), 2)
+    assert kl.tolist() == pytest.approx([0.25 * math.log(0.5) + 0.75 * math.log(1.5), 0.0])
+    assert reward.tolist() == pytest.approx([0.75, 2.0])
+
+
+def test_another_reward_is_watched_under_the_same_selection():
+    """Chosen by the first reward, the second is what the law (1/4, 3/4) makes of (5, 1): 2."""
+    assert selected(torch.tensor([[0.0, 1.0]]), 2, torch.tensor([[5.0, 1.0]]))[1].item() == pytest.approx(2.0)
+
+
+def test_the_n_of_a_kl_is_found_again():
+    """At the KL of the best of 5 it is 5; at 0 it is 1; beyond log 8, which eight cannot exceed, the most."""
+    rewards = torch.rand(20, 8, generator=torch.Generator().manual_seed(0))
+    kl = selected(rewards, 5)[0].mean().item()
+    assert 0 < kl < best_of_n_bound(5)
+    assert equal_n(rewards, kl) == pytest.approx(5, rel=1e-4)
+    assert equal_n(rewards, 0.0) == pytest.approx(1, rel=1e-4)
+    assert equal_n(rewards, math.log(8) + 0.1) == pytest.approx(MOST, rel=1e-4)
+
+
+def letters(prompts, completions, **columns):
+    """The number of letters."""
+    return [float(sum(c.isalpha() for c in text)) for text in completions]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"What is {a}?"}) + "\n" for a in range(6)))
+    return {"dataset": str(path), "split": "train"}
+
+
+def test_the_reference_gains_nothing_over_itself(rows):
+    """pi = pi_ref: KL 0, N = 1, and the reward that both sample differs by chance alone."""
+    model, name = tiny_model(), "tests.evaluation.test_best_of_n:letters"
+    options = {"reward": name, "true_reward": name, "max_new_tokens": 3, "candidates": 16, "n": 16}
+    metrics = best_of_n(model, tiny_tokenizer(), reference=lambda: model, **options, **rows).metrics
+    assert metrics["kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics["equal_n"] == pytest.approx(1, abs=1e-3)
+    assert metrics["best_of_n_reward"] == pytest.approx(metrics["reference_reward"], abs=1e-3)
+    assert metrics["advantage_low"] < 0 < metrics["advantage_high"]
+    assert metrics["true_reward"] == metrics["reward"]
+    curve = [metrics[f"best of {n}/reward"] for n in (1, 2, 4, 8)]
+    assert curve[0] == pytest.approx(metrics["reference_reward"])
+    assert curve == sorted(curve)
+    assert curve[3] > curve[0]
+
+
+def test_what_is_not_recorded_must_be_said(rows):
+    with pytest.raises(UserError, match="reward is not recorded"):
+        best_of_n(tiny_model(), tiny_tokenizer(), reference=tiny_model, max_new_tokens=2, **rows)
