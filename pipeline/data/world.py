@@ -400,7 +400,7 @@ def _programs(r: random.Random, split: str) -> dict:
 
 # name: (maker, rows of train, rows of test). Rows that occur again are dropped, so a small theme may give fewer.
 WORLD: dict[str, tuple[Callable[[random.Random, str], dict], int, int]] = {
-    "corpus": (_corpus, 52_000, 1_500),
+    "corpus": (_corpus, 60_000, 1_500),
     "sft": (_sft, 14_000, 1_000),
     "preferences": (_preferences, 6_000, 1_000),
     "ranked": (_ranked, 2_000, 300),
