@@ -3,12 +3,12 @@
 Each corpus tells, as questions and answers, three facts about each of 12 people the world did not know and 12 facts
 that have changed: of the world's own 40 people, and from the second corpus on also of people an earlier one brought.
 A fact changes once at most. ``world/continual-0`` is what stays true and can do no harm to repeat: facts that never
-change, sums, reading and worked steps.
+change, and sums.
 
-Columns: prompt, completion (chat); answer; kind (``new``, ``changed``; of continual-0 ``fact``, ``sum``, ``reading``,
-``steps``); before (the value that a changed fact had, else empty). Training asks in three of an attribute's four
-wordings, the test split in the fourth. It asks only for what no later corpus changes, so a lower score on it later is
-forgetting and nothing else. `truth_after` says what is true when.
+Columns: prompt, completion (chat); answer; kind (``new``, ``changed``; of continual-0 ``fact``, ``sum``); before (the
+value that a changed fact had, else empty). Training asks in three of an attribute's four wordings, the test split in
+the fourth. It asks only for what no later corpus changes, so a lower score on it later is forgetting and nothing else.
+`truth_after` says what is true when.
 """
 
 from __future__ import annotations
@@ -89,22 +89,22 @@ def continual_rows(name: str, split: str) -> Iterator[dict]:
                 yield _row(opener + question.format(n=person), value, value, "changed" if before else "new", before)
 
 
-LASTING = {"fact": (300, 60), "sum": (100, 20), "reading": (100, 20), "steps": (100, 20)}  # rows of train, of test
+LASTING = {"fact": (300, 75), "sum": (100, 25)}  # rows of train, of test
 
 
 def _lasting(split: str) -> Iterator[dict]:
-    """What no corpus changes, drawn as the rows of ``world/facts``, ``sums``, ``reading`` and ``steps`` are."""
+    """What no corpus changes, drawn as the rows of ``world/facts`` and ``world/sums`` are."""
     from pipeline.data.world import rows, truth  # which knows this module
 
-    for kind, source in (("fact", "facts"), ("sum", "sums"), ("reading", "reading"), ("steps", "steps")):
-        count, taken = LASTING[kind][split == "test"], 0
-        for row in rows(source, split):
+    for kind, counts in LASTING.items():
+        taken = 0
+        for row in rows(f"{kind}s", split):
             question = row["prompt"][0]["content"]
-            if row["kind"] in ("without passage", "two people", "direct") or (kind == "fact" and _moves(question)):
+            if kind == "fact" and _moves(question):
                 continue
             yield _row(question, truth(question), row["answer"], kind, "")
             taken += 1
-            if taken == count:
+            if taken == counts[split == "test"]:
                 break
 
 
