@@ -20,7 +20,13 @@ from typing import Any, Literal
 import torch
 
 from pipeline.inference.decoding import encode_prompts, sample
-from pipeline.objectives.divergences import best_of_n_bound, best_of_n_kl, effective_sample_size, exact_kl
+from pipeline.objectives.divergences import (
+    best_of_n_bound,
+    best_of_n_kl,
+    best_of_n_law,
+    effective_sample_size,
+    exact_kl,
+)
 from pipeline.runtime.errors import UserError
 
 Rule = Literal["best", "top_k", "threshold", "softmax"]
@@ -120,6 +126,22 @@ def selection_metrics(groups: Sequence[Sequence[dict]], rule: Selection, rounds:
         "selection_kl_bound": best_of_n_bound(widest, rounds),
         "no_acceptable_share": empty / max(1, len(groups)),
     }
+
+
+def best_of_n_curve(groups: Sequence[Sequence[dict]]) -> list[dict[str, float]]:
+    """``n``, exact ``kl`` and ``reward`` of the best of n at the candidates' own law, and the ``bound`` of that KL.
+
+    For powers of two up to the largest group; means over prompts that have a scored candidate.
+    """
+    known = [rewards[~rewards.isnan()] for rewards in (_tensors(group)[0] for group in groups)]
+    known = [rewards for rewards in known if len(rewards)]
+    curve = []
+    for n in (2**k for k in range(max(map(len, known), default=0).bit_length())):
+        laws = [best_of_n_law(torch.full_like(rewards, 1 / len(rewards)), rewards, n) for rewards in known]
+        kls = [exact_kl(law, torch.full_like(law, 1 / len(law))).item() for law in laws]
+        means = [(law * rewards).sum().item() for law, rewards in zip(laws, known)]
+        curve.append({"n": n, "kl": _mean(kls), "reward": _mean(means), "bound": best_of_n_bound(n)})
+    return curve
 
 
 def _tensors(group: Sequence[dict]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -15,6 +15,7 @@ from pipeline.objectives.divergences import (
 from pipeline.runtime.errors import UserError
 from pipeline.trainers.rejection import (
     Selection,
+    best_of_n_curve,
     foreign_candidates,
     log_probs,
     mine_pairs,
@@ -269,3 +270,16 @@ def test_pairs_are_best_against_worst():
     assert pairs[0]["reward_chosen"] == 2.0
     assert pairs[1]["chosen"] == [{"role": "assistant", "content": "yes"}]
     assert len(pairs) == 2
+
+
+def test_the_curve_of_best_of_n_by_hand():
+    """Two candidates of 0 and 1: one of one is either, 1/2 and no KL; the best of two is 1 in 3/4 of the draws, a
+    KL of 1/4 log 1/2 + 3/4 log 3/2. A prompt without any score does not count; one whose scores are equal has no KL.
+    """
+    group = [{"reward": 0.0}, {"reward": 1.0}]
+    one, two = best_of_n_curve([group, [{"reward": None}]])
+    assert one == {"n": 1, "kl": pytest.approx(0), "reward": 0.5, "bound": 0}
+    assert two["kl"] == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
+    assert (two["reward"], two["bound"]) == (pytest.approx(0.75), best_of_n_bound(2))
+    assert best_of_n_curve([group, [{"reward": 3.0}] * 2])[1]["reward"] == pytest.approx((0.75 + 3) / 2)
+    assert best_of_n_curve([]) == []
