@@ -83,7 +83,8 @@ def main(argv: list[str] | None = None) -> None:
 
             def finish(folder: Path, here=here, trainer=trainer, policy=policy, corpus=corpus, number=number) -> None:
                 here.finish(folder, trainer, policy, list(corpus.train))
-                here.mark(judge.after(number, trainer.model, policy.tokenizer))
+                judge.after(number, trainer.model, policy.tokenizer)
+                here.mark()
 
             if number < len(judge.corpora):
                 here.train(trainer)

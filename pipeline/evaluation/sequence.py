@@ -84,8 +84,8 @@ class Judge:
         self.watch = forgetting.WatchOverlap(self._coded(tokenizer, self.corpora[number - 1].train), old)
         return [self.watch]
 
-    def after(self, number: int, model: Any, tokenizer: Any) -> dict[str, float]:
-        """Row ``number`` of R, into the folder, the run record and the terminal; returns the figures so far."""
+    def after(self, number: int, model: Any, tokenizer: Any) -> None:
+        """Row ``number`` of R, into the folder, the run record and the terminal."""
         more = {"drift": self._drift(model, tokenizer)}
         if self.watch is not None and self.watch.points:
             more["gradient_overlap"] = self.watch.mean
@@ -98,7 +98,6 @@ class Judge:
         kept = {name: figures[name] for name in ("plasticity", "forgetting", "average") if name in figures}
         text = ", ".join(f"{name} {value:.3f}" for name, value in kept.items())
         print(f"{self.run.stage}: after corpus {number} of {len(self.corpora)}: {text}", flush=True)
-        return figures
 
     def _measure(self, number: int, model: Any, tokenizer: Any, **more: float) -> None:
         retained = {}

@@ -25,7 +25,7 @@ from pipeline.objectives import regularisers
 from pipeline.runtime.callbacks import StopOnSignal
 from pipeline.runtime.checkpoints import check_saved, newest_checkpoint
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.record import Run, write_json
+from pipeline.runtime.record import COSMETIC, Run, write_json
 
 TERMS = ("l2", "ewc", "function", "orthogonal", "replay")
 FISHER_ROWS = 128  # single-row backward passes after a corpus
@@ -109,6 +109,8 @@ class Regularised:
         if omega.uses("l2", "ewc"):
             self.start = {name: value.detach().clone() for name, value in own.items()}
         if omega.uses("ewc"):
+            if self.args.world_size > 1:
+                raise UserError("omega ewc measures its Fisher on one process: use l2, function or replay on several")
             if not omega.memory.fisher and self.memory_rows:
                 omega.memory.fisher = self.fisher(self.memory_rows)
             self.start_fisher = {n: v.to(own[n].device) for n, v in omega.memory.fisher.items() if n in own}
@@ -260,28 +262,51 @@ class Corpus:
         self.start = self.origin if number == 1 else str(run.folder / f"corpus-{number - 1}")
 
     def done(self) -> bool:
-        """Whether an earlier life of this run finished this corpus; the last one ends with the run itself."""
-        return self.number < self.of and (self.folder / "corpus.json").is_file()
+        """Whether an earlier life of this run finished this corpus; the last one ends with the run itself.
+
+        Raises:
+            UserError: it did, with other settings.
+        """
+        file = self.folder / "corpus.json"
+        if self.number == self.of or not file.is_file():
+            return False
+        if json.loads(file.read_text(encoding="utf-8")) != self._settings():
+            raise UserError(f"{self.folder} was learned with other settings: choose another output_dir, or --force")
+        return True
 
     def policy(self) -> Policy:
-        """theta_k with what method trains of it; the backbone's identity is kept for the check at the end."""
+        """theta_k with what ``method`` trains of it; the backbone's identity is kept for the check at the end.
+
+        Raises:
+            UserError: the start is an adapter of another method.
+        """
         own, remote = self.own, self.base_config.trust_remote_code
         targets = self.model_args.lora_target_modules or "all-linear"  # PEFT knows no default for a new model type
         args = replace(self.model_args, use_peft=own.method == "lora", lora_target_modules=targets)
+        if own.adapters == "stacked" and args.adapter_mode == "continue":
+            args = replace(args, adapter_mode="stack")
         if self.number == 1:
             policy = load_policy(args, self.run, trust_remote_code=remote)
         else:
+            if not self.run.record["parents"]:  # resumed: the first corpus, which records it, is done
+                self.run.add_parent(self.origin, self.model_args.model_revision)
+                self.run.record["pi_ref"] = self.origin
             record = copy.deepcopy(self.run.record)
             mode = "stack" if own.adapters == "stacked" else "continue"
             args = replace(args, model_name_or_path=self.start, adapter_mode=mode)
             try:
                 policy = load_policy(args, self.run, trust_remote_code=remote)
             finally:  # a corpus is no parent of the run, and pi_ref stays the run's start
-                self.run.record.update({key: record[key] for key in ("parents", "pi_ref") if key in record})
-        fresh = not hasattr(policy.model, "peft_config") and not has_own_adapter(policy.model)
-        if fresh and own.method in ("bias", "bottleneck"):
-            attach(policy.model, own.method, base=self.origin, size=own.bottleneck_size)
-        elif fresh and own.method in ("layernorm", "osf"):
+                self.run.record.update({key: record[key] for key in ("parents", "pi_ref")})
+        found = _method_of(policy.model)
+        if found not in (None, own.method):
+            raise UserError(
+                f"the start {self.start} is an adapter of method {found}, to be trained by {own.method}: continue it "
+                f"by --method {found}, or merge it first (python pipeline/merge.py)"
+            )
+        if found is None and own.method in ("bias", "bottleneck"):
+            attach(policy.model, own.method, base=policy.model.name_or_path, size=own.bottleneck_size)
+        elif found is None and own.method in ("layernorm", "osf"):
             policy.peft_config = peft_config_of(own.method, policy.model)
         self.backbone = backbone_sha256(policy.model) if own.method not in ("full", "osf") else None
         return policy
@@ -354,10 +379,23 @@ class Corpus:
         trainer.omega.memory.save(folder)
         check_saved(folder, trained=trainer.state.global_step > 0)
 
-    def mark(self, figures: Mapping[str, Any]) -> None:
+    def mark(self) -> None:
         """Say that this corpus is whole; last of all."""
         if self.run.is_main and self.number < self.of:
-            write_json(self.folder / "corpus.json", dict(figures))
+            write_json(self.folder / "corpus.json", self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {key: value for key, value in self.run.record["given"].items() if key not in COSMETIC}
+
+
+def _method_of(model: Any) -> str | None:
+    """The method of the adapter that a model carries; None where it carries none."""
+    if has_own_adapter(model):
+        return model.narlm_adapter["method"]
+    if hasattr(model, "peft_config"):
+        kind = str(getattr(model.peft_config["default"].peft_type, "value", ""))
+        return {"LORA": "lora", "LN_TUNING": "layernorm"}.get(kind, kind.lower())
+    return None
 
 
 def peft_config_of(method: str, model: Any) -> Any:

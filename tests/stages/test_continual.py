@@ -108,8 +108,7 @@ def test_an_interrupted_sequence_resumes_at_the_right_corpus(tiny_model, sequenc
     """
     from pipeline.trainers import continual
 
-    options = {"omega": ["ewc", "replay"], "omega_weight": [1.0, 1.0], "memory_rows": 5, "old_dataset_name": None}
-    options.pop("old_dataset_name")
+    options = {"omega": ["ewc", "replay"], "omega_weight": [1.0, 1.0], "memory_rows": 5}
     config = sequence()
     run(tiny_model, config, tmp_path / "whole", **options)
     train = continual.Corpus.train
@@ -136,6 +135,32 @@ def test_an_interrupted_sequence_resumes_at_the_right_corpus(tiny_model, sequenc
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     tables = [json.loads((tmp_path / f / "forgetting.json").read_text()) for f in ("run", "whole")]
     assert tables[0] == tables[1]
+    records = [json.loads((tmp_path / f / "run.json").read_text()) for f in ("run", "whole")]
+    assert records[0]["parents"] == records[1]["parents"]
+    assert len(records[0]["parents"]) == 1
+
+
+def test_a_corpus_learned_with_other_settings_is_not_taken_over(tiny_model, sequence, tmp_path, monkeypatch):
+    """A failed run without a checkpoint may be started anew with other flags: its finished corpora may not pass."""
+    from pipeline.trainers import continual
+
+    def broken(self, trainer):
+        raise ValueError("disk")
+
+    monkeypatch.setattr(continual.Corpus, "train", broken)
+    with pytest.raises(ValueError, match="disk"):
+        run(tiny_model, sequence(count=2), tmp_path / "run", method="bias")
+    folder = tmp_path / "run" / "corpus-1"
+    folder.mkdir(exist_ok=True)
+    (folder / "corpus.json").write_text("{}")
+    with pytest.raises(UserError, match="learned with other settings"):
+        run(tiny_model, sequence(count=2), tmp_path / "run", method="bias", memory_rows=3)
+
+
+def test_an_adapter_of_another_method_is_refused(tiny_model, sft_file, sequence, tmp_path):
+    run(tiny_model, sequence(count=1), tmp_path / "one", method="bias")
+    with pytest.raises(UserError, match="an adapter of method bias, to be trained by lora"):
+        run(tmp_path / "one", sequence(count=1), tmp_path / "two", method="lora")
 
 
 def test_the_next_corpus_goes_on_from_the_last_output_and_its_memory(tiny_model, sft_file, sequence, tmp_path):
