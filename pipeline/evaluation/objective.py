@@ -320,7 +320,7 @@ def evaluate(
         data: which prompts, see ``rows.read_rows``.
 
     Raises:
-        UserError: something is neither given nor recorded; nothing could be scored.
+        UserError: something is neither given nor recorded; nothing could be scored; another vocabulary.
     """
     given = {"reference": reference, "reward": reward, "beta": beta, "max_new_tokens": max_new_tokens}
     for name, value in given.items():
@@ -348,6 +348,8 @@ def evaluate(
     metrics |= {"beta": beta, "prompts": len(rows), "unscored": sum(value is None for value in scores)}
     files = {}
     if enumerable_task:
+        if len(tokenizer) != enumerable.VOCABULARY:
+            raise UserError(f"world/enumerable is for a model of its {enumerable.VOCABULARY} tokens (tokenizer_name)")
         laws = [exact_law(m, encoded, enumerable.COMPLETIONS) for m in (model, other)]
         table = torch.tensor(
             [
