@@ -87,7 +87,13 @@ def read_runs(folder: Path) -> list[RunView]:
 
 
 def change(run: RunView) -> Change | None:
-    """What the run improved, by the first of ``GOALS`` that it measured twice; None where it measured nothing so."""
+    """What the run improved, by the first of ``GOALS`` that it measured twice; None where it measured nothing so.
+
+    Rejection sampling measures the held-out reward itself, before and after.
+    """
+    before, after = (_number(run.metrics.get(f"held_out_reward_{when}")) for when in ("before", "after"))
+    if before is not None and after is not None:
+        return Change("held-out reward", before, after, True)
     for name, what, higher in GOALS:
         after = _number(run.metrics.get(name)) if name.startswith("eval_") else None
         before = _number(run.metrics.get(f"first_{name}"))

@@ -94,3 +94,11 @@ def test_samples_survive_a_torn_line(tmp_path):
     (run / "samples.jsonl").write_text('{"evaluation": "s", "prompt": "p", "completions": ["c"]}\n{"evalua')
     [view] = read_runs(tmp_path)
     assert [row["prompt"] for row in view.samples] == ["p"]
+
+
+def test_rejection_sampling_improved_the_held_out_reward_and_not_its_training_loss(tmp_path):
+    """The loss of each round is on a selection of its own, so it says nothing; the reward before and after does."""
+    metrics = {"held_out_reward_before": 0.5, "held_out_reward_after": 1.25}
+    put(tmp_path, "rsft", "rsft", metrics=metrics, history=[{"step": i, "loss": 1.0 / i} for i in (1, 2, 3)])
+    found = change(read_runs(tmp_path)[0])
+    assert (found.what, found.before, found.after) == ("held-out reward", 0.5, 1.25)
