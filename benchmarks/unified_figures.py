@@ -93,7 +93,7 @@ def axes_of(columns: int, height: float = 3.4, width: float = 9.0):
 
 
 def draw_frontier(results: list[dict], laws: dict[str, dict[str, torch.Tensor]], folder: Path) -> None:
-    """Reward over KL. Left: the methods at one beta and the line J = J*; right: all beta, and the curve of best of N."""
+    """Reward over KL. Left: the methods at one beta and the line J = J*; right: all beta, and best of N's curve."""
     reference, rewards = next(iter(laws.values()))["reference"], enumerable.rewards(SHOWN_SEED)
     betas = torch.logspace(1.2, -1.5, 200, dtype=torch.float64).tolist()
     curve = frontier(reference, rewards, betas)
