@@ -3,6 +3,7 @@
     python -m pipeline.run configs/quickstart/recipe.yaml
     python -m pipeline.run configs/quickstart/recipe.yaml --only dpo --dry_run
     python -m pipeline.run configs/quickstart/recipe.yaml --jobs 2
+    python -m pipeline.run configs/smollm2-135m/recipe.yaml --estimate
 
 A recipe is a YAML list of {name, stage, config, overrides}: config is a path beside the recipe, overrides are laid
 over it, and ${name} stands for the output folder of an earlier entry. What is up to date is skipped, what was
@@ -43,6 +44,9 @@ class RunArguments:
         metadata={"help": "Run up to so many entries at a time, where none needs the other; they share the cores."},
     )
     dry_run: bool = field(default=False, metadata={"help": "Print what would be run, and run nothing."})
+    estimate: bool = field(
+        default=False, metadata={"help": "Print the memory that each stage will need (docs/scaling.md), run nothing."}
+    )
     accelerate_config: str | None = field(
         default=None, metadata={"help": "Accelerate config file; without it one process, on a GPU if there is one."}
     )
@@ -92,6 +96,9 @@ def main(argv: list[str] | None = None) -> None:
     entries = read_recipe(Path(args.recipe))
     numbers = {item.name: f"[{number}/{len(entries)}]" for number, item in enumerate(entries, start=1)}
     chosen = [item for item in entries if _selected(item.name, args, list(numbers))]
+    if args.estimate:
+        print(memory_table(entries, chosen))
+        return
     if args.dry_run:
         for item in chosen:
             if announce(item, numbers[item.name]) != "up to date":
@@ -100,6 +107,42 @@ def main(argv: list[str] | None = None) -> None:
     started = time.monotonic()
     ran = run_entries(chosen, numbers, args.jobs, args.accelerate_config)
     print(f"recipe done in {time.monotonic() - started:.0f} s" if ran else "everything is up to date", flush=True)
+
+
+def memory_table(entries: list[Entry], chosen: list[Entry]) -> str:
+    """The memory that the chosen entries which train will need, by formula; see ``pipeline.runtime.estimate``.
+
+    Raises:
+        UserError: a model's shape is not known, or nothing of it trains.
+    """
+    from pipeline.runtime.estimate import TRAINED, shape_by_name, shape_of, table
+
+    shapes, adapters, rows = {}, set(), []
+    for item in entries:
+        if item.stage not in TRAINED:
+            continue
+        start = item.given.get("model_name_or_path")
+        if start is not None:
+            shapes[str(item.output)] = shapes.get(str(start)) or shape_by_name(str(start))
+        else:
+            from pipeline.model import NarLMConfig
+
+            known = NarLMConfig().to_dict()
+            fields = {name: value for name, value in item.given.items() if name in known}
+            preset = item.given.get("preset")
+            config = NarLMConfig.from_preset(preset, **fields) if preset else NarLMConfig(**fields)
+            shapes[str(item.output)] = shape_of(config.to_dict())
+        given = item.given
+        goes_on = str(start) in adapters or (Path(str(start)) / "adapter_config.json").is_file()
+        if goes_on and given.get("adapter_mode", "continue") == "continue":
+            given = {**given, "use_peft": True}
+        if given.get("use_peft"):
+            adapters.add(str(item.output))
+        if item in chosen:
+            rows.append((item.name, item.stage, given, shapes[str(item.output)]))
+    if not rows:
+        raise UserError("no entry of these trains a model: there is nothing to estimate")
+    return "GiB on one device, and what holds it (docs/scaling.md says what is counted)\n" + table(rows)
 
 
 def announce(item: Entry, number: str) -> str:
