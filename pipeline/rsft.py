@@ -40,6 +40,13 @@ class RSFTArguments(StageArguments):
     max_completion_length: int = field(default=256, metadata={"help": "Tokens of a completion."})
     temperature: float = field(default=1.0, metadata={"help": "Of the sampling; softmax corrects for it."})
     sample_batch_size: int = field(default=64, metadata={"help": "Completions sampled together."})
+    use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM, in one process."})
+    vllm_gpu_memory_utilization: float = field(default=0.3, metadata={"help": "Share of the GPU's memory it takes."})
+    vllm_tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that it splits the model over."})
+    vllm_max_model_length: int | None = field(default=None, metadata={"help": "Tokens of prompt and completion."})
+    vllm_model_impl: Literal["vllm", "transformers"] = field(
+        default="vllm", metadata={"help": "transformers for models that vLLM does not know, such as NarLM."}
+    )
     from_candidates: str | None = field(
         default=None, metadata={"help": "File of prompt + completion (+ reward) rows instead of sampling."}
     )
@@ -120,6 +127,11 @@ def check(own: RSFTArguments, config) -> None:
         raise UserError("from_candidates: candidates made elsewhere are of one policy, so rounds must be 1")
     if own.reward is None and not own.from_candidates:
         raise UserError("reward is missing: name a reward of the registry or a reward-model folder")
+    if own.use_vllm and config.world_size > 1:
+        raise UserError(
+            "use_vllm: rsft samples with vLLM in one process only; sample with --num_processes 1, stop it, and go on "
+            "with more: candidates that are there are not sampled again"
+        )
     if config.eval_strategy != "no":
         raise UserError("eval_strategy: the selection is new in every round, so it must be no; see held_out_reward_*")
 

@@ -28,12 +28,14 @@ class Completion:
     """One sampled completion.
 
     ``text`` has no special tokens; ``token_ids`` holds the stop token where one was drawn, so that its log-likelihood
-    is that of the whole answer; ``finished`` is False where ``max_new_tokens`` cut it off.
+    is that of the whole answer; ``finished`` is False where ``max_new_tokens`` cut it off; ``log_prob`` is what
+    another sampler says of it, in nats, at temperature 1.
     """
 
     text: str
     token_ids: list[int]
     finished: bool
+    log_prob: float | None = None
 
 
 def sample(

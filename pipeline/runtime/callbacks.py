@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+import signal
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from pipeline.runtime.hub import retried, upload
@@ -15,16 +17,30 @@ from pipeline.runtime.record import Run
 
 
 class StopOnSignal(TrainerCallback):
-    """After SIGINT or SIGTERM: finish the step, write a checkpoint, stop. The run then exits with 130 or 143."""
+    """After SIGINT or SIGTERM: finish the step, write a checkpoint, stop. The run then exits with 130 or 143.
+
+    All processes stop at the same step, whichever of them was told: one that saved alone would wait for the others.
+    """
 
     def __init__(self, run: Run):
         self.run = run
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Ask for a checkpoint and the end of training once a signal was seen."""
-        if self.run.stop_signal is not None:
+        if agreed(self.run.stop_signal is not None):
+            self.run.stop_signal = self.run.stop_signal or signal.SIGTERM
             control.should_save = True
             control.should_training_stop = True
+
+
+def agreed(found: bool) -> bool:
+    """Whether any process found it: all must act alike, or they would wait for each other for ever."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return found
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    flag = torch.tensor(float(found), device=device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag.item())
 
 
 class PushCheckpoints(TrainerCallback):

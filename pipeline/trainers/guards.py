@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from pipeline.runtime.callbacks import agreed
 from pipeline.runtime.errors import UserError
 
 # Ceilings on the KL where none is given, in nats, by what the trainer logs: GRPO's is a mean over tokens (the k3
@@ -70,7 +71,7 @@ class Guards(TrainerCallback):
         if args.fp16 or model is None:
             return
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        if _agreed(bool(gradients) and not _all_finite(gradients)):
+        if agreed(bool(gradients) and not _all_finite(gradients)):
             for parameter in model.parameters():
                 parameter.grad = None
             self._stop(
@@ -81,7 +82,7 @@ class Guards(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
         """No checkpoint of weights that are not finite, however they came to be (sharded gradients are not seen)."""
-        if control.should_save and model is not None and _agreed(not _all_finite(model.parameters())):
+        if control.should_save and model is not None and agreed(not _all_finite(model.parameters())):
             self._stop(f"the weights are not finite after step {state.global_step}; not saved", control, save=False)
 
     # --- what is logged ----------------------------------------------------------------------------------------------
@@ -91,7 +92,7 @@ class Guards(TrainerCallback):
         if logs is None or "reward" not in logs or self.message is not None:
             return
         if any(_number(logs, name) is not None and not math.isfinite(logs[name]) for name in ("loss", "grad_norm")):
-            clean = model is None or not _agreed(not _all_finite(model.parameters()))
+            clean = model is None or not agreed(not _all_finite(model.parameters()))
             self._stop(f"the loss or its gradient is not finite at step {state.global_step}", control, save=clean)
             return
         for name, check in self._checks().items():
@@ -200,13 +201,3 @@ def _number(logs: dict[str, Any], name: str) -> float | None:
 
 def _all_finite(tensors) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
-
-
-def _agreed(found: bool) -> bool:
-    """Whether any process found it: all must act alike, or they would wait for each other for ever."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return found
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    flag = torch.tensor(float(found), device=device)
-    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-    return bool(flag.item())

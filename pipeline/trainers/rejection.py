@@ -169,6 +169,7 @@ def sample_candidates(
     max_new_tokens: int,
     temperature: float = 1.0,
     reference: Any = None,
+    sampler: Callable[..., Any] = sample,
     seed: int = 0,
     prompts_per_file: int = 64,
     batch_size: int = 64,
@@ -182,6 +183,7 @@ def sample_candidates(
         reward: TRL's callable.
         reference: pi_ref, where its ratio to the sampling law is wanted (``log_ratio``): the sampling model is no
             longer pi_ref, or ``temperature`` is not 1.
+        sampler: draws the completions (`decoding.sample`, or an engine with the same weights as ``model``).
         seed: of the samples; the file's number is added, so that every file can be made on its own.
 
     Raises:
@@ -196,11 +198,13 @@ def sample_candidates(
             continue
         part = list(rows[start : start + prompts_per_file])
         prompts = [row["prompt"] for row in part]
-        drawn = sample(
+        drawn = sampler(
             model, tokenizer, prompts, n=n, max_new_tokens=max_new_tokens, temperature=temperature,
             batch_size=batch_size, seed=seed + number,
         )  # fmt: skip
         flat = [(i, completion) for i, completions in enumerate(drawn) for completion in completions]
+        if number == rank:
+            check_sampler(model, encode_prompts(tokenizer, prompts), flat[:16])
         scores = score(reward, [part[i] for i, _ in flat], [c.text for _, c in flat], [c.token_ids for _, c in flat])
         ratios: list[float | None] = [None] * len(flat)
         if reference is not None:
@@ -229,6 +233,23 @@ def sample_candidates(
 
         PartialState().wait_for_everyone()
     return files
+
+
+def check_sampler(model: Any, prompts: Sequence[list[int]], drawn: Sequence[tuple[int, Any]]) -> None:
+    """Refuse a sampler whose log-probabilities are not the model's; one that tells none is not asked.
+
+    Raises:
+        UserError: they differ by more than 0.1 nats a token.
+    """
+    told = [(prompts[i], completion) for i, completion in drawn if completion.log_prob is not None]
+    own = log_probs(model, [(prompt, completion.token_ids) for prompt, completion in told])
+    tokens = sum(len(completion.token_ids) for _, completion in told)
+    gap = sum(abs(a - completion.log_prob) for a, (_, completion) in zip(own, told)) / max(tokens, 1)
+    if gap > 0.1:
+        raise UserError(
+            f"the sampler's log-probabilities differ from the model's by {gap:.2f} nats a token: it serves other "
+            "weights or another dtype"
+        )
 
 
 def score(

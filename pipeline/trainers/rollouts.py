@@ -1,7 +1,10 @@
-"""What GRPO and PPO share in how prompts become rollouts: an order that survives a resume, and enough of them."""
+"""What GRPO and PPO share in how prompts become rollouts: an order that survives a resume, enough of them, and a
+first one that is checked to come from the policy that is trained."""
 
+import math
 from typing import Any
 
+import torch
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -17,12 +20,23 @@ class EpochSampler(RepeatSampler):
             self.generator.manual_seed(self.seed + epoch)
 
 
+MAX_SURPRISE_GAP = 0.05  # nats a token, beyond what chance explains (six standard errors)
+MAX_LOG_PROB_GAP = 0.1  # nats a token; bf16 kernels of vLLM and of transformers differ by a tenth of that
+
+
 class RolloutTrainer(GRPOTrainer):
     """GRPOTrainer that resumes on the prompts it would have seen, and refuses data that cannot fill a rollout.
 
+    The first rollout is checked against the trainer's own log-probabilities (`rollout_problem`), whoever sampled it:
+    a vLLM with other weights, or a sampler with another temperature, would make every later gradient wrong. How far
+    they were from each other, in nats a token, is kept in ``rollout_gap``.
+
     Raises:
-        UserError: fewer prompts than one rollout takes; TRL's sampler would leave them all out and train nothing.
+        UserError: fewer prompts than one rollout takes (TRL's sampler would leave them all out and train nothing), or
+            a first rollout that was not drawn from the policy.
     """
+
+    rollout_gap: float | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -39,3 +53,94 @@ class RolloutTrainer(GRPOTrainer):
         sampler = super()._get_train_sampler(dataset)
         sampler.__class__ = EpochSampler
         return sampler
+
+    @torch.no_grad()
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """The parent's rollout; the first one of training is checked."""
+        output = super()._generate_and_score_completions(inputs)
+        if self.model.training and self.rollout_gap is None:
+            self._check_rollout(output)
+        return output
+
+    def _check_rollout(self, output: dict[str, Any]) -> None:
+        mask = output["completion_mask"].bool()
+        # Truncated completions may be masked out of the loss; left out here, those that end early would be too many.
+        ended = torch.isin(output["completion_ids"], torch.tensor(self.eos_token_ids, device=mask.device)).long()
+        mask = torch.where(mask.any(1, keepdim=True), mask, ended.cumsum(1) == ended)
+        attention = torch.cat([output["prompt_mask"], mask.to(output["prompt_mask"].dtype)], dim=1)
+        if output.get("tool_mask") is not None:
+            mask = mask & output["tool_mask"].bool()
+        was_training = self.model.training
+        self.model.eval()
+        log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
+            self.model,
+            torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
+            attention,
+            output["completion_ids"].size(1),
+            self.args.per_device_train_batch_size,
+            compute_entropy=True,
+        )
+        self.model.train(was_training)
+        sums = rollout_sums(log_probs, entropies, mask, output.get("sampling_per_token_logps"))
+        # All processes decide by the same numbers: one that stopped alone would leave the others waiting.
+        sums = self.accelerator.gather(sums[None]).sum(0)
+        whole = self.args.top_p in (None, 1.0) and not self.args.top_k and not self.args.min_p
+        whole = whole and self.args.repetition_penalty in (None, 1.0)
+        self.rollout_gap, problem = rollout_problem(sums, whole=whole)
+        if problem:
+            raise UserError(problem)
+
+
+def rollout_sums(
+    log_probs: torch.Tensor, entropies: torch.Tensor, mask: torch.Tensor, sampled: torch.Tensor | None
+) -> torch.Tensor:
+    """What `rollout_problem` needs, as sums over tokens, which add up over processes.
+
+    Args:
+        log_probs: (B, T), the trainer's log-probabilities of the sampled tokens.
+        entropies: (B, T), of the trainer's distributions, in nats.
+        mask: (B, T), true for sampled tokens.
+        sampled: (B, T), the sampler's own log-probabilities, where it tells them; nan where it does not.
+
+    Returns:
+        (5,): tokens, sum and sum of squares of ``-log pi(y_t) - H_t``, tokens that the sampler scored, and the sum of
+        ``|log pi_trainer - log pi_sampler|`` over them.
+    """
+    surprise = (-log_probs - entropies)[mask].double()
+    both, difference = torch.zeros(1), torch.zeros(1)
+    if sampled is not None:
+        difference = (log_probs - sampled)[mask].double().abs()
+        difference = difference[~difference.isnan()]
+        both = torch.ones_like(difference)
+    parts = (torch.ones_like(surprise), surprise, surprise**2, both, difference)
+    return torch.stack([part.sum().to(log_probs.device) for part in parts])
+
+
+def rollout_problem(sums: torch.Tensor, *, whole: bool) -> tuple[float, str | None]:
+    """How far a rollout is from the policy that is trained, in nats a token, and what to say where that is too far.
+
+    Two checks. If y_t is drawn from pi, ``-log pi(y_t) - H(pi)`` has mean 0: that needs nobody's log-probabilities,
+    so it judges any sampler, and it is judged by its own standard error. And where the sampler tells its
+    log-probabilities, as vLLM does, they are the trainer's.
+
+    Args:
+        sums: of `rollout_sums`.
+        whole: the sampler draws from all of the distribution (no top-p, top-k or penalty), so that the first check
+            applies.
+    """
+    count, total, squares, both, difference = sums.double().tolist()
+    mean = total / max(count, 1)
+    error = math.sqrt(max(squares / max(count, 1) - mean**2, 0) / max(count, 1))
+    told = difference / both if both else 0.0
+    if told > MAX_LOG_PROB_GAP:
+        return told, (
+            f"the sampler's log-probabilities differ from the trainer's by {told:.2f} nats a token in the first "
+            "rollout: it serves other weights, another dtype or another temperature; check vllm_mode and its server"
+        )
+    if whole and count >= 64 and abs(mean) > max(MAX_SURPRISE_GAP, 6 * error):
+        side = "less" if mean < 0 else "more"
+        return abs(mean), (
+            f"the first rollout was not drawn from the policy: its tokens are {abs(mean):.2f} nats {side} surprising "
+            "than its own entropy; check temperature, the model's generation_config and the sampler's weights"
+        )
+    return max(told, abs(mean) if whole else 0.0), None

@@ -6,6 +6,7 @@ own folder. Candidates of round k stand in `candidates/round-<k>`, with the sett
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ import torch
 
 from pipeline.data.loading import read_split
 from pipeline.inference.decoding import sample
-from pipeline.model.loading import load_model, load_tokenizer
+from pipeline.inference.engine import vllm_sampler
+from pipeline.model.loading import adapter_base, load_model, load_tokenizer
 from pipeline.model.policy import ModelArguments, Policy, load_policy
 from pipeline.runtime.callbacks import StopOnSignal
 from pipeline.runtime.checkpoints import check_saved, newest_checkpoint
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.fingerprints import path_sha256, weights_sha256
 from pipeline.runtime.record import Run, write_json
+from pipeline.runtime.training import faster_b
 from pipeline.trainers.rejection import read_candidates, sample_candidates, score
 
 
@@ -85,6 +88,7 @@ class Round:
         weigh = own.select == "softmax" and (self.number > 1 or own.temperature != 1)
         reference = self._for_use(self.origin) if weigh else None
         model, tokenizer = self._for_use(self.start), self.tokenizer()
+        sampler = {"sampler": self._engine(model, tokenizer, own, folder)} if own.use_vllm else {}
         files = sample_candidates(
             folder,
             model,
@@ -97,7 +101,9 @@ class Round:
             reference=reference,
             seed=self.base_config.seed + 100_003 * self.number,
             batch_size=own.sample_batch_size,
+            **sampler,
         )
+        shutil.rmtree(folder / "merged", ignore_errors=True)
         return list(read_candidates(files))
 
     def report(self, metrics: dict[str, float]) -> None:
@@ -117,8 +123,8 @@ class Round:
 
     def train(self, trainer: Any, policy: Policy) -> None:
         """Train a round that is not the last, from its newest checkpoint, and save it where the next one starts."""
-        trainer.args.push_to_hub = False
         trainer.add_callback(StopOnSignal(self.run))
+        faster_b(trainer, self.model_args.loraplus_lr_ratio)
         checkpoint = newest_checkpoint(self.folder)
         with self.run.training():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -149,6 +155,23 @@ class Round:
             if scores:
                 figures[f"held_out_reward_{when}"] = sum(scores) / len(scores)
         return figures
+
+    def _engine(self, model: Any, tokenizer: Any, own: Any, folder: Path) -> Any:
+        """vLLM with the weights of this round's start; an adapter is merged into a folder of its own for it."""
+        name = self.start
+        if adapter_base(name) is not None:
+            name = str(folder / "merged")
+            model.save_pretrained(name)
+            tokenizer.save_pretrained(name)
+        return vllm_sampler(
+            name,
+            dtype=str(model.dtype).removeprefix("torch."),
+            trust_remote_code=self.base_config.trust_remote_code,
+            gpu_memory_utilization=own.vllm_gpu_memory_utilization,
+            tensor_parallel_size=own.vllm_tensor_parallel_size,
+            max_model_length=own.vllm_max_model_length,
+            model_impl=own.vllm_model_impl,
+        )
 
     def _for_use(self, name: str) -> Any:
         dtype = "bfloat16" if self.base_config.bf16 and torch.cuda.is_available() else "float32"

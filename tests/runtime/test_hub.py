@@ -174,5 +174,5 @@ def test_only_a_completed_run_is_pushed(adapter, hub):
 
 @pytest.mark.parametrize("words", [[], ["push", "x"], ["pull", "x", "y"], ["push", "x", "y", "--privat"]])
 def test_the_command_line_says_how_it_is_used(words):
-    with pytest.raises(UserError, match="usage: python -m pipeline.runtime.hub push DIR USER/NAME"):
+    with pytest.raises(UserError, match=r"usage: python -m pipeline\.runtime\.hub push DIR USER/NAME"):
         main(words)

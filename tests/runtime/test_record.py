@@ -153,3 +153,36 @@ def test_a_reader_never_sees_half_a_record(tmp_path):
         assert json.load(before) == {"a": 1}
     assert json.loads(path.read_text()) == {"a": 2}
     assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_the_same_rows_a_step_may_be_split_over_another_number_of_processes(monkeypatch):
+    """Two processes with 4 rows, one with 8, one with 4 twice and four with 2 take 8 rows a step; one with 4 does not.
+    What is not given is Trainer's default, 8 rows and one step."""
+    record = {"given": {"per_device_train_batch_size": 4, "beta": 0.1}, "processes": 2}
+
+    def changes(processes: int, **given) -> list[str]:
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        return changed_inputs(record, {"beta": 0.1} | given)
+
+    assert changes(2, per_device_train_batch_size=4) == []
+    assert changes(1, per_device_train_batch_size=8) == []
+    assert changes(1) == []
+    assert changes(1, per_device_train_batch_size=4, gradient_accumulation_steps=2) == []
+    assert changes(4, per_device_train_batch_size=2) == []
+    assert changes(2, per_device_train_batch_size=8) == ["per_device_train_batch_size: 4 then, 8 now"]
+    assert changes(1, per_device_train_batch_size=8, beta=0.2) == ["beta: 0.1 then, 0.2 now"]
+
+
+def test_a_push_is_taken_from_the_trainer_and_offered_again_when_it_is_too_late(tmp_path, capsys):
+    """Trainer makes the repository before it trains; the run does it after. A finished run says how to push it."""
+    from trl import SFTConfig
+
+    given = {"output_dir": tmp_path / "run", "push_to_hub": "true", "hub_model_id": "me/run", "bf16": "false"}
+    words = [str(word) for pair in given.items() for word in (f"--{pair[0]}", pair[1])]
+    with Run("sft", words) as run:
+        (config,) = run.parse(SFTConfig)
+        assert (run.push, config.push_to_hub, config.hub_model_id) == (True, False, "me/run")
+        assert run.record["arguments"]["push_to_hub"] is True
+    capsys.readouterr()
+    assert Run("sft", words).done
+    assert f"python -m pipeline.runtime.hub push {tmp_path / 'run'} me/run" in capsys.readouterr().out
