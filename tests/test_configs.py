@@ -7,6 +7,7 @@ import yaml
 
 from pipeline.run import read_recipe
 from pipeline.runtime.arguments import parse
+from pipeline.runtime.estimate import SHAPES
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "configs").rglob("recipe.yaml"))
@@ -44,9 +45,22 @@ def parsers(stage: str) -> tuple[type, ...]:
     return (own, DataArguments, ModelArguments, configs[stage]) if stage in configs else (own,)
 
 
-def test_there_are_configs():
-    assert len(RECIPES) == 3
-    assert len(CONFIGS) == 6 + 4 + 8 + 4 + 2  # the quickstart's, RLHF's, the unified recipe's, GRPO's presets, and continual learning's
+COUNTS = {
+    "quickstart": 6,
+    "rlhf": 4,
+    "unified": 8,
+    "grpo": 4,  # presets
+    "continual": 2,  # presets
+    "smollm2-135m": 7,
+    "qwen3-1.7b": 7,
+    "qwen3-1.7b-qlora": 3,
+}
+
+
+@pytest.mark.parametrize("folder", COUNTS)
+def test_there_are_configs(folder):
+    assert sum(path.parent.name == folder for path in CONFIGS) == COUNTS[folder]
+    assert (ROOT / "configs" / folder / "recipe.yaml" in RECIPES) == (folder not in ("grpo", "continual"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -76,4 +90,4 @@ def test_a_recipe_resolves_and_builds_on_earlier_entries_only(path):
         earlier += [str(entry.output) for entry in read_recipe(path.parents[1] / "quickstart" / "recipe.yaml")]
     for number, entry in enumerate(entries):
         start = entry.given.get("model_name_or_path")
-        assert start is None or start in earlier[:number] + earlier[len(entries) :]
+        assert start is None or start in SHAPES or start in earlier[:number] + earlier[len(entries) :]
