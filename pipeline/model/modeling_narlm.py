@@ -321,10 +321,12 @@ class NarLMModel(NarLMPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # e_t = W_emb[x_t]
         T = inputs_embeds.shape[1]
-        if self.config.position_embedding_type == "learned" and self.config.max_position_embeddings < T:
+        longest = self.config.max_position_embeddings if self.config.position_embedding_type == "learned" else T
+        # Packed documents may fill a longer row, as the positions of each start anew.
+        if longest < T and (position_ids is None or position_ids.max() >= longest):
             raise ValueError(
-                f"{T} tokens were given but only {self.config.max_position_embeddings} positions are learned "
-                "(max_position_embeddings): shorten the input."
+                f"{T} tokens were given but only {longest} positions are learned (max_position_embeddings): "
+                "shorten the input."
             )
 
         # The masks are made before an empty cache is: packed documents are recognised without a cache only.

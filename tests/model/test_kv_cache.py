@@ -183,10 +183,17 @@ def test_state_transition_is_deterministic(narlm, tokens):
     assert torch.equal(state(), state())
 
 
-def test_too_many_learned_positions(narlm):
+def test_too_many_learned_positions(narlm, tokens):
+    """12 tokens do not fit into 8 positions, unless they are documents of 4, 1 and 7 that start anew."""
     model = narlm("learned", max_position_embeddings=8)
-    with pytest.raises(ValueError, match="12 tokens were given but only 8 positions are learned"):
-        model(torch.full((1, 12), 5))
+    for position_ids in (None, torch.arange(12)[None]):
+        with pytest.raises(ValueError, match="12 tokens were given but only 8 positions are learned"):
+            model(tokens, position_ids=position_ids)
+    lengths = [4, 1, 7]
+    packed = torch.cat([torch.arange(n) for n in lengths])[None].expand(2, -1)
+    with torch.no_grad():
+        separate = torch.cat([model(part).logits for part in tokens.split(lengths, dim=1)], dim=1)
+        torch.testing.assert_close(model(tokens, position_ids=packed).logits, separate, **CLOSE)
 
 
 def test_sampling_follows_the_tempered_law(narlm):
