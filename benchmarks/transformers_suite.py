@@ -1,13 +1,12 @@
-"""Run transformers' own common test suite against NarLM.
+"""Run transformers' own common test suite against NarLM, and Llama's beside it.
 
-    python benchmarks/transformers_suite.py                     # the tests in the source distribution
-    python benchmarks/transformers_suite.py --tests checkout/tests  # a checkout of the matching tag: generation too
+    python benchmarks/transformers_suite.py                          # clones the tests of the installed version's tag
+    python benchmarks/transformers_suite.py --checkout transformers  # a checkout that is there
 
-The test code is transformers' and stays out of this repository: without ``--tests`` the source distribution of the
-installed version is fetched from the package index and unpacked into a temporary folder. It holds the model, training
-and configuration testers but not the generation, export and causal-LM ones, which only a checkout has
-(``git clone --depth 1 --branch v<version> https://github.com/huggingface/transformers``).
-Further arguments go to pytest, e.g. ``-k beam``. The exit code is pytest's.
+The testers (model, generation, causal-LM, training, export, tensor-parallel, FSDP) are transformers' and stay out of
+this repository; the source distribution on the package index holds only some of them, hence the tag. ``--checkout``
+may name several folders, later ones laid over earlier ones. Further arguments go to pytest, e.g. ``-k beam``. At the
+end stand the counts of each class and the tests that NarLM skips though Llama runs them. The exit code is pytest's.
 """
 
 import argparse
@@ -16,69 +15,78 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
+from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
+from xml.etree import ElementTree
 
 VERSION = importlib.metadata.version("transformers")
 CASES = Path(__file__).with_name("transformers_suite_cases.py")
-# What the source distribution lacks -> stand-ins that hold no test, for the modules that import it.
-ABSENT = {
-    "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
-    "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
-    "utils/test_configuration_utils.py": "config_common_kwargs = {}\n",
-}
+LLAMA = "tests/models/llama/test_modeling_llama.py::LlamaModelTest"
+REPOSITORY = "https://github.com/huggingface/transformers"
+FOLDERS = ("tests", "utils/test_module")
+PACKAGES = ("parameterized", "httpx")
 
 
-def pip(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments], check=True)
-
-
-def prepare(folder: Path, tests: Path | None) -> None:
-    """Fill ``folder`` with the package ``tests`` and what it imports; stand-ins replace absent modules."""
-    if tests is None:
-        # No metadata is built: an sdist of transformers needs nothing but unpacking here.
-        pip(
-            "download",
-            "--no-binary",
-            ":all:",
-            "--no-deps",
-            "--no-build-isolation",
-            "-d",
-            str(folder),
-            f"transformers=={VERSION}",
-        )
-        with tarfile.open(folder / f"transformers-{VERSION}.tar.gz") as archive:
-            archive.extractall(folder, filter="data")
-        shutil.move(folder / f"transformers-{VERSION}" / "tests", folder / "tests")
-    else:
-        shutil.copytree(tests, folder / "tests")
+def prepare(folder: Path, checkouts: list[Path]) -> None:
+    """Fill ``folder`` with the tests and with the packages that only they import."""
+    if not checkouts:
+        checkouts = [folder / "checkout"]
+        clone = ["git", "clone", "-q", "--depth", "1", "--filter=blob:none", "--sparse", "--branch", f"v{VERSION}"]
+        subprocess.run([*clone, REPOSITORY, str(checkouts[0])], check=True)
+        subprocess.run(["git", "-C", str(checkouts[0]), "sparse-checkout", "set", *FOLDERS], check=True)
+    for checkout in checkouts:
+        for name in FOLDERS:
+            if (checkout / name).is_dir():
+                shutil.copytree(checkout / name, folder / name, dirs_exist_ok=True)
     (folder / "tests" / "__init__.py").touch()
-    for name, stand_in in ABSENT.items():
-        path = folder / "tests" / name
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            (path.parent / "__init__.py").touch()
-            path.write_text(stand_in)
-            print(f"absent from the source distribution, so not run: tests/{name}")
-    try:
-        import parameterized  # noqa: F401
-    except ImportError:
-        pip("install", "--no-deps", "--target", str(folder), "parameterized")
+    (folder / "src").mkdir()  # where the testers look for the library itself: the installed one
+    (folder / "src" / "transformers").symlink_to(Path(find_spec("transformers").origin).parent)
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "install", "--target", str(folder)]
+        subprocess.run([*pip, *missing], check=True)
+
+
+def outcomes(report: Path) -> dict[str, dict[str, tuple[str, str]]]:
+    """{class: {test: (outcome, reason)}} from pytest's XML."""
+    found: dict[str, dict[str, tuple[str, str]]] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        mark = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
+        outcome = "passed" if mark is None else mark.tag
+        reason = "" if mark is None else mark.get("message", "").partition("\n")[0]
+        found.setdefault(case.get("classname").rpartition(".")[2], {})[case.get("name")] = (outcome, reason)
+    return found
+
+
+def compare(found: dict[str, dict[str, tuple[str, str]]]) -> None:
+    """Print the counts of each class, and what it skips though Llama runs it."""
+    llama = found.get("LlamaModelTest", {})
+    for name, tests in found.items():
+        counts = Counter(outcome for outcome, _ in tests.values())
+        print(f"\n{name}: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
+        for test, (outcome, reason) in sorted(tests.items()):
+            if outcome == "skipped" and llama.get(test, ("passed",))[0] != "skipped":
+                print(f"  skipped here only: {test}: {reason}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tests", type=Path, help="the tests folder of a transformers checkout")
+    parser.add_argument("--checkout", type=Path, nargs="+", default=[], help="a checkout of transformers")
     arguments, rest = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder, arguments.tests)
+        prepare(folder, arguments.checkout)
+        report = folder / "report.xml"
         command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", name, "-p", "no:cacheprovider"]
-        environment = {**os.environ, "PYTHONPATH": name}
-        return subprocess.run(
-            [*command, "-q", "-rs", "-W", "ignore", *rest, str(CASES)], env=environment, cwd=name
-        ).returncode
+        command += ["-q", "-W", "ignore", "--junitxml", str(report), *rest, str(CASES), LLAMA]
+        path = os.pathsep.join((name, os.environ.get("PYTHONPATH", "")))
+        environment = {**os.environ, "PYTHONPATH": path, "RUN_PIPELINE_TESTS": "0"}  # those need the Hub's models
+        code = subprocess.run(command, env=environment, cwd=name).returncode
+        if report.exists():
+            compare(outcomes(report))
+        return code
 
 
 if __name__ == "__main__":
