@@ -243,9 +243,8 @@ def draw(rows: list[dict], folder: Path) -> None:
     figure.savefig(folder / "continual_frontier.png", dpi=120)
     pyplot.close(figure)
 
-    shown = [name for name in ("naive", "lora", *sorted(lost, key=lost.get)) if name in lost]
-    best = next((n for n in sorted(lost, key=lost.get) if new[n] >= 0.95 * new.get("naive", 1)), shown[-1])
-    picked = list(dict.fromkeys([*[n for n in ("naive", "lora") if n in lost], best]))
+    least = min(lost, key=lost.get)
+    picked = list(dict.fromkeys([*[name for name in ("naive", "lora") if name in lost], least]))
     figure, many = pyplot.subplots(
         1, len(picked), figsize=(3.4 * len(picked), 3.2), layout="constrained", squeeze=False
     )
