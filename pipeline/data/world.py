@@ -404,7 +404,7 @@ WORLD: dict[str, tuple[Callable[[random.Random, str], dict], int, int]] = {
     "sft": (_sft, 14_000, 1_000),
     "preferences": (_preferences, 6_000, 1_000),
     "ranked": (_ranked, 2_000, 300),
-    "prompts": (_sums, 2_000, 300),
+    "prompts": (_sums, 6_000, 300),
     "facts": (_facts, 400, 300),
     "sums": (_sums, 300, 300),
     "reading": (_reading, 600, 600),
