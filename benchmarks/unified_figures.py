@@ -40,7 +40,7 @@ GREY = "0.45"
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Medians over seeds, a row a method and a column a beta: share of pi_ref's regret removed, range in brackets."""
+    """Medians over seeds, a row a method and a column a beta: share of pi_ref's regret removed, range; seeds."""
     betas = sorted({r["beta"] for r in results})
     cells: dict[tuple[str, float], list[dict]] = defaultdict(list)
     for result in results:
@@ -53,7 +53,11 @@ def table(results: list[dict[str, Any]]) -> str:
         row = [label]
         for beta in betas:
             found = [100 * r["regret_removed"] for r in cells[method, beta]]
-            row.append(f"**{statistics.median(found):.2f}** ({min(found):.2f} to {max(found):.2f})" if found else "")
+            row.append(
+                f"**{statistics.median(found):.2f}** ({min(found):.2f} to {max(found):.2f}; {len(found)})"
+                if found
+                else ""
+            )
         seconds = [r["cpu_seconds"] for r in results if r["method"] == method]
         lines.append("| " + " | ".join(row) + f" | {statistics.median(seconds):.0f} |" if seconds else "")
     lines += [
@@ -125,7 +129,7 @@ def draw_frontier(results: list[dict], laws: dict[str, dict[str, torch.Tensor]],
     for beta in (1.0, 0.5, 0.1):
         at = exact_figures(tilted_law(reference, rewards, beta), reference, rewards, beta)
         right.plot(at["kl"], at["reward"], "o", mfc="none", mec=GREY, ms=8)
-        right.annotate(f"beta {beta:g}", (at["kl"], at["reward"]), (-44, 4), textcoords="offset points", fontsize=7.5)
+        right.annotate(f"beta {beta:g}", (at["kl"], at["reward"]), (-38, 6), textcoords="offset points", fontsize=7.5)
     for result in shown:
         if result["method"] == "rsft_best":
             right.plot(result["kl"], result["reward"], "*", color="black", ms=10, label="model trained on best of 16")
