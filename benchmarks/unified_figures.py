@@ -133,7 +133,7 @@ def draw_frontier(results: list[dict], laws: dict[str, dict[str, torch.Tensor]],
     for result in shown:
         if result["method"] == "rsft_best":
             right.plot(result["kl"], result["reward"], "*", color="black", ms=10, label="model trained on best of 16")
-    right.set(xlim=(0, None), title="best of N")
+    right.set(xlim=(-0.35, None), title="best of N")  # room for a label
     right.legend(frameon=False, fontsize=7.5, loc="lower right")
     for axes in (left, right):
         axes.set(xlabel="KL to pi_ref, nats a completion", ylabel="E[R], deviations of the reward")
