@@ -60,7 +60,7 @@ def train_and_save(
     run.add_metrics(result.metrics)
     run.add_metrics({"steps": trainer.state.global_step})
     if trainer.eval_dataset is not None and args.eval_strategy != "no":
-        run.add_metrics(trainer.evaluate())
+        run.add_metrics(_last_evaluation(trainer) or trainer.evaluate())
         run.add_metrics(first_evaluation(trainer.state.log_history))
     trainer.save_model(str(run.folder))
     trainer.save_state()
@@ -123,6 +123,14 @@ def _checkpoint_pushes(run: Run, args: Any) -> PushCheckpoints | None:
         print("warning: under adapter_mode stack only the finished adapter is whole: checkpoints are not pushed")
         return None
     return PushCheckpoints(run, args)
+
+
+def _last_evaluation(trainer: Trainer) -> dict[str, float] | None:
+    """The evaluation made at the last step, where the weights are still the same; judging twice costs time."""
+    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
+    if trainer.args.load_best_model_at_end or last.get("step") != trainer.state.global_step:
+        return None
+    return {name: value for name, value in last.items() if name.startswith("eval_")}
 
 
 def first_evaluation(log_history: list[dict[str, Any]]) -> dict[str, float]:
