@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 WORLD_VERSION = "3"  # part of the data's fingerprint: raise it with every change of what is generated
-SEED = "1"  # of everything drawn; a new version of one dataset leaves the facts and the splits of the others as they are
+SEED = "1"  # of everything drawn: a new version of one dataset leaves the facts and splits of the others as they are
 FALSE_FACTS = 0.10
 
 # fmt: off

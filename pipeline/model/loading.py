@@ -22,7 +22,7 @@ from pipeline.runtime.errors import UserError
 
 @contextlib.contextmanager
 def whole_weights() -> Iterator[None]:
-    """Inside, models load whole: once a trainer is configured for ZeRO-3, transformers partitions whatever it loads."""
+    """Inside, models load whole: once a trainer is set up for ZeRO-3, transformers partitions whatever it loads."""
     from transformers.integrations import deepspeed
 
     configured = deepspeed._hf_deepspeed_config_weak_ref
