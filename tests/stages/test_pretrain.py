@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_streaming_resumes_on_the_very_block(corpus, tiny_model, tmp_path):
 def test_killed_and_started_again_equals_never_killed(corpus, tmp_path):
     """SIGKILL after the first checkpoint; the same command resumes, and the weights are bitwise those of one go."""
     words = flags(
-        dataset_name=corpus, eval_rows=20, max_steps=40, save_steps=10, use_cpu=True, logging_steps=10, **SHAPE
+        dataset_name=corpus, eval_rows=20, max_steps=200, save_steps=20, use_cpu=True, logging_steps=20, **SHAPE
     )
     main([*words, "--output_dir", str(tmp_path / "whole")])
     command = [
@@ -101,8 +102,8 @@ def test_killed_and_started_again_equals_never_killed(corpus, tmp_path):
         str(tmp_path / "killed"),
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / "killed" / "checkpoint-10" / "trainer_state.json").is_file():
-        pass
+    while process.poll() is None and not (tmp_path / "killed" / "checkpoint-20" / "trainer_state.json").is_file():
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert json.loads((tmp_path / "killed" / "run.json").read_text())["status"] in ("running", "completed")
