@@ -41,7 +41,7 @@ class RunArguments:
     )
     jobs: int = field(
         default=1,
-        metadata={"help": "Run up to so many entries at a time, where none needs the other."},
+        metadata={"help": "Run up to so many entries at a time, where none needs the other; they share the cores."},
     )
     dry_run: bool = field(default=False, metadata={"help": "Print what would be run, and run nothing."})
     estimate: bool = field(
@@ -181,14 +181,17 @@ def run_entries(left: list[Entry], numbers: dict[str, str], jobs: int, accelerat
         while running or (left and not code):
             unfinished = {item.name for item in left} | {job.item.name for job in running}
             ready = [] if code else [item for item in left if not item.needs & unfinished][: jobs - len(running)]
+            # Shared out, never more than there are: OpenMP's threads spin while they wait, and two processes of two on
+            # two cores ran at a third of the speed of two of one (sleeping threads were no faster than one, either).
+            threads = max(1, (_cores() - sum(job.threads for job in running)) // max(1, len(ready)))
             for item in ready:
                 left.remove(item)
                 state = announce(item, numbers[item.name])
                 if state == "stale":
                     print(f"    its inputs have changed; the old folder is now {set_aside(item.output)}", flush=True)
                 if state != "up to date":
-                    print(f"    {shlex.join(launch_command_line(item, accelerate_config))}", flush=True)
-                    running.append(start(item, accelerate_config, named=jobs > 1))
+                    print(f"    {shlex.join(launch_command_line(item, accelerate_config, threads))}", flush=True)
+                    running.append(start(item, accelerate_config, threads, named=jobs > 1))
                     ran += 1
             for job in _finished(running):
                 running.remove(job)
@@ -212,10 +215,11 @@ def run_entries(left: list[Entry], numbers: dict[str, str], jobs: int, accelerat
 
 @dataclass
 class Job:
-    """An entry at work: its process, and the pipe its output comes through (None: the terminal)."""
+    """An entry at work: its process, its threads, and the pipe its output comes through (None: the terminal)."""
 
     item: Entry
     process: BaseProcess
+    threads: int
     output: Connection | None
     rest: bytes = b""  # of a line that has not ended yet
 
@@ -232,18 +236,18 @@ class Job:
             self.output = None
 
 
-def start(item: Entry, accelerate_config: str | None, named: bool) -> Job:
+def start(item: Entry, accelerate_config: str | None, threads: int, named: bool) -> Job:
     """Start an entry in a process of its own; ``named`` puts its name before each line it prints."""
     import accelerate.commands.launch  # noqa: F401  (2 s, once: the processes are forked from this one)
 
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     output, theirs = context.Pipe(duplex=False) if named else (None, None)
-    words = launch_command_line(item, accelerate_config)[2:]
+    words = launch_command_line(item, accelerate_config, threads)[2:]
     process = context.Process(target=launch, args=(item.stage, words, theirs))
     process.start()
     if theirs is not None:
         theirs.close()
-    return Job(item, process, output)
+    return Job(item, process, threads, output)
 
 
 def _finished(running: list[Job]) -> list[Job]:
@@ -306,18 +310,22 @@ def read_recipe(path: Path) -> list[Entry]:
     return entries
 
 
-def launch_command_line(item: Entry, accelerate_config: str | None) -> list[str]:
-    """The command a user would type for this entry."""
-    options = ["--config_file", accelerate_config] if accelerate_config else _ONE_PROCESS
+def launch_command_line(item: Entry, accelerate_config: str | None, threads: int | None = None) -> list[str]:
+    """The command a user would type for this entry; ``threads`` is for one process, a config file states its own."""
+    if accelerate_config:
+        options = ["--config_file", accelerate_config]
+    else:
+        options = [*_ONE_PROCESS, "--num_cpu_threads_per_process", str(threads or _cores())]
     return ["accelerate", "launch", *options, f"pipeline/{item.stage}.py", *item.argv]
 
 
 # Spelled out so that no config file in the user's cache, and no question on stdin, decides how a recipe runs.
-_ONE_PROCESS = (
-    "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-    # accelerate would give it one thread; more than a few cost small models more than they bring.
-    "--num_cpu_threads_per_process", os.environ.get("OMP_NUM_THREADS") or str(min(4, os.cpu_count() or 1)),
-)  # fmt: skip
+_ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def _cores() -> int:
+    """Threads to share out: accelerate would give one; more than a few cost small models more than they bring."""
+    return int(os.environ.get("OMP_NUM_THREADS") or min(4, os.cpu_count() or 1))
 
 
 def launch(stage: str, words: list[str], output: Connection | None) -> None:
@@ -327,10 +335,7 @@ def launch(stage: str, words: list[str], output: Connection | None) -> None:
     import psutil
     from accelerate.commands.launch import launch_command, launch_command_parser
 
-    if output is not None:  # another entry may be at work
-        # Threads that spin while they wait take the cores from each other: two processes of two threads on two cores
-        # ran at a third of the speed of threads that sleep.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if output is not None:
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
     script = str(Path(__file__).parent / f"{stage}.py")

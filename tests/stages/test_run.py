@@ -125,22 +125,32 @@ DIAMOND = """
 """
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_entries_start_when_those_they_name_are_finished(tmp_path, monkeypatch, jobs):
-    """b and c need a only; d needs both; a report needs everything before it. With two jobs c does not wait for b."""
-    begun, processes = {}, {}
+@pytest.mark.parametrize(
+    ("jobs", "alone", "together", "beside"),
+    [(1, {"a": 4, "b": 4, "c": 4, "d": 4, "e": 4}, set(), []), (2, {"a": 4, "d": 4, "e": 4}, {"b", "c"}, [2, 2])],
+)
+def test_entries_start_when_those_they_name_are_finished(tmp_path, monkeypatch, jobs, alone, together, beside):
+    """b and c need a only; d needs both; a report needs everything before it. Four cores, shared by what starts."""
+    begun, threads = {}, {}
 
-    def start(item, accelerate_config, named):
-        begun[item.name] = {name for name, process in processes.items() if process.exitcode is not None}
+    def start(item, accelerate_config, given, named):
+        begun[item.name], threads[item.name] = set(done()), given
         process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.2,))
         process.start()
         processes[item.name] = process
-        return Job(item, process, None)
+        return Job(item, process, given, None)
 
+    def done():
+        return {name for name, process in processes.items() if process.exitcode is not None}
+
+    processes = {}
     monkeypatch.setattr(pipeline.run, "start", start)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
     main([str(recipe(tmp_path, DIAMOND)), "--jobs", str(jobs)])
     for name, needed in {"b": {"a"}, "c": {"a"}, "d": {"a", "b", "c"}, "e": {"a", "b", "c", "d"}}.items():
         assert needed <= begun[name]
+    assert {name: threads[name] for name in alone} == alone
+    assert [threads[name] for name in sorted(together)] == beside
     assert ("b" in begun["c"]) == (jobs == 1)
 
 
