@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.evaluation.registry import Result
+from pipeline.evaluation.registry import Result, require_recorded
 from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.scores import bootstrap_interval, with_interval
 from pipeline.inference.decoding import encode_prompts, sample
@@ -62,10 +62,7 @@ def best_of_n(
     """
     from pipeline.evaluation.objective import sequence_divergences
 
-    for name, value in {"reference": reference, "reward": reward, "max_new_tokens": max_new_tokens}.items():
-        if value is None:
-            option = "reference_model_name_or_path" if name == "reference" else name
-            raise UserError(f"{option} is not recorded in the model's run.json: say it")
+    require_recorded(reference=reference, reward=reward, max_new_tokens=max_new_tokens)
     rows, source = read_rows(kind="prompt", **data)
     prompts, other = [row["prompt"] for row in rows], reference()
     judges = [get_reward(reward)] + ([get_reward(true_reward)] if true_reward else [])

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from pipeline.data import enumerable
-from pipeline.evaluation.registry import Result
+from pipeline.evaluation.registry import Result, require_recorded
 from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.scores import Z95, bootstrap_interval, with_interval
 from pipeline.inference.decoding import encode_prompts, sample
 from pipeline.objectives.divergences import exact_kl, full_kl, log_partition, tilted_law
 from pipeline.rewards.registry import get_reward
 from pipeline.runtime.errors import UserError
-from pipeline.trainers.rejection import score
+from pipeline.trainers.rejection import padded_batches, score
 
 TOLERANCE = 1e-5  # of the identity J* - J = beta KL(pi || pi*), in reward units
 
@@ -215,20 +215,14 @@ def sequence_divergences(
     """
     device = next(model.parameters()).device
     sampled, full = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs), dtype=torch.float64)
-    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
     modes = model.training, reference.training
     model.eval(), reference.eval()
     try:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            texts = [pairs[i][0] + pairs[i][1] for i in batch]
-            width = len(texts[0])
-            ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=device)
-            mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=device)
+        for batch, ids, mask in padded_batches(pairs, batch_size, device):
             inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
             here, there = model(**inputs).logits, reference(**inputs).logits
             for row, i in enumerate(batch):  # one at a time: (T, V) in float32 beside the logits, not (B, T, V)
-                part = slice(len(pairs[i][0]) - 1, len(texts[row]) - 1)
+                part = slice(len(pairs[i][0]) - 1, len(pairs[i][0]) + len(pairs[i][1]) - 1)
                 p, q = here[row, part].float().log_softmax(-1), there[row, part].float().log_softmax(-1)
                 tokens = ids[row, part.start + 1 : part.stop + 1, None]
                 sampled[i] = (p - q).gather(-1, tokens).double().sum().item()
@@ -322,17 +316,14 @@ def evaluate(
     Raises:
         UserError: something is neither given nor recorded; nothing could be scored; another vocabulary.
     """
-    given = {"reference": reference, "reward": reward, "beta": beta, "max_new_tokens": max_new_tokens}
-    for name, value in given.items():
-        if value is None:
-            option = "reference_model_name_or_path" if name == "reference" else name
-            raise UserError(f"{option} is not recorded in the model's run.json: say it")
+    require_recorded(reference=reference, reward=reward, beta=beta, max_new_tokens=max_new_tokens)
     rows, source = read_rows(kind="prompt", **data)
     prompts = [row["prompt"] for row in rows]
     drawn = sample(model, tokenizer, prompts, n=n, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
     flat = [(i, completion) for i, group in enumerate(drawn) for completion in group]
     texts, ids = [c.text for _, c in flat], [c.token_ids for _, c in flat]
-    scores = score(get_reward(reward), [rows[i] for i, _ in flat], texts, ids)
+    judge = get_reward(reward)
+    scores = score(judge, [rows[i] for i, _ in flat], texts, ids)
     if all(value is None for value in scores):
         raise UserError("the reward judged none of the completions: check its columns, or its messages above")
     encoded = encode_prompts(tokenizer, prompts)
@@ -352,10 +343,7 @@ def evaluate(
             raise UserError(f"world/enumerable is for a model of its {enumerable.VOCABULARY} tokens (tokenizer_name)")
         laws = [exact_law(m, encoded, enumerable.COMPLETIONS) for m in (model, other)]
         table = torch.tensor(
-            [
-                score(get_reward(reward), [row] * len(enumerable.COMPLETIONS), _texts(), enumerable.COMPLETIONS)
-                for row in rows
-            ],
+            [score(judge, [row] * len(enumerable.COMPLETIONS), _texts(), enumerable.COMPLETIONS) for row in rows],
             dtype=torch.float64,
         )
         metrics |= {f"exact/{name}": value for name, value in exact_figures(*laws, table, beta).items()}

@@ -44,6 +44,18 @@ class Result:
     files: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
+def require_recorded(**options: Any) -> None:
+    """Refuse to judge a model by options that neither the evaluation gives nor the model's own run recorded.
+
+    Raises:
+        UserError: one of them is None.
+    """
+    for name, value in options.items():
+        if value is None:
+            option = "reference_model_name_or_path" if name == "reference" else name
+            raise UserError(f"{option} is not recorded in the model's run.json: say it")
+
+
 def get_evaluation(kind: str) -> Callable[..., Result]:
     """The evaluation function of a registry name or a dotted path ``package.module:function``.
 

@@ -270,12 +270,10 @@ def score(
     )
 
 
-@torch.no_grad()
-def log_probs(
-    model: Any, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int = 64, temperature: float = 1.0
-) -> list[float]:
-    """``log pi(y | x)`` in nats of (prompt ids, completion ids), at a sampling temperature."""
-    device, result = next(model.parameters()).device, [0.0] * len(pairs)
+def padded_batches(
+    pairs: Sequence[tuple[list[int], list[int]]], batch_size: int, device: Any
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """(prompt ids, completion ids) by length, longest first, padded on the right: indices, ids (B, T), mask (B, T)."""
     order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
@@ -283,6 +281,16 @@ def log_probs(
         width = len(texts[0])
         ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=device)
         mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=device)
+        yield batch, ids, mask
+
+
+@torch.no_grad()
+def log_probs(
+    model: Any, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int = 64, temperature: float = 1.0
+) -> list[float]:
+    """``log pi(y | x)`` in nats of (prompt ids, completion ids), at a sampling temperature."""
+    result = [0.0] * len(pairs)
+    for batch, ids, mask in padded_batches(pairs, batch_size, next(model.parameters()).device):
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float() / temperature
         tokens = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1).cpu()
         for row, i in enumerate(batch):
