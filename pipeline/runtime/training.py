@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, Trainer
+from transformers.trainer_utils import TrainOutput
 
 from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.callbacks import PushCheckpoints, StopOnSignal
 from pipeline.runtime.cards import write_card
-from pipeline.runtime.checkpoints import check_saved, require_same_shards
+from pipeline.runtime.checkpoints import check_saved, newest_checkpoint, require_same_shards
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.hub import push_run
 from pipeline.runtime.progress import show_progress
@@ -35,9 +36,6 @@ def train_and_save(
         SystemExit: 130 or 143 after a signal, once a checkpoint is written.
     """
     args = trainer.args
-    trainer.add_callback(StopOnSignal(run))
-    faster_b(trainer, run.record["arguments"].get("loraplus_lr_ratio"))
-    show_progress(trainer)
     pushes = _checkpoint_pushes(run, args)
     if pushes is not None:
         trainer.add_callback(pushes)
@@ -49,14 +47,7 @@ def train_and_save(
             )
         trainer.add_callback(EarlyStoppingCallback(own.early_stopping_patience))
 
-    checkpoint = run.checkpoint
-    if checkpoint and run.is_main:
-        print(f"{run.stage}: resuming from {checkpoint}", flush=True)
-    if checkpoint:
-        require_same_shards(checkpoint, args.world_size)
-    with run.training():
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
+    result = train_from_newest(run, trainer, run.folder)
     run.add_metrics(result.metrics)
     run.add_metrics({"steps": trainer.state.global_step})
     if trainer.eval_dataset is not None and args.eval_strategy != "no":
@@ -85,6 +76,25 @@ def train_and_save(
         )
     trainer.end()  # a process group that is not destroyed can hang, or abort, at exit
     return run.record["metrics"]
+
+
+def train_from_newest(run: Run, trainer: Trainer, folder: Path) -> TrainOutput:
+    """Train from the newest whole checkpoint in ``folder``: the run's own, or that of one of its rounds or corpora.
+
+    Raises:
+        UserError: the checkpoint cannot be read by so many processes, or ``loraplus_lr_ratio`` does not apply.
+        SystemExit: 130 or 143 after a signal, once a checkpoint is written.
+    """
+    trainer.add_callback(StopOnSignal(run))
+    faster_b(trainer, run.record["arguments"].get("loraplus_lr_ratio"))
+    show_progress(trainer)
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint:
+        if run.is_main:
+            print(f"{run.stage}: resuming from {checkpoint}", flush=True)
+        require_same_shards(checkpoint, trainer.args.world_size)
+    with run.training():
+        return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 def faster_b(trainer: Trainer, ratio: float | None) -> None:

@@ -22,10 +22,10 @@ from trl import DPOTrainer, SFTTrainer
 from pipeline.model.adapters import attach, backbone_sha256, has_own_adapter, load_adapter, save_adapter
 from pipeline.model.policy import ModelArguments, Policy, load_policy
 from pipeline.objectives import regularisers
-from pipeline.runtime.callbacks import StopOnSignal
-from pipeline.runtime.checkpoints import check_saved, newest_checkpoint
+from pipeline.runtime.checkpoints import check_saved
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import COSMETIC, Run, write_json
+from pipeline.runtime.training import train_from_newest
 
 TERMS = ("l2", "ewc", "function", "orthogonal", "replay")
 FISHER_ROWS = 128  # single-row backward passes after a corpus
@@ -354,10 +354,7 @@ class Corpus:
 
     def train(self, trainer: Any) -> None:
         """Train a corpus that is not the last, from its newest checkpoint, and save it where the next one starts."""
-        trainer.add_callback(StopOnSignal(self.run))
-        checkpoint = newest_checkpoint(self.folder)
-        with self.run.training():
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        train_from_newest(self.run, trainer, self.folder)
         trainer.save_model(str(self.folder))
         trainer.save_state()
 

@@ -19,12 +19,11 @@ from pipeline.inference.decoding import sample
 from pipeline.inference.engine import vllm_sampler
 from pipeline.model.loading import adapter_base, load_model, load_tokenizer
 from pipeline.model.policy import ModelArguments, Policy, load_policy
-from pipeline.runtime.callbacks import StopOnSignal
-from pipeline.runtime.checkpoints import check_saved, newest_checkpoint
+from pipeline.runtime.checkpoints import check_saved
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.fingerprints import path_sha256, weights_sha256
 from pipeline.runtime.record import Run, write_json
-from pipeline.runtime.training import faster_b
+from pipeline.runtime.training import train_from_newest
 from pipeline.trainers.rejection import read_candidates, sample_candidates, score
 
 
@@ -123,11 +122,7 @@ class Round:
 
     def train(self, trainer: Any, policy: Policy) -> None:
         """Train a round that is not the last, from its newest checkpoint, and save it where the next one starts."""
-        trainer.add_callback(StopOnSignal(self.run))
-        faster_b(trainer, self.model_args.loraplus_lr_ratio)
-        checkpoint = newest_checkpoint(self.folder)
-        with self.run.training():
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        train_from_newest(self.run, trainer, self.folder)
         trainer.save_model(str(self.folder))
         if self.run.is_main:
             (self.folder / "training_args.bin").unlink(missing_ok=True)
