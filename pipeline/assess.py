@@ -13,7 +13,6 @@ Paper: the loss (9), DPO's implicit reward, the verifier V and the reward R of P
 """
 
 import json
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,18 +62,18 @@ def main(argv: list[str] | None = None) -> None:
         if run.done or not run.is_main:
             return  # one process judges; the others have nothing to do
         (args,) = run.parse(AssessArguments)
-        from pipeline.evaluation.expectations import judge_claims, parse_claims
-        from pipeline.evaluation.lineage import refuse_training_rows
-        from pipeline.evaluation.registry import check_entries, label, run_entry
+        from pipeline.evaluation import lineage
+        from pipeline.evaluation.expectations import describe, judge_claims, parse_claims
+        from pipeline.evaluation.registry import check_entries, headline, label, run_entry
 
-        recorded = recorded_objective(args.model_name_or_path)
+        recorded = lineage.recorded_objective(args.model_name_or_path)
         prompts = {name: recorded.pop(name) for name in ("dataset", "split") if name in recorded}
         if args.objective and not any(item.get("type") == "objective" for item in args.evaluations or []):
-            args.evaluations = [*(args.evaluations or []), objective_entry(args.model_name_or_path, prompts)]
+            args.evaluations = [*(args.evaluations or []), lineage.objective_entry(args.model_name_or_path, prompts)]
         check_entries(args.evaluations or [])
         claims = parse_claims(args.expect or [], has_baseline=args.baseline is not None)
         before = baseline_metrics(run, args.baseline)
-        refuse_training_rows(args.model_name_or_path, args.evaluations)
+        lineage.refuse_training_rows(args.model_name_or_path, args.evaluations)
 
         import torch
 
@@ -88,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         defaults: dict[str, Any] = {"seed": args.seed, **recorded}
         if args.batch_size is not None:
             defaults["batch_size"] = args.batch_size
-        reference = args.reference_model_name_or_path or recorded_reference(args.model_name_or_path)
+        reference = args.reference_model_name_or_path or lineage.recorded_reference(args.model_name_or_path)
         if reference == args.model_name_or_path:
             defaults["reference"] = lambda: model
         elif reference:
@@ -108,7 +107,8 @@ def main(argv: list[str] | None = None) -> None:
             for name, rows in result.files.items():
                 write_samples(run.folder / name, rows)
             if item["type"] == "objective":
-                note_on_model(args.model_name_or_path, {f"{label(item)}/{k}": v for k, v in result.metrics.items()})
+                figures = {f"{label(item)}/{name}": value for name, value in result.metrics.items()}
+                lineage.note_on_model(args.model_name_or_path, figures)
             seconds = time.monotonic() - started
             print(
                 f"[{number}/{len(args.evaluations)}] {label(item)}: {headline(result.metrics)} ({seconds:.1f} s)",
@@ -134,96 +134,6 @@ def baseline_metrics(run: Run, folder: str | None) -> dict[str, float | None]:
         raise UserError(f"baseline: {folder} holds no finished assessment; run that one first")
     run.add_data([{"name": str(recorded), "role": "baseline", "fingerprint": path_sha256(recorded)}])
     return record["metrics"]
-
-
-def recorded_reference(model: str) -> str | None:
-    """The pi_ref that the model's own run record names, if it has one."""
-    record = read_record(Path(model))
-    return record.get("pi_ref") if record else None
-
-
-def recorded_objective(model: str) -> dict[str, Any]:
-    """What the model's own run says about its objective: reward, beta, max_new_tokens, and the prompts' dataset."""
-    record = read_record(Path(model)) or {}
-    given = record.get("arguments", {})
-    rewards, weights = given.get("reward"), given.get("reward_weights")
-    if isinstance(rewards, list):
-        weights = weights or [1.0] * len(rewards)
-        rewards = [f"{float(w):g}*{_spec(name)}" for name, w in zip(rewards, weights, strict=True) if float(w) != 0]
-        rewards = [text.removeprefix("1*") for text in rewards]
-    elif rewards is not None:
-        rewards = _spec(str(rewards))
-    found = {
-        "reward": rewards or None,
-        "beta": given.get("tau") if record.get("stage") == "rsft" else given.get("beta"),
-        "max_new_tokens": given.get("max_completion_length"),
-    }
-    sources = record.get("data", [])
-    held_out = next((s for s in sources if s.get("role") == "evaluation"), None)
-    if held_out is not None:
-        found |= {"dataset": held_out["name"], "split": held_out.get("split", "test")}
-    elif sources and str(sources[0]["name"]).startswith("world/"):
-        found |= {"dataset": sources[0]["name"], "split": "test"}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _spec(reward: str) -> str:
-    """A reward as the registry names it: a folder is a reward model."""
-    return f"reward_model(model={reward!r})" if Path(reward).is_dir() else reward
-
-
-def objective_entry(model: str, prompts: dict[str, str]) -> dict[str, Any]:
-    """The evaluation that --objective stands for.
-
-    Raises:
-        UserError: the model's run has no held-out data to take prompts from.
-    """
-    if not prompts:
-        raise UserError(
-            f"objective: the run record of {model} names no held-out data to take prompts from; write it out in YAML: "
-            "evaluations: [{type: objective, dataset: …, split: …, reward: …, beta: …, max_new_tokens: …}]"
-        )
-    return {"name": "objective", "type": "objective", **prompts}
-
-
-def note_on_model(model: str, metrics: dict[str, float]) -> None:
-    """Put the objective's figures into the judged run's own record and card, where its readers look for them."""
-    from pipeline.runtime.cards import write_card
-    from pipeline.runtime.record import write_json
-
-    folder = Path(model)
-    record = read_record(folder)
-    if record is None or record["status"] != "completed":
-        return
-    record["metrics"] |= {name: value for name, value in metrics.items() if math.isfinite(value)}
-    write_json(folder / "run.json", record)
-    write_card(folder, record)
-
-
-def headline(metrics: dict[str, float]) -> str:
-    """The figures of one evaluation worth a line in the terminal: those with an interval, else all."""
-    main_figures = [name for name in metrics if f"{name}_low" in metrics] or list(metrics)
-    # A lenient score that is the strict one says nothing.
-    main_figures = [
-        n for n in main_figures if metrics[n] != metrics.get(n.removesuffix("_lenient")) or "_len" not in n
-    ]
-    shown = []
-    for name in main_figures:
-        interval = (
-            f" [{metrics[f'{name}_low']:.3f}, {metrics[f'{name}_high']:.3f}]" if f"{name}_low" in metrics else ""
-        )
-        shown.append(f"{name} {metrics[name]:.3f}{interval}")
-    return ", ".join(shown)
-
-
-def describe(claim: dict[str, Any]) -> str:
-    """One line for the terminal about an expectation."""
-    from pipeline.evaluation.page import number
-
-    if claim["met"] is None:
-        return f"  not judged: {claim['claim']} ({claim['reason']})"
-    verdict = "as expected" if claim["met"] else "NOT AS EXPECTED"
-    return f"  {verdict}: {claim['claim']} ({number(claim['value'])} against {number(claim['bound'])})"
 
 
 def write_samples(path: Path, samples: list[dict[str, Any]]) -> None:

@@ -89,3 +89,13 @@ def judge_claims(
             entry["met"] = bool(_COMPARE[claim.sign](value, entry["bound"]))
         judged.append(entry)
     return judged
+
+
+def describe(claim: dict[str, Any]) -> str:
+    """One line for the terminal about an expectation."""
+    from pipeline.evaluation.page import number
+
+    if claim["met"] is None:
+        return f"  not judged: {claim['claim']} ({claim['reason']})"
+    verdict = "as expected" if claim["met"] else "NOT AS EXPECTED"
+    return f"  {verdict}: {claim['claim']} ({number(claim['value'])} against {number(claim['bound'])})"

@@ -1,12 +1,17 @@
-"""Where a model comes from, by the run records: its ancestors, and the rows that must not judge it."""
+"""Where a model comes from and what it was trained for, by the run records.
 
+Its ancestors, the rows that must not judge it, and its objective: pi_ref, reward, beta and held-out prompts.
+"""
+
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.registry import label
+from pipeline.rewards.learned import reward_spec
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.record import read_record
+from pipeline.runtime.record import read_record, write_json
 
 
 def ancestors(folder: str | Path) -> list[tuple[str, dict[str, Any]]]:
@@ -52,3 +57,66 @@ def _same_rows(source: dict[str, Any], dataset: str, split: str) -> bool:
         return False
     (base, one, _), (other_base, other, _) = (text.partition("[") for text in (split, str(source["split"])))
     return base == other_base and not (one and other and split != source["split"])
+
+
+# ---------------------------------------------------------------------- the objective that a model was trained for
+
+
+def recorded_reference(model: str) -> str | None:
+    """The pi_ref that the model's own run record names, if it has one."""
+    record = read_record(Path(model))
+    return record.get("pi_ref") if record else None
+
+
+def recorded_objective(model: str) -> dict[str, Any]:
+    """What the model's own run says about its objective: reward, beta, max_new_tokens, and the prompts' dataset."""
+    record = read_record(Path(model)) or {}
+    given = record.get("arguments", {})
+    rewards, weights = given.get("reward"), given.get("reward_weights")
+    if isinstance(rewards, list):
+        weights = weights or [1.0] * len(rewards)
+        rewards = [
+            f"{float(w):g}*{reward_spec(name)}" for name, w in zip(rewards, weights, strict=True) if float(w) != 0
+        ]
+        rewards = [text.removeprefix("1*") for text in rewards]
+    elif rewards is not None:
+        rewards = reward_spec(str(rewards))
+    found = {
+        "reward": rewards or None,
+        "beta": given.get("tau") if record.get("stage") == "rsft" else given.get("beta"),
+        "max_new_tokens": given.get("max_completion_length"),
+    }
+    sources = record.get("data", [])
+    held_out = next((s for s in sources if s.get("role") == "evaluation"), None)
+    if held_out is not None:
+        found |= {"dataset": held_out["name"], "split": held_out.get("split", "test")}
+    elif sources and str(sources[0]["name"]).startswith("world/"):
+        found |= {"dataset": sources[0]["name"], "split": "test"}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def objective_entry(model: str, prompts: dict[str, str]) -> dict[str, Any]:
+    """The evaluation that --objective stands for.
+
+    Raises:
+        UserError: the model's run has no held-out data to take prompts from.
+    """
+    if not prompts:
+        raise UserError(
+            f"objective: the run record of {model} names no held-out data to take prompts from; write it out in YAML: "
+            "evaluations: [{type: objective, dataset: …, split: …, reward: …, beta: …, max_new_tokens: …}]"
+        )
+    return {"name": "objective", "type": "objective", **prompts}
+
+
+def note_on_model(model: str, metrics: dict[str, float]) -> None:
+    """Put the objective's figures into the judged run's own record and card, where its readers look for them."""
+    from pipeline.runtime.cards import write_card
+
+    folder = Path(model)
+    record = read_record(folder)
+    if record is None or record["status"] != "completed":
+        return
+    record["metrics"] |= {name: value for name, value in metrics.items() if math.isfinite(value)}
+    write_json(folder / "run.json", record)
+    write_card(folder, record)

@@ -116,6 +116,22 @@ def run_entry(model: Any, tokenizer: Any, entry: dict[str, Any], **defaults: Any
         raise UserError(f"evaluation {label(entry)}: {error}") from error
 
 
+def headline(metrics: dict[str, float]) -> str:
+    """The figures of one evaluation worth a line in the terminal: those with an interval, else all."""
+    main_figures = [name for name in metrics if f"{name}_low" in metrics] or list(metrics)
+    # A lenient score that is the strict one says nothing.
+    main_figures = [
+        n for n in main_figures if metrics[n] != metrics.get(n.removesuffix("_lenient")) or "_len" not in n
+    ]
+    shown = []
+    for name in main_figures:
+        interval = (
+            f" [{metrics[f'{name}_low']:.3f}, {metrics[f'{name}_high']:.3f}]" if f"{name}_low" in metrics else ""
+        )
+        shown.append(f"{name} {metrics[name]:.3f}{interval}")
+    return ", ".join(shown)
+
+
 def _check_options(name: str, function: Callable[..., Result], entry: dict[str, Any]) -> None:
     parameters = inspect.signature(function).parameters
     known = {p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
