@@ -15,7 +15,7 @@ from pipeline.evaluation.registry import Result, require_recorded
 from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.scores import bootstrap_interval, with_interval
 from pipeline.inference.decoding import encode_prompts, sample
-from pipeline.objectives.divergences import best_of_n_law, exact_kl
+from pipeline.objectives.divergences import best_of_candidates
 from pipeline.rewards.registry import get_reward
 from pipeline.runtime.errors import UserError
 from pipeline.trainers.rejection import score
@@ -96,10 +96,10 @@ def selected(
     count: float,
     other: torch.Tensor | None = None,  # (P, N) another reward of the same candidates
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (P,), (P,)
-    """Exact KL to pi_ref of the best of ``count``, and its expected reward, at the candidates' own law, in float64."""
-    even = torch.full((rewards.size(1),), 1 / rewards.size(1), dtype=torch.float64)
-    laws = torch.stack([best_of_n_law(even, row, count) for row in rewards.double()])
-    return exact_kl(laws, even), (laws * (rewards if other is None else other).double()).sum(-1)
+    """``best_of_candidates`` of every prompt, in float64."""
+    other = rewards if other is None else other
+    found = [best_of_candidates(r, count, o) for r, o in zip(rewards.double(), other.double())]
+    return tuple(torch.stack(part) for part in zip(*found))
 
 
 def equal_n(rewards: torch.Tensor, kl: float) -> float:

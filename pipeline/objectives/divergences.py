@@ -73,6 +73,17 @@ def best_of_n_kl(law: torch.Tensor, rewards: torch.Tensor, count: int) -> torch.
     return exact_kl(best_of_n_law(law, rewards, count), law)
 
 
+def best_of_candidates(
+    rewards: torch.Tensor,  # (N,) of candidates drawn from a law, which they stand for
+    count: float,
+    other: torch.Tensor | None = None,  # (N,) another reward of the same candidates
+) -> tuple[torch.Tensor, torch.Tensor]:  # (), ()
+    """Of the best of `count` draws from candidates: the exact KL to their law, and the mean reward (or `other`)."""
+    even = torch.full_like(rewards, 1 / len(rewards))
+    law = best_of_n_law(even, rewards, count)
+    return exact_kl(law, even), (law * (rewards if other is None else other)).sum()
+
+
 def best_of_n_bound(count: int, rounds: int = 1) -> float:
     """`log M - (M - 1) / M` with `M = count ** rounds`: the KL of the best of M untied draws, the most it can be.
 

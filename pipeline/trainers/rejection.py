@@ -21,9 +21,9 @@ import torch
 
 from pipeline.inference.decoding import encode_prompts, sample
 from pipeline.objectives.divergences import (
+    best_of_candidates,
     best_of_n_bound,
     best_of_n_kl,
-    best_of_n_law,
     effective_sample_size,
     exact_kl,
 )
@@ -137,9 +137,7 @@ def best_of_n_curve(groups: Sequence[Sequence[dict]]) -> list[dict[str, float]]:
     known = [rewards for rewards in known if len(rewards)]
     curve = []
     for n in (2**k for k in range(max(map(len, known), default=0).bit_length())):
-        laws = [best_of_n_law(torch.full_like(rewards, 1 / len(rewards)), rewards, n) for rewards in known]
-        kls = [exact_kl(law, torch.full_like(law, 1 / len(law))).item() for law in laws]
-        means = [(law * rewards).sum().item() for law, rewards in zip(laws, known)]
+        kls, means = zip(*(map(float, best_of_candidates(rewards, n)) for rewards in known))
         curve.append({"n": n, "kl": _mean(kls), "reward": _mean(means), "bound": best_of_n_bound(n)})
     return curve
 
