@@ -12,7 +12,6 @@ OMP_NUM_THREADS=1). On a GPU the share of its peak FLOP/s is printed where ``--p
 
 import argparse
 import copy
-import ctypes
 import json
 import platform
 import statistics
@@ -27,6 +26,7 @@ from transformers import PreTrainedModel
 
 from pipeline.model import NarLMConfig, NarLMForCausalLM
 from pipeline.model.conversion import to_gpt2, to_llama
+from pipeline.runtime.entry import keep_freed_memory
 
 LLAMA = {"norm_type": "rmsnorm", "ffn_type": "swiglu", "mlp_bias": False, "output_bias": False}
 GPT2 = {"position_embedding_type": "learned", "attention_bias": True, "output_bias": False}
@@ -41,13 +41,6 @@ SIZES = {
     "small": ({"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8,
                "num_key_value_heads": 2, "vocab_size": 8192, **LLAMA}, (1, 256), (4, 64, 16)),
 }  # fmt: skip
-
-
-def keep_freed_memory() -> None:
-    """glibc gives freed memory back at once and the next step faults it in anew: slow, and not the model's work."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
-    libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its largest
 
 
 def pair(shape: dict, attention: str, device: str, dtype: torch.dtype) -> dict[str, PreTrainedModel]:
@@ -127,8 +120,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    if sys.platform == "linux":
-        keep_freed_memory()
+    keep_freed_memory()
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     rows = []
     for name in arguments.sizes:

@@ -1,5 +1,6 @@
 """How a stage file becomes a command: help without heavy imports, one ``error:`` line, exit codes."""
 
+import ctypes
 import dataclasses
 import logging
 import os
@@ -65,6 +66,7 @@ def entry(
     # TRL reports its use over the network by default; a run of ours says nothing to anybody unless it is asked to.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     _quiet()
+    keep_freed_memory()
     if "--help" in argv or "-h" in argv:
         print(short_help(doc, own, flags or {}, trains))
         raise SystemExit(0)
@@ -94,6 +96,17 @@ def _quiet() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # DeepSpeed sets its logger's level when it is imported, which leaves filters as they are.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep up to 1 GiB of what is freed: by default each step gives its memory back and faults it in anew.
+
+    A tenth of the time of a small model's training step on a CPU. Without glibc nothing is done.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its largest
 
 
 def short_help(doc: str, own: type, flags: dict[str, str], trains: bool) -> str:
