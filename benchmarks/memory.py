@@ -1,9 +1,10 @@
-"""Memory by formula against memory used: stages on a random model of SmolLM2-135M's shape, on the CPU in float32.
+"""Memory by formula against memory used: stages on random models of two shapes, on the CPU in float32.
 
     python benchmarks/memory.py [CASE …]
 
 Each case runs in a process of its own, once with a model of no size, whose peak is that of Python and its libraries,
 and once with the real shape; the difference stands beside the formula's sum (without its share for the runtime).
+The shapes: SmolLM2-135M's (30 narrow layers, tied head, grouped keys), and 6 wide layers with a head of their own.
 """
 
 import json
@@ -15,20 +16,26 @@ from pathlib import Path
 
 from pipeline.runtime.estimate import GIB, SHAPES, Shape, estimate
 
-SHAPE = SHAPES["HuggingFaceTB/SmolLM2-135M"]
-NOTHING = Shape(SHAPE.vocab_size // 64, 64, 128, 2, 2, 1, 32, True)
+DEEP = SHAPES["HuggingFaceTB/SmolLM2-135M"]
+WIDE = Shape(32000, 1024, 2816, 6, 16, 16, 64, tied=False)
+NOTHING = Shape(DEEP.vocab_size // 64, 64, 128, 2, 2, 1, 32, True)
 COMMON = {
     "bf16": False, "use_cpu": True, "max_steps": 2, "eval_rows": 0, "save_strategy": "no", "report_to": "none",
     "disable_tqdm": True, "optim": "adamw_torch", "gradient_checkpointing": False, "lora_target_modules": "all-linear",
 }  # fmt: skip
 LONG = {"per_device_train_batch_size": 2, "max_length": 256}
+PAIR = {"per_device_train_batch_size": 1, "max_length": 256}
+LORA = {"use_peft": True}
 CASES = {
     "sft": ("sft", LONG),
     "sft, checkpointing": ("sft", LONG | {"gradient_checkpointing": True}),
-    "sft, LoRA": ("sft", LONG | {"use_peft": True}),
-    "dpo": ("dpo", {"per_device_train_batch_size": 1, "max_length": 256}),
-    "dpo, LoRA": ("dpo", {"per_device_train_batch_size": 1, "max_length": 256, "use_peft": True}),
-    "reward_model, LoRA": ("reward_model", {"per_device_train_batch_size": 1, "max_length": 256, "use_peft": True}),
+    "sft, LoRA": ("sft", LONG | LORA),
+    "dpo": ("dpo", PAIR),
+    "dpo, LoRA": ("dpo", PAIR | LORA),
+    "dpo, LoRA, two pairs": ("dpo", PAIR | LORA | {"per_device_train_batch_size": 2}),
+    "reward_model, LoRA": ("reward_model", PAIR | LORA),
+    "sft, wide": ("sft", LONG, WIDE),
+    "dpo, LoRA, wide": ("dpo", PAIR | LORA, WIDE),
     "grpo, LoRA": (
         "grpo",
         {
@@ -88,21 +95,22 @@ def peak(stage: str, given: dict, model: Path, folder: Path) -> float:
 def main() -> None:
     """Print one line a case: formula, measured, ratio."""
     with tempfile.TemporaryDirectory() as scratch:
-        models = {name: Path(scratch) / name for name in ("nothing", "real")}
-        for name, shape in (("nothing", NOTHING), ("real", SHAPE)):
-            save_model(shape, models[name])
+        models = {
+            shape: Path(scratch) / name for name, shape in (("nothing", NOTHING), ("deep", DEEP), ("wide", WIDE))
+        }
+        for shape, folder in models.items():
+            save_model(shape, folder)
         print(f"{'case':22} {'formula':>8} {'measured':>9} {'ratio':>6}   GiB", flush=True)
         for number, case in enumerate(sys.argv[1:] or CASES):
-            stage, given = CASES[case]
+            stage, given, shape = (*CASES[case], DEEP)[:3]
             used = {}
-            for name in models:
-                folder = Path(scratch) / f"{number}-{name}"
+            for which in (NOTHING, shape):
+                folder = Path(scratch) / f"{number}-{models[which].name}"
                 folder.mkdir()
-                used[name] = peak(stage, given, models[name], folder)
+                used[which] = peak(stage, given, models[which], folder)
             told = COMMON | given | ({"max_prompt_length": 16} if stage == "grpo" else {})
-            terms = estimate(stage, told, SHAPE)
-            formula = sum(vars(terms).values()) / GIB
-            measured = (used["real"] - used["nothing"]) / GIB
+            formula = estimate(stage, told, shape).used / GIB
+            measured = (used[shape] - used[NOTHING]) / GIB
             print(f"{case:22} {formula:8.2f} {measured:9.2f} {measured / formula:6.2f}", flush=True)
 
 

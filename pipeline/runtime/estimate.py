@@ -1,10 +1,12 @@
 """How much memory a stage needs on each device, by formula, before anything is started.
 
-    total = weights + reference + gradients + optimizer + activations + logits + rollout
+    total = weights + reference + optimizer + head + max(activations + logits, gradients, rollout)
 
-in bytes, from the shape of the model and the stage's own arguments. B rows a device, T tokens a row, V vocabulary,
-D hidden, F feed-forward, L layers, n processes; H K and H_kv K are the widths of queries and of keys. Each term says
-what it counts; docs/scaling.md compares the sum with what runs used. Imports nothing heavy.
+in bytes, from the shape of the model and the stage's own arguments: what stays, and the largest of what comes and
+goes. The backward pass starts with all activations and no gradient and ends the other way round; gradients that are
+accumulated stay. B rows a device, T tokens a row, V vocabulary, D hidden, F feed-forward, L layers, n processes; H K
+and H_kv K are the widths of queries and of keys. Each term says what it counts; docs/scaling.md compares the sum with
+what runs used. Imports nothing heavy.
 """
 
 import dataclasses
@@ -86,7 +88,12 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes on one device, by what they are for."""
+    """Bytes on one device, by what they are for.
+
+    Attributes:
+        head: the head's gradient, which stands before any other does and, at last, beside that of the embedding.
+        accumulates: the gradients stay from one pass to the next.
+    """
 
     weights: float
     reference: float
@@ -95,11 +102,20 @@ class Estimate:
     activations: float
     logits: float
     rollout: float
+    head: float
+    accumulates: bool = False
+
+    @property
+    def used(self) -> float:
+        """The most that stands at one time."""
+        comes_and_goes = max(self.activations + self.logits, self.rollout)
+        with_gradients = self.gradients + comes_and_goes if self.accumulates else max(self.gradients, comes_and_goes)
+        return self.weights + self.reference + self.optimizer + self.head + with_gradients
 
     @property
     def total(self) -> float:
         """What one device must have, the runtime's own share included."""
-        return sum(dataclasses.astuple(self)) + RUNTIME
+        return self.used + RUNTIME
 
 
 def estimate(
@@ -135,8 +151,8 @@ def estimate(
     in_blocks = shape.num_hidden_layers * shape.block_weights
     blocks = in_blocks * (NF4_BYTES if four_bit else word)
     weights = (blocks + (shape.parameters - in_blocks) * word) / split + (trained * 4 if lora else 0)
-    # Two matrices' worth is whole at a time: the block that computes, and the one that is fetched meanwhile.
-    gathered = 2 * compute * max(shape.block_weights, shape.vocab_size * shape.hidden_size) if split > 1 else 0
+    if split > 1:  # two matrices' worth is whole at a time: the block that computes, and the one that is fetched
+        weights += 2 * compute * max(shape.block_weights, shape.vocab_size * shape.hidden_size)
     # A reference of its own, where the start is not simply the model with its adapter off; PPO's separate critic too.
     copies = _copies(stage, given, lora)
     trained_word = 4 if lora else word
@@ -148,9 +164,11 @@ def estimate(
         reference=copies * shape.parameters * word / split,
         gradients=trained * trained_word / split_optimizer,
         optimizer=trained * (moments + masters) / split_optimizer,
-        activations=_activations(stage, given, shape, compute, cast) + gathered,
+        activations=_activations(stage, given, shape, word, compute, lora) + 2 * cast * shape.parameters,
         logits=_logits(stage, given, shape, compute),
         rollout=_rollout(stage, given, shape, compute, processes),
+        head=0 if lora or stage == "reward_model" else 4 * shape.vocab_size * shape.hidden_size,
+        accumulates=int(given.get("gradient_accumulation_steps", 1)) > 1,
     )
 
 
@@ -174,40 +192,64 @@ def _prompt_length(given: Mapping[str, Any]) -> int:
     return int(given.get("max_prompt_length") or 256)
 
 
-def _activations(stage: str, given: Mapping[str, Any], shape: Shape, compute: int, cast: bool) -> float:
+def _activations(stage: str, given: Mapping[str, Any], shape: Shape, word: int, compute: int, lora: bool) -> float:
     """What the forward pass keeps for the backward one.
 
-    A layer keeps, a token: two norms' inputs and outputs (6 D), queries, keys and values before and after rotation and
-    the attention's output (3 H K + 4 H_kv K), and the feed-forward's four intermediate widths (4 F; 2 F where it is
-    not gated). Eager attention keeps its T x T weights too, before and after the softmax. With checkpointing a layer
-    keeps its input (D) and one layer at a time the rest. Autocast keeps the matrices it has cast.
+    With checkpointing a layer keeps its input, in the weights' type, and one layer at a time the rest.
     """
     rows, length = _rows(stage, given)
     tokens = rows * length
-    queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    layer = 6 * shape.hidden_size + 3 * queries + 4 * keys + (4 if shape.gated else 2) * shape.intermediate_size
-    per_layer = tokens * layer * compute
-    if given.get("attn_implementation") == "eager":
-        per_layer += 2 * rows * shape.num_attention_heads * length**2 * compute
+    layer = tokens * _kept_by_a_layer(stage, given, shape, word, compute, lora)
+    if (
+        given.get("attn_implementation") == "eager"
+    ):  # its T x T weights: the softmax's in float32, and as they are used
+        layer += rows * shape.num_attention_heads * length**2 * (4 if compute == 4 else 4 + compute)
     graphs = 2 if stage == "ppo" else 1  # the policy's and the critic's, before one backward pass
     if given.get("gradient_checkpointing", stage != "pretrain"):
-        kept = graphs * shape.num_hidden_layers * tokens * shape.hidden_size * compute + per_layer
+        return graphs * shape.num_hidden_layers * tokens * shape.hidden_size * word + layer
+    return graphs * shape.num_hidden_layers * layer
+
+
+def _kept_by_a_layer(stage: str, given: Mapping[str, Any], shape: Shape, word: int, compute: int, lora: bool) -> float:
+    """Bytes a token, by what its operations save (counted in tests with autograd's own hooks).
+
+    Both norms: their input in float32, and what they multiply by a weight that is trained. Attention: queries and keys
+    as rotated, values, output. Feed-forward: gate, its activation, the other branch. Matrices: their inputs; the same
+    tensor for all that read it, unless each one casts it for itself (autocast, LoRA's float32), or each LoRA matrix
+    has dropped some of it, which keeps a mask too (a byte on a GPU, a number on the CPU).
+    """
+    hidden, ffn = shape.hidden_size, shape.intermediate_size
+    queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    norms = 2 * hidden * (4 if lora else 4 + word)
+    attention = (2 * queries + 2 * keys) * compute
+    feed_forward = (3 if shape.gated else 1) * ffn * compute
+    dropout = lora and not given.get("disable_dropout", stage in ("dpo", "reward_model"))
+    dropout = dropout and float(given.get("lora_dropout", 0.05)) > 0
+    readers = (5 if shape.gated else 4) * hidden + ffn  # queries, keys, values; up, and gate; down
+    if dropout or (lora and compute == 2):
+        inputs = (readers + queries) * (compute + (0 if not dropout else 4 if given.get("use_cpu") else 1))
+    elif compute < word:
+        inputs = readers * compute
     else:
-        kept = graphs * shape.num_hidden_layers * per_layer
-    return kept + (shape.parameters * 2 if cast else 0)
+        inputs = (2 * hidden + ffn) * compute
+    return norms + attention + feed_forward + inputs
 
 
 def _logits(stage: str, given: Mapping[str, Any], shape: Shape, compute: int) -> float:
-    """The head's outputs and their gradient: whole in pretraining, in tiles of 4,096 tokens in TRL's trainers.
+    """The head's outputs and their gradient in the backward pass.
 
-    Both a tile's logits and their gradient stand in float32, and the gradient of the head is gathered in float32.
+    Whole in pretraining, with two copies in float32. In TRL's trainers a tile of 4,096 tokens and 32,768 words, in
+    place on a GPU; on the CPU seven float32 tiles and a mask stand at once.
     """
     if stage == "reward_model":
         return 0.0
     rows, length = _rows(stage, given)
     if stage == "pretrain":
         return rows * length * shape.vocab_size * (compute + 8)
-    return 2 * 4 * min(rows * length, 4096) * min(shape.vocab_size, 8192)
+    tokens = min(rows * length, 4096)
+    if given.get("use_cpu"):
+        return 7.25 * 4 * tokens * min(shape.vocab_size, 32768)
+    return tokens * 32768 * compute
 
 
 def _rollout(stage: str, given: Mapping[str, Any], shape: Shape, compute: int, processes: int) -> float:
@@ -289,7 +331,7 @@ def fitting(stage: str, given: Mapping[str, Any], shape: Shape, device_bytes: fl
 
 def table(rows: list[tuple[str, str, Mapping[str, Any], Shape]]) -> str:
     """(name, stage, arguments, shape) of each entry as text: GiB on one device, and what GPUs of three sizes need."""
-    terms = [term.name for term in dataclasses.fields(Estimate)]
+    terms = [term.name for term in dataclasses.fields(Estimate) if term.name != "accumulates"]
     header = ["stage", "parameters", *terms, "total", "24 GB", "40 GB", "80 GB"]
     lines = [header]
     for name, stage, given, shape in rows:
