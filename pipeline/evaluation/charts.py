@@ -22,13 +22,14 @@ class Curve:
 
 
 def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: str) -> str:
-    """Curves over a common axis, told apart by colour, dash and marker; '' where there is nothing to draw."""
+    """Curves over a common axis, told apart by colour, dash and marker, single points by name; '' for nothing."""
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return ""
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]
-    x_low, x_high = min(0.0, min(xs)), max(max(xs), min(xs) + 1)
+    x_low = min(0.0, min(xs))
+    x_high = max(xs) if max(xs) > x_low else x_low + 1
     pad = 0.05 * (max(ys) - min(ys)) or 0.05 * abs(max(ys)) or 0.5
     y_low, y_high = min(ys) - pad, max(ys) + pad
 
@@ -60,6 +61,7 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: st
         f'<text class="axis" x="12" y="{(HEIGHT - BOTTOM + TOP) / 2}" text-anchor="middle" '
         f'transform="rotate(-90 12 {(HEIGHT - BOTTOM + TOP) / 2})">{escape(y_label)}</text>'
     )
+    alone: list[tuple[float, float, str]] = []
     for number, curve in enumerate(curves):
         # A step of one pixel is all that can be seen; long runs would make a page of megabytes.
         shown = thin(curve.points, 2 * (WIDTH - LEFT - RIGHT))
@@ -68,15 +70,35 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: st
         parts.append(f'<polyline class="line c{number % 4}" points="{path}"/>')
         if curve.marked or len(places) == 1:
             parts += [f'<circle class="dot c{number % 4}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in places]
-    parts.append("</svg>")
+        if len(places) == 1:
+            alone.append((*places[0], curve.label))
     if len(curves) > 1:
-        keys = "".join(
-            f'<span><svg class="key" viewBox="0 0 22 8"><line class="line c{i % 4}" x1="0" x2="22" y1="4" y2="4"/>'
-            f"</svg>{escape(curve.label)}</span>"
-            for i, curve in enumerate(curves)
-        )
+        parts += _labels(alone)
+    parts.append("</svg>")
+    keys = "".join(
+        f'<span><svg class="key" viewBox="0 0 22 8"><line class="line c{i % 4}" x1="0" x2="22" y1="4" y2="4"/>'
+        f"</svg>{escape(curve.label)}</span>"
+        for i, curve in enumerate(curves)
+        if len(curve.points) > 1
+    )
+    if len(curves) > 1 and keys:
         parts.append(f'<div class="keys">{keys}</div>')
     return "".join(parts)
+
+
+def _labels(points: Sequence[tuple[float, float, str]]) -> list[str]:
+    """Names beside points, on the side that has room; one below another where they would overlap."""
+    parts, taken = [], []
+    for x, y, name in sorted(points, key=lambda point: point[1]):
+        left = x > (WIDTH + LEFT) / 2
+        wide = 5.2 * len(name)  # of a tick's letters, about
+        start = x - 6 - wide if left else x + 6
+        while any(abs(y - other) < 10 and start < end and begin < start + wide for begin, end, other in taken):
+            y += 2
+        taken.append((start, start + wide, y))
+        anchor, at = ("end", x - 6) if left else ("start", x + 6)
+        parts.append(f'<text class="tick" x="{at:.1f}" y="{y + 3.5:.1f}" text-anchor="{anchor}">{escape(name)}</text>')
+    return parts
 
 
 def heat_map(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], *, title: str) -> str:

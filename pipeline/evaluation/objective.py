@@ -27,6 +27,7 @@ from pipeline.rewards.registry import get_reward
 from pipeline.runtime.errors import UserError
 from pipeline.trainers.rejection import padded_batches, score
 
+FRONTIER = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 4.0)  # betas at which pi* is told, for the report's curve
 TOLERANCE = 1e-5  # of the identity J* - J = beta KL(pi || pi*), in reward units
 
 
@@ -347,6 +348,8 @@ def evaluate(
             dtype=torch.float64,
         )
         metrics |= {f"exact/{name}": value for name, value in exact_figures(*laws, table, beta).items()}
+        for b, kl, gained in zip(*frontier(laws[1], table, FRONTIER).values(), strict=True):
+            metrics |= {f"exact/optimum at beta {b:g}/kl": kl, f"exact/optimum at beta {b:g}/reward": gained}
         if optimum_samples:
             star = tilted_law(laws[1], table, beta).exp()
             files["optimum.jsonl"] = _optimum_rows(prompts, star, optimum_samples, seed)

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.evaluation.charts import Curve, clip, family_tree, heat_map, interval_bar, line_chart, short
 from pipeline.evaluation.history import RunView, change, series
 from pipeline.evaluation.prompts import user_text
-from pipeline.evaluation.rlhf_charts import against_best_of_n, own_charts
+from pipeline.evaluation.rlhf_charts import against_best_of_n, frontier, own_charts
 from pipeline.evaluation.style import CSS
 
 # Charts a training stage may have, the telling ones first: title, unit of y, (logged name, label, marked).
@@ -74,7 +74,7 @@ def build_page(title: str, runs: Sequence[RunView], machine: Mapping[str, str], 
         ("Where each run comes from", tree(runs)),
         ("What was expected", expectations(judged)),
         ("Assessment on held-out data", assessment(judged)),
-        ("Reward against the distance from pi_ref", against_best_of_n(judged)),
+        ("Reward against the distance from pi_ref", frontier(judged) + against_best_of_n(judged)),
         ("The same prompts after every stage", samples(judged)),
         ("What a sequence of corpora left", sequences(trained)),
         ("Training curves", curves(trained)),

@@ -1,4 +1,4 @@
-"""The report's charts of RLHF: calibration, rewards apart, selection by best-of-N, and policies against it."""
+"""The report's charts of reward and KL: calibration, rewards apart, best-of-N, and policies on one frontier."""
 
 import re
 from collections.abc import Sequence
@@ -26,12 +26,19 @@ def calibration(run: RunView) -> str:
 
 
 def rewards_apart(run: RunView) -> str:
-    """Every reward that PPO logged, by name, where there are several: a watched one shows over-optimisation."""
+    """Every reward that PPO logged, by name, where there are several, along the KL: a watched one that falls while the
+    optimised one rises is over-optimisation. Each from its start, since rewards are known up to a constant only."""
     found = dict.fromkeys(name for entry in run.history for name in entry if re.fullmatch(r"rewards/.+/mean", name))
-    lines = [Curve(name.split("/")[1], series(run.history, name)) for name in found]
+    kl = dict(series(run.history, "objective/kl"))
+    lines = []
+    for name in found:
+        points = [(kl[step], value) for step, value in series(run.history, name) if step in kl]
+        lines.append(Curve(name.split("/")[1], [(x, value - points[0][1]) for x, value in points], True))
     if len(lines) < 2:
         return ""
-    return _figure("the rewards, optimised and watched", lines, "optimiser step", "reward a sample")
+    return _figure(
+        "the rewards, optimised and watched", lines, "KL to pi_ref (nats a completion)", "gain since the first step"
+    )
 
 
 def selections(run: RunView) -> list[str]:
@@ -67,6 +74,32 @@ def against_best_of_n(judged: Sequence[RunView]) -> str:
             caption = f"{model}: {gain:+.2f} ({short(low)} to {short(high)}) over best-of-N at the same KL"
             figures.append(_figure(caption, lines, "KL to pi_ref (nats a completion)", "reward"))
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def frontier(judged: Sequence[RunView]) -> str:
+    """Every judged policy by its reward and KL, a chart an evaluation; the curve of optima where it is known."""
+    end = "/objective"
+    names = dict.fromkeys(metric.removesuffix(end) for run in judged for metric in run.metrics if metric.endswith(end))
+    figures = []
+    for name in names:
+        found = [run for run in judged if f"{name}{end}" in run.metrics]
+        lines = [_optima(found[0], name)]
+        for run in found:
+            model = run.parents[0] if run.parents else run.name
+            lines.append(Curve(model, [(run.metrics[f"{name}/kl"], run.metrics[f"{name}/reward"])], True))
+        figures.append(_figure(name, lines, "KL to pi_ref (nats a completion)", "E[reward]"))
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def _optima(run: RunView, name: str) -> Curve:
+    """Reward over KL of ``pi*`` for many beta, from the smallest KL on; no points where it is not known."""
+    at = re.compile(re.escape(f"{name}/exact/optimum at beta ") + r"([\d.]+)/kl")
+    points = [
+        (value, run.metrics[metric.removesuffix("kl") + "reward"])
+        for metric, value in run.metrics.items()
+        if at.fullmatch(metric)
+    ]
+    return Curve("pi* at any beta", sorted(points))
 
 
 def _figure(caption: str, lines: Sequence[Curve], x_label: str, y_label: str) -> str:

@@ -1,9 +1,10 @@
 """The report's charts of RLHF: drawn from what a run recorded, and from nothing else."""
 
+import re
 from pathlib import Path
 
 from pipeline.evaluation.history import RunView
-from pipeline.evaluation.rlhf_charts import against_best_of_n, own_charts
+from pipeline.evaluation.rlhf_charts import against_best_of_n, frontier, own_charts
 
 
 def view(record=None, history=(), metrics=None, parents=()):
@@ -26,12 +27,20 @@ def test_a_reward_model_is_drawn_against_the_diagonal():
     assert chart.count("<circle") == 2
 
 
-def test_ppos_rewards_stand_side_by_side():
-    """The learned one and the watched one, each by its own name."""
+def test_ppos_rewards_stand_side_by_side_over_the_kl():
+    """The learned one and the watched one, each by its own name and from 0: at the KLs 0, 1, 2 the true reward falls
+    to -2 while the learned one rises to 2."""
     (chart,) = own_charts(
-        view(history=[{"step": i, "rewards/rm/mean": i, "rewards/true/mean": -i} for i in (1, 2, 3)])
+        view(
+            history=[
+                {"step": i, "objective/kl": i - 1, "rewards/rm/mean": i, "rewards/true/mean": 5 - i} for i in (1, 2, 3)
+            ]
+        )
     )
-    assert chart.count("<polyline") == 2
+    learned, true = re.findall(r'points="([^"]+)"', chart)
+    (x0, y0), (x1, y1) = ([[*map(float, point.split(","))] for point in line.split()][::2] for line in (learned, true))
+    assert x0 == x1
+    assert y0[1] < x0[1] < y1[1]
     assert ">rm<" in chart
     assert ">true<" in chart
 
@@ -57,3 +66,23 @@ def test_a_policy_is_a_point_over_best_of_n():
     page = against_best_of_n([view(metrics=curve | gain, parents=["ppo"])])
     assert page.count("<circle") == 4
     assert "ppo: +0.25 (-0.1 to 0.6) over best-of-N at the same KL" in page
+
+
+def test_policies_stand_on_one_frontier_an_evaluation():
+    """Two policies are two named points; the optima at two betas, known to the first, are the curve above them."""
+    star = {
+        f"o/exact/optimum at beta {b}/{what}": v
+        for b, kl, r in ((2, 0.1, 1.0), (0.5, 0.9, 2.0))
+        for what, v in (("kl", kl), ("reward", r))
+    }
+    judged = [
+        view(metrics={"o/objective": 0.5, "o/kl": 0.5, "o/reward": 0.8} | star, parents=["ppo"]),
+        view(metrics={"o/objective": 0.0, "o/kl": 0.0, "o/reward": 0.0}, parents=["pi_ref"]),
+    ]
+    page = frontier(judged)
+    assert page.count("<circle") == 2
+    assert page.count("<polyline") == 3
+    assert ">ppo</text>" in page
+    assert ">pi_ref</text>" in page
+    assert "pi* at any beta" in page
+    assert frontier([view(metrics={"corpus/loss": 1.0})]) == ""
