@@ -83,20 +83,23 @@ def compare(
     runs: dict[str, Callable[[], None]],
     tokens: int,
     rounds: int,
-    repeats: int,
+    at_least: float,
     device: str,
     clock: Callable[[], float],
 ) -> dict:
     """Tokens a second of each (medians over the rounds) and the median ratio of NarLM to the library's model.
 
-    In a round the two take turns; of each, the shortest run counts: what is longer is somebody else's work.
+    In a round the two take turns, three or as many as fill ``at_least`` seconds; of each, the shortest run counts: what
+    is longer is somebody else's work.
     """
     for run in runs.values():
         run()  # warm up
     times: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(rounds):
         order = list(runs) if index % 2 == 0 else list(reversed(runs))
-        taken = [{name: seconds(runs[name], device, clock) for name in order} for _ in range(repeats)]
+        taken: list[dict[str, float]] = []
+        while len(taken) < 3 or sum(sum(turn.values()) for turn in taken) < at_least:
+            taken.append({name: seconds(runs[name], device, clock) for name in order})
         for name in runs:
             times[name].append(min(turn[name] for turn in taken))
     speeds = {name: round(tokens / statistics.median(values)) for name, values in times.items()}
@@ -109,7 +112,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--attention", nargs="+", default=["eager", "sdpa"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=3, help="runs in a round; the shortest counts")
+    parser.add_argument("--seconds", type=float, default=5, help="a round takes at least; the shortest run counts")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -146,7 +149,7 @@ def main() -> None:
                     "attention": attention,
                     "work": what,
                 }
-                row |= compare(runs, tokens, arguments.rounds, arguments.repeats, arguments.device, clock)
+                row |= compare(runs, tokens, arguments.rounds, arguments.seconds, arguments.device, clock)
                 if arguments.peak_tflops and what == "forward+backward":
                     flops = models["narlm"].config.flops_per_token(length, training=True)
                     row["share_of_peak"] = round(row["narlm"] * flops / arguments.peak_tflops / 1e12, 3)
