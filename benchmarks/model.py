@@ -89,8 +89,8 @@ def compare(
 ) -> dict:
     """Tokens a second of each (medians over the rounds) and the median ratio of NarLM to the library's model.
 
-    In a round the two take turns, three or as many as fill ``at_least`` seconds; of each, the shortest run counts: what
-    is longer is somebody else's work.
+    In a round the two take turns, three or as many as fill ``at_least`` seconds; of each, the shortest run counts:
+    what is longer is somebody else's work.
     """
     for run in runs.values():
         run()  # warm up
