@@ -66,11 +66,12 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.evaluation.sequence import Judge
         from pipeline.model.policy import ModelArguments
         from pipeline.runtime.training import train_and_save
-        from pipeline.trainers.continual import Corpus
+        from pipeline.trainers.continual import Corpus, refuse_split
 
         config_class = DPOConfig if run.given.get("kind") == "preference" else SFTConfig
         own, data_args, model_args, config = run.parse(ContinualArguments, DataArguments, ModelArguments, config_class)
         check(own, data_args)
+        refuse_split(own)
         judge = Judge(run, own, data_args, model_args, config)
         for number, corpus in enumerate(judge.corpora, 1):
             here = Corpus(run, number, len(judge.corpora), own, model_args, config)
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
 
             def finish(folder: Path, here=here, trainer=trainer, policy=policy, corpus=corpus, number=number) -> None:
                 here.finish(folder, trainer, policy, list(corpus.train))
-                judge.after(number, trainer.model, policy.tokenizer)
+                judge.after(number, trainer.model, policy.tokenizer, folder)
                 here.mark()
 
             if number < len(judge.corpora):

@@ -11,7 +11,7 @@ from pipeline.data.arguments import DataArguments
 from pipeline.data.loading import load_data
 from pipeline.evaluation import forgetting
 from pipeline.evaluation.registry import check_entries, label, run_entry
-from pipeline.model.loading import load_model
+from pipeline.model.loading import engine, load_model
 from pipeline.runtime.cards import public_name
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
@@ -75,17 +75,21 @@ class Judge:
     def before(self, number: int, policy: Any) -> None:
         """Row 0 of R: the run's start, before the first corpus."""
         if number == 1 and self.run.is_main:
-            self._measure(0, policy.model, policy.tokenizer)
+            self._measure(0, self._base() if engine() else policy.model, policy.tokenizer)
 
     def callbacks(self, number: int, tokenizer: Any) -> list[Any]:
-        """Watches the gradients' overlap while corpus ``number`` is learned."""
+        """Watches the gradients' overlap while corpus ``number`` is learned, where its gradients are whole."""
+        if engine():
+            return []
         place = number - self.first
         old = [self._coded(tokenizer, column) for column in self.columns[:place]]
         self.watch = forgetting.WatchOverlap(self._coded(tokenizer, self.corpora[number - 1].train), old)
         return [self.watch]
 
-    def after(self, number: int, model: Any, tokenizer: Any) -> None:
-        """Row ``number`` of R, into the folder, the run record and the terminal."""
+    def after(self, number: int, model: Any, tokenizer: Any, folder: Path) -> None:
+        """Row ``number`` of R, into the folder, the run record and the terminal; ``model`` was saved in ``folder``."""
+        if engine():
+            model = load_model(str(folder), trust_remote_code=self.remote).to(model.device)
         more = {"drift": self._drift(model, tokenizer)}
         if self.watch is not None and self.watch.points:
             more["gradient_overlap"] = self.watch.mean

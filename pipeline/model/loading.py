@@ -5,6 +5,7 @@ What a training stage starts from, and what its reference is, stands in ``pipeli
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,21 @@ def whole_weights() -> Iterator[None]:
         yield
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = configured
+
+
+def engine() -> str | None:
+    """``fsdp``, ``zero`` or ``zero3`` where one of these holds the weights of whatever a trainer trains, else None.
+
+    Such weights are split over the processes (FSDP, ZeRO-3) or have another type (ZeRO): to use the model beside its
+    trainer, save it and load what was saved.
+    """
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        return "fsdp"
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        return "zero3" if is_deepspeed_zero3_enabled() else "zero"
+    return None
 
 
 @whole_weights()

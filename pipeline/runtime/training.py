@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import TrainOutput
 
@@ -95,6 +97,12 @@ def train_from_newest(run: Run, trainer: Trainer, folder: Path) -> TrainOutput:
         require_same_shards(checkpoint, trainer.args.world_size)
     with run.training():
         return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def forget_deepspeed() -> None:
+    """Let a further Trainer of this process set DeepSpeed up as the first did; accelerate takes its plugin once."""
+    if AcceleratorState._shared_state and AcceleratorState().distributed_type == DistributedType.DEEPSPEED:
+        AcceleratorState._reset_state()
 
 
 def faster_b(trainer: Trainer, ratio: float | None) -> None:

@@ -20,12 +20,13 @@ from safetensors.torch import load_file, save_file
 from trl import DPOTrainer, SFTTrainer
 
 from pipeline.model.adapters import attach, backbone_sha256, has_own_adapter, load_adapter, save_adapter
+from pipeline.model.loading import engine
 from pipeline.model.policy import ModelArguments, Policy, load_policy
 from pipeline.objectives import regularisers
 from pipeline.runtime.checkpoints import check_saved
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import COSMETIC, Run, write_json
-from pipeline.runtime.training import train_from_newest
+from pipeline.runtime.training import forget_deepspeed, train_from_newest
 
 TERMS = ("l2", "ewc", "function", "orthogonal", "replay")
 FISHER_ROWS = 128  # single-row backward passes after a corpus
@@ -251,6 +252,23 @@ class ContinualDPOTrainer(Regularised, DPOTrainer):
 # ---------------------------------------------------------------------- one corpus of a sequence
 
 
+def refuse_split(own: Any) -> None:
+    """Refuse what reads or merges whole weights where FSDP or ZeRO-3 splits them over the processes.
+
+    Raises:
+        UserError: the method or a term of Omega needs them whole.
+    """
+    if engine() not in ("fsdp", "zero3"):
+        return
+    terms = [name for name in ("l2", "ewc", "function", "orthogonal") if name in own.omega]
+    refused = [f"omega {name}" for name in terms]
+    refused += [f"method {own.method}"] if own.method not in ("lora", "full") else []
+    refused += ["adapters stacked"] if own.adapters == "stacked" else []
+    refused += ["method full on pairs"] if own.method == "full" and own.kind == "preference" else []
+    if refused:
+        raise UserError(f"{refused[0]} needs whole weights, which FSDP and ZeRO-3 split: launch with ddp or zero2")
+
+
 class Corpus:
     """One corpus of a run: its start, its folder, its model, its trainer."""
 
@@ -308,7 +326,8 @@ class Corpus:
             attach(policy.model, own.method, base=policy.model.name_or_path, size=own.bottleneck_size)
         elif found is None and own.method in ("layernorm", "osf"):
             policy.peft_config = peft_config_of(own.method, policy.model)
-        self.backbone = backbone_sha256(policy.model) if own.method not in ("full", "osf") else None
+        whole = own.method not in ("full", "osf") and engine() is None
+        self.backbone = backbone_sha256(policy.model) if whole else None
         return policy
 
     def omega(self, old_rows: Sequence[dict]) -> Omega:
@@ -332,6 +351,7 @@ class Corpus:
 
     def trainer(self, policy: Policy, data: Any, omega: Omega, callbacks: Sequence[Any]) -> Any:
         """The trainer of this corpus, by the kind of data."""
+        forget_deepspeed()
         config = copy.copy(self.base_config)
         config.output_dir, config.push_to_hub = str(self.folder), config.push_to_hub and self.number == self.of
         kind, extra = ContinualSFTTrainer, {}

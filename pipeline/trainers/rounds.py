@@ -23,7 +23,7 @@ from pipeline.runtime.checkpoints import check_saved
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.fingerprints import path_sha256, weights_sha256
 from pipeline.runtime.record import Run, write_json
-from pipeline.runtime.training import train_from_newest
+from pipeline.runtime.training import forget_deepspeed, train_from_newest
 from pipeline.trainers.rejection import read_candidates, sample_candidates, score
 
 
@@ -42,7 +42,8 @@ class Round:
         return self.number < self.of and (self.folder / "round.json").is_file()
 
     def config(self) -> Any:
-        """The SFT config with this round's folder."""
+        """The SFT config with this round's folder, for a trainer that has not been before."""
+        forget_deepspeed()
         config = copy.copy(self.base_config)
         config.output_dir = str(self.folder)
         return config

@@ -23,6 +23,9 @@ from tests.conftest import ROOT
 from tests.stages.conftest import flags, write_rows
 
 CONFIGS = ["ddp", "fsdp2", "zero2", "zero3"]
+LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch"]
+HERE = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, "text": True}
+ON_CPU = {"gradient_checkpointing": False, "use_cpu": True}
 LORA = {"use_peft": True, "lora_target_modules": "all-linear"}
 # Eight rows a step in all, whatever the number of processes; forty rows, so an epoch ends after five steps.
 SUPERVISED = {"max_steps": 20, "save_steps": 10, "learning_rate": "2e-3", "eval_rows": 0, "lora_dropout": 0.0} | LORA
@@ -34,11 +37,13 @@ STAGES = {
     "reward_model": SUPERVISED,
     "grpo": SAMPLED | {"num_generations": 4, "beta": 0.1, "guard_patience": 0, "per_device_train_batch_size": 8},
     "ppo": SAMPLED | {"num_iterations": 2, "guard_patience": 0, "per_device_train_batch_size": 8},
-    "rsft": SAMPLED | {"num_candidates": 2},
+    "rsft": SAMPLED | {"num_candidates": 2, "rounds": 2},
+    # All that is remembered is drawn at every step, so each process adds the same penalty as one process alone.
+    "continual": SUPERVISED | {"eval_rows": 8, "omega": "replay", "omega_weight": 0.1, "memory_batch_size": 256},
 }
 WHOLE = [(stage, config) for stage in STAGES for config in CONFIGS]
 KEPT = [("sft", "ddp"), ("dpo", "zero3"), ("reward_model", "fsdp2")]
-KEPT += [("grpo", "zero2"), ("ppo", "fsdp2"), ("rsft", "zero3")]
+KEPT += [("grpo", "zero2"), ("ppo", "fsdp2"), ("rsft", "zero3"), ("continual", "zero3")]
 CELLS, RESUMED = (WHOLE, ["ddp", "fsdp2"]) if os.environ.get("NARLM_WHOLE_MATRIX") else (KEPT, ["ddp"])
 
 
@@ -47,33 +52,35 @@ def data(sft_file, preference_file, tmp_path_factory) -> dict[str, dict]:
     """The flags that say what each stage learns from."""
     folder = tmp_path_factory.mktemp("prompts")
     prompts = write_rows(folder / "prompts.jsonl", [{"prompt": f"What is {a} plus 1?"} for a in range(32)])
+    pairs_of = [(a, b) for a in range(8) for b in range(5)]
+    other = [{"prompt": f"What is {a} minus {b}?", "completion": f"It is {a - b}."} for a, b in pairs_of]
     pairs = {"dataset_name": preference_file}
     return {
         "sft": {"dataset_name": sft_file},
         "dpo": pairs,
         "reward_model": pairs,
+        "continual": {"corpora": [sft_file, write_rows(folder / "minus.jsonl", other)]},
         **{stage: {"dataset_name": prompts} for stage in ("grpo", "ppo", "rsft")},
     }
 
 
 def launch(stage: str, config: str | None, **given) -> subprocess.CompletedProcess:
     """A stage through ``accelerate launch``: two processes under a configuration, one process without any."""
-    command = [Path(sys.executable).with_name("accelerate"), "launch"]
-    if config:
-        command += ["--num_processes", 2, "--config_file", f"accelerate_configs/{config}.yaml"]
-    else:
-        command += ["--config_file", "accelerate_configs/cpu.yaml"]
-    given = {"gradient_checkpointing": False, "use_cpu": True} | given
-    return subprocess.run(
-        [str(word) for word in [*command, f"pipeline/{stage}.py", *flags(**given)]],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+    command = [*LAUNCH, *(["--num_processes", "2"] if config else [])]
+    command += ["--config_file", f"accelerate_configs/{config or 'cpu'}.yaml", f"pipeline/{stage}.py"]
+    return subprocess.run([*command, *flags(**ON_CPU | given)], capture_output=True, **HERE)
 
 
 def losses(folder: Path) -> list[float]:
     """The loss of every step, as logged."""
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def same_losses(folder: Path, other: Path) -> bool:
+    """Whether two runs of 20 steps logged the same losses, to 1e-4."""
+    ours, theirs = losses(folder), losses(other)
+    return len(ours) == 20 and max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +97,12 @@ def alone(tiny_model, data, tmp_path_factory):
         return made[stage]
 
     return folder_of
+
+
+def judged(folder: Path) -> list[float]:
+    """The losses in R, row by row."""
+    rows = json.loads((folder / "forgetting.json").read_text())["rows"]
+    return [cell["loss"] for row in rows for cell in row["scores"]]
 
 
 def logits(folder: Path, stage: str) -> torch.Tensor:
@@ -118,12 +131,13 @@ def test_two_processes(tiny_model, data, alone, tmp_path, stage, config):
     assert all(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)
     after = logits(folder, stage)
     assert (after - logits(tiny_model, stage)).abs().max() > 1e-3 or stage == "reward_model"
-    if STAGES[stage] is SUPERVISED:
-        ours, theirs = losses(folder), losses(alone(stage))
-        assert len(ours) == 20
-        assert max(abs(a - b) for a, b in zip(ours, theirs)) < 1e-4
-        assert theirs[-1] < theirs[0] - 0.05
+    if STAGES[stage]["max_steps"] == 20:
+        assert same_losses(folder, alone(stage))
+        assert losses(folder)[-1] < losses(folder)[0] - 0.05
         assert (after - logits(alone(stage), stage)).abs().max() < 1e-3
+    if stage == "continual":  # both corpora are judged, each time by what was saved: R is one process's
+        assert max(abs(a - b) for a, b in zip(judged(folder), judged(alone(stage)), strict=True)) < 1e-3
+        assert same_losses(folder / "corpus-1", alone(stage) / "corpus-1")
     if stage == "ppo":
         critic = load_file(folder / "critic" / "critic.safetensors")
         assert sum("lora_B" in name for name in critic) == sum("lora_B" in name for name in adapter)
@@ -134,27 +148,17 @@ def test_two_processes(tiny_model, data, alone, tmp_path, stage, config):
 def test_two_machines(tiny_model, data, alone, tmp_path):
     """Two launchers of one process each, which find each other at an address, as two machines would."""
     folder = tmp_path / "run"
-    given = {"gradient_checkpointing": False, "use_cpu": True, "output_dir": folder} | SUPERVISED
-    words = flags(model_name_or_path=tiny_model, **data["sft"], **given)
+    words = flags(model_name_or_path=tiny_model, output_dir=folder, **data["sft"], **ON_CPU, **SUPERVISED)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_machines", "2"]
-    command += ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
-    command += ["--config_file", "accelerate_configs/multi_node.yaml"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    machines = [
-        subprocess.Popen(
-            [*command, "--machine_rank", str(rank), "pipeline/sft.py", *words],
-            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    command = [*LAUNCH, "--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.0.0.1"]
+    command += ["--main_process_port", str(port), "--config_file", "accelerate_configs/multi_node.yaml"]
+    commands = [[*command, "--machine_rank", str(rank), "pipeline/sft.py", *words] for rank in range(2)]
+    machines = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **HERE) for c in commands]
     outputs = [machine.communicate(timeout=300)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], outputs[0][-3000:]
-    ours, theirs = losses(folder), losses(alone("sft"))
-    assert len(ours) == 20
-    assert max(abs(a - b) for a, b in zip(ours, theirs)) < 1e-4
+    assert same_losses(folder, alone("sft"))
 
 
 @pytest.mark.slow
@@ -163,14 +167,10 @@ def test_a_signal_to_one_process_stops_all_at_one_step(tiny_model, data, tmp_pat
     import psutil
 
     folder = tmp_path / "run"
-    given = SUPERVISED | {"max_steps": 100_000, "save_steps": 5, "gradient_checkpointing": False, "use_cpu": True}
+    given = SUPERVISED | {"max_steps": 100_000, "save_steps": 5} | ON_CPU
     words = flags(model_name_or_path=tiny_model, output_dir=folder, **data["sft"], **given)
-    command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "2"]
-    command += ["--config_file", "accelerate_configs/ddp.yaml", "pipeline/sft.py", *words]
-    launcher = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    command = [*LAUNCH, "--num_processes", "2", "--config_file", "accelerate_configs/ddp.yaml", "pipeline/sft.py"]
+    launcher = subprocess.Popen([*command, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **HERE)
     try:
         deadline = time.monotonic() + 200
         while newest_checkpoint(folder) is None and time.monotonic() < deadline:
@@ -213,9 +213,7 @@ def test_a_run_of_two_processes_goes_on_with_one(tiny_model, data, alone, tmp_pa
     done = launch("sft", None, **given | {"per_device_train_batch_size": 8})
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"resuming from {folder}/checkpoint-10" in done.stdout
-    ours, theirs = losses(folder), losses(alone("sft"))
-    assert len(ours) == 20
-    assert max(abs(a - b) for a, b in zip(ours, theirs)) < 1e-4
+    assert same_losses(folder, alone("sft"))
 
 
 @pytest.mark.slow
@@ -230,3 +228,15 @@ def test_deepspeed_says_that_it_cannot(tiny_model, data, tmp_path):
     assert "error: checkpoint-10 was written by 2 DeepSpeed processes" in done.stderr
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
     assert (folder / "checkpoint-10" / "trainer_state.json").is_file()
+
+
+@pytest.mark.slow
+def test_what_needs_whole_weights_is_refused_where_they_are_split(tiny_model, data, tmp_path):
+    """One line, before anything is loaded; nothing is left behind."""
+    given = (
+        {"model_name_or_path": tiny_model, "output_dir": tmp_path / "run"} | data["continual"] | STAGES["continual"]
+    )
+    done = launch("continual", "fsdp2", **given | {"omega": "l2"})
+    assert done.returncode != 0
+    assert done.stderr.count("error: omega l2 needs whole weights, which FSDP and ZeRO-3 split") == 1
+    assert not (tmp_path / "run").exists()
