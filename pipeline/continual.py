@@ -48,6 +48,10 @@ class ContinualArguments(StageArguments):
     old_dataset_name: str | None = field(
         default=None, metadata={"help": "What the model knew before: fills the memory at first, and is judged too."}
     )
+    anchor_dataset_name: str | None = field(
+        default=None, metadata={"help": "Text that function holds the model's reading of, in place of memory rows."}
+    )
+    anchor_rows: int = field(default=1024, metadata={"help": "Rows of it, drawn once."})
     fisher_decay: float = field(default=0.9, metadata={"help": "Of ewc's old Fisher when a corpus joins it."})
     bottleneck_size: int = field(default=16, metadata={"help": "Width of a bottleneck adapter."})
     retained: list[dict[str, Any]] | None = field(
@@ -79,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
                 continue
             policy = here.policy()
             judge.before(number, policy)
-            omega = here.omega(judge.old_rows)
+            omega = here.omega(judge.old_rows, corpus.train, judge.anchors)
             trainer = here.trainer(policy, corpus, omega, judge.callbacks(number, policy.tokenizer))
 
             def finish(folder: Path, here=here, trainer=trainer, policy=policy, corpus=corpus, number=number) -> None:
@@ -113,8 +117,14 @@ def check(own: ContinualArguments, data_args: Any) -> None:
         raise UserError("omega ewc weighs the parameters of one adapter carried on: use --adapters shared")
     if own.corpora and (data_args.datasets or data_args.dataset_name):
         raise UserError("give the corpora once: as corpora, as datasets in YAML, or one as dataset_name")
-    if own.memory_rows < 1:
-        raise UserError("memory_rows must be at least 1")
+    if own.memory_rows < 1 or own.anchor_rows < 1:
+        raise UserError("memory_rows and anchor_rows must be at least 1")
+    if own.anchor_dataset_name and "function" not in own.omega:
+        raise UserError("anchor_dataset_name: only function reads anchors; add it to omega, or leave the anchors out")
+    if own.anchor_dataset_name and own.kind == "preference":
+        raise UserError(
+            "anchor_dataset_name: anchors are text, not pairs; leave it out: function then holds memory rows"
+        )
 
 
 FLAGS = {"learning_rate": "peak, of every corpus anew [2e-5]", "num_train_epochs": "passes over each corpus [3]"}

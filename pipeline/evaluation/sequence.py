@@ -25,6 +25,7 @@ class Judge:
     Attributes:
         corpora: ``Data`` of every corpus: its training rows, and held-out rows to judge by.
         old_rows: training rows of what was known before.
+        anchors: rows of text that ``function`` holds the model's reading of.
     """
 
     def __init__(self, run: Run, own: Any, data_args: DataArguments, model_args: Any, config: Any):
@@ -53,6 +54,12 @@ class Judge:
             )
             self.old_rows, columns, names = list(old.train), [old.evaluation, *columns], ["before", *names]
             run.add_data([source | {"role": "memory"} for source in old.sources])
+        self.anchors: list[dict] = []
+        if own.anchor_dataset_name:
+            text = load_data(DataArguments(dataset_name=own.anchor_dataset_name, eval_rows=0), "text", config.seed)
+            rows = text.train.shuffle(seed=config.seed).select(range(min(own.anchor_rows, len(text.train))))
+            self.anchors = list(rows.select_columns("text"))
+            run.add_data([source | {"role": "anchors"} for source in text.sources])
         for corpus in self.corpora:
             run.add_data(corpus.sources)
         self._check(columns, names)

@@ -39,22 +39,35 @@ FISHER_ROWS = 128  # single-row backward passes after a corpus
 class Memory:
     """What is kept of earlier corpora, of a size that does not grow with their number.
 
-    ``rows``: a uniform sample of all rows seen (anchors of ``function``, data of ``replay``); ``fisher``: EWC's.
+    ``rows``: a uniform sample of all rows seen (data of ``replay``, and anchors of ``function`` where ``anchors`` has
+    none); ``fisher``: EWC's; ``anchors``: rows of text, the same from the first corpus to the last.
     """
 
     size: int
     rows: list[dict] = field(default_factory=list)
     seen: int = 0
     fisher: dict[str, torch.Tensor] = field(default_factory=dict)
+    anchors: list[dict] = field(default_factory=list)
 
     def add(self, rows: Sequence[dict], seed: int) -> None:
         """Let rows stream past the reservoir."""
         draw = random.Random(f"{seed}/{self.seen}")
         self.rows, self.seen = regularisers.reservoir(self.rows, self.seen, rows, self.size, draw)
 
+    def supersede(self, rows: Sequence[Mapping]) -> None:
+        """Forget every row whose prompt a new row answers otherwise: what has changed must not pull back."""
+        told = {repr(row["prompt"]): row["completion"] for row in rows if "prompt" in row and "completion" in row}
+        self.rows = [
+            row
+            for row in self.rows
+            if "completion" not in row or told.get(repr(row["prompt"]), row["completion"]) == row["completion"]
+        ]
+
     def save(self, folder: Path) -> None:
         """Write ``omega.json`` and, where there is a Fisher, ``omega.safetensors`` beside the adapter."""
-        write_json(Path(folder) / "omega.json", {"size": self.size, "seen": self.seen, "rows": self.rows})
+        write_json(
+            Path(folder) / "omega.json", {name: getattr(self, name) for name in ("size", "seen", "rows", "anchors")}
+        )
         if self.fisher:
             save_file({k: v.contiguous() for k, v in self.fisher.items()}, Path(folder) / "omega.safetensors")
 
@@ -66,7 +79,8 @@ class Memory:
             return cls(size)
         kept = json.loads(file.read_text(encoding="utf-8"))
         tensors = Path(folder) / "omega.safetensors"
-        return cls(size, kept["rows"][:size], kept["seen"], load_file(tensors) if tensors.is_file() else {})
+        fisher = load_file(tensors) if tensors.is_file() else {}
+        return cls(size, kept["rows"][:size], kept["seen"], fisher, kept.get("anchors", []))
 
 
 # ---------------------------------------------------------------------- Omega in the loss
@@ -101,10 +115,13 @@ class Regularised:
         sets = {"eval": eval_dataset} if eval_dataset is not None else {}
         if omega.uses("function", "replay", "ewc") and omega.memory.rows:
             sets["memory"] = datasets.Dataset.from_list(omega.memory.rows)
+        if omega.uses("function") and omega.memory.anchors:
+            sets["anchors"] = datasets.Dataset.from_list(omega.memory.anchors)
         super().__init__(*args, eval_dataset=sets or None, **kwargs)
         prepared = self.eval_dataset or {}
         self.eval_dataset, self.omega = prepared.get("eval"), omega
         self.memory_rows = list(prepared.get("memory", ()))
+        self.anchor_rows = list(prepared.get("anchors", self.memory_rows))
         self._step, self._micro = -1, 0
         own = self._trainable()
         if omega.uses("l2", "ewc"):
@@ -115,7 +132,7 @@ class Regularised:
             if not omega.memory.fisher and self.memory_rows:
                 omega.memory.fisher = self.fisher(self.memory_rows)
             self.start_fisher = {n: v.to(own[n].device) for n, v in omega.memory.fisher.items() if n in own}
-        if omega.uses("function") and self.memory_rows:
+        if omega.uses("function") and self.anchor_rows:
             head = self.model.get_output_embeddings()
             # theta_k's logits are its head on its hidden states; a head that is trained must be kept as it was.
             self.start_head = copy.deepcopy(head) if any(p.requires_grad for p in head.parameters()) else head
@@ -146,13 +163,11 @@ class Regularised:
             found["ewc"] = regularisers.ewc(self._trainable(), self.start, self.start_fisher)
         if omega.uses("orthogonal") and omega.old_reads:
             found["orthogonal"] = regularisers.orthogonality(*self._reads())
-        if omega.uses("function", "replay") and self.memory_rows:
-            places = self._draw()
-            batch = self._prepare_inputs(self.data_collator([self.memory_rows[i] for i in places]))
-            if omega.uses("function"):
-                found["function"] = self._function(model, batch, places)
-            if omega.uses("replay"):
-                found["replay"] = super().compute_loss(model, batch)
+        draw = self._draw()
+        if omega.uses("replay") and self.memory_rows:
+            found["replay"] = super().compute_loss(model, self._batch(self.memory_rows, draw)[0])
+        if omega.uses("function") and self.anchor_rows:
+            found["function"] = self._function(model, *self._batch(self.anchor_rows, draw))
         return found
 
     def fisher(self, rows: Sequence[Mapping]) -> dict[str, torch.Tensor]:
@@ -193,11 +208,11 @@ class Regularised:
 
     @torch.no_grad()
     def _hidden_states(self, batch_size: int = 32) -> list[list[torch.Tensor]]:
-        """F_theta_k(E) of the memory's rows: one (T, D) tensor each, or two of a preference pair; on the CPU."""
+        """F_theta_k(E) of the anchors: one (T, D) tensor each, or two of a preference pair; on the CPU."""
         found, training = [], self.model.training
         self.model.eval()
-        for start in range(0, len(self.memory_rows), batch_size):
-            rows = self.memory_rows[start : start + batch_size]
+        for start in range(0, len(self.anchor_rows), batch_size):
+            rows = self.anchor_rows[start : start + batch_size]
             batch = self._prepare_inputs(self.data_collator(rows))
             ids, mask = batch["input_ids"], batch["attention_mask"]
             out = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
@@ -215,13 +230,16 @@ class Regularised:
                 new[name.partition(".lora_A.")[0]] = value
         return new, {name: self.omega.old_reads[name].to(value.device) for name, value in new.items()}
 
-    def _draw(self) -> list[int]:
-        """Places in the memory for this step: of the step alone, so a resumed run draws what it would have drawn."""
+    def _draw(self) -> random.Random:
+        """A generator for this step: of the step alone, so a resumed run draws what it would have drawn."""
         self._micro = self._micro + 1 if self.state.global_step == self._step else 0
         self._step = self.state.global_step
-        draw = random.Random(f"{self.omega.seed}/{self.args.process_index}/{self._step}/{self._micro}")
-        count = len(self.memory_rows)
-        return draw.sample(range(count), min(self.omega.batch_size, count))
+        return random.Random(f"{self.omega.seed}/{self.args.process_index}/{self._step}/{self._micro}")
+
+    def _batch(self, rows: Sequence[Mapping], draw: random.Random) -> tuple[Mapping, list[int]]:
+        """Some of the rows, collated, and their places."""
+        places = draw.sample(range(len(rows)), min(self.omega.batch_size, len(rows)))
+        return self._prepare_inputs(self.data_collator([rows[i] for i in places])), places
 
     def _trainable(self) -> dict[str, torch.Tensor]:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
@@ -330,12 +348,16 @@ class Corpus:
         self.backbone = backbone_sha256(policy.model) if whole else None
         return policy
 
-    def omega(self, old_rows: Sequence[dict]) -> Omega:
-        """Omega with the memory that corpus k-1 left, or that of the run's start, or one filled from old rows."""
+    def omega(self, old_rows: Sequence[dict], new_rows: Sequence[Mapping], anchors: Sequence[dict] = ()) -> Omega:
+        """Omega with the memory that corpus k-1 left, or that of the run's start, or one filled from old rows; less
+        what the new rows contradict.
+        """
         own = self.own
         memory = Memory.load(self.start, own.memory_rows)
         if self.number == 1 and not memory.rows:
             memory.add(old_rows, self.base_config.seed)
+        memory.anchors = memory.anchors or list(anchors)
+        memory.supersede(new_rows)
         reads = {}
         if own.adapters == "stacked" and (file := Path(self.start) / "adapter_model.safetensors").is_file():
             ends = ".lora_A.weight"

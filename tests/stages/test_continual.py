@@ -179,6 +179,20 @@ def test_the_next_corpus_goes_on_from_the_last_output_and_its_memory(tiny_model,
     assert torch.isfinite(torch.tensor(read_metrics(tmp_path / "two")["plasticity_loss"]))
 
 
+def test_anchors_of_text_are_drawn_once_and_kept(tiny_model, sequence, tmp_path):
+    """Five of eight documents, the same ones for both corpora, saved with the memory and named in the record."""
+    text = write_rows(tmp_path / "anchors.jsonl", [{"text": f"Row {i} says {i * i}."} for i in range(8)])
+    run(
+        tiny_model, sequence(count=2), tmp_path / "run", omega="function", omega_weight=1.0, memory_rows=4,
+        anchor_dataset_name=text, anchor_rows=5,
+    )  # fmt: skip
+    first, last = (json.loads((tmp_path / "run" / f / "omega.json").read_text()) for f in ("corpus-1", "."))
+    assert first["anchors"] == last["anchors"]
+    assert len({row["text"] for row in first["anchors"]}) == 5
+    sources = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    assert [source["name"] for source in sources if source.get("role") == "anchors"] == [str(text)]
+
+
 def test_alignment_is_judged_before_and_after(tiny_model, sequence, preference_file, tmp_path):
     """``retained`` runs any evaluation of assess.py around every corpus: the DPO margin to the start is 0 at first."""
     entry = {"name": "pairs", "type": "preference", "dataset": str(preference_file), "split": "train"}
@@ -198,6 +212,8 @@ def test_alignment_is_judged_before_and_after(tiny_model, sequence, preference_f
         ({"omega": "ewc", "omega_weight": 1.0, "adapters": "stacked"}, "use --adapters shared"),
         ({"adapters": "stacked", "method": "bias"}, "use shared"),
         ({"memory_rows": 0}, "memory_rows"),
+        ({"memory_rows": 1, "anchor_dataset_name": "x.jsonl"}, "only function reads anchors"),
+        ({"kind": "preference", "omega": "function", "omega_weight": 1.0, "anchor_dataset_name": "x.jsonl"}, "pairs"),
         ({"eval_rows": 0}, "held-out rows to be judged by"),
     ],
 )

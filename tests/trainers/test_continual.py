@@ -151,6 +151,49 @@ def test_the_memory_is_saved_and_never_grows(tmp_path):
     assert Memory.load(tmp_path / "nowhere", 4).rows == []
 
 
+def test_what_a_new_row_answers_otherwise_is_forgotten():
+    """Of four rows the one whose prompt has a new answer goes; the same answer again, another prompt and a row without
+    a prompt stay, in their order. How many were seen stays too: the sample is of all rows.
+    """
+    chat = [{"role": "user", "content": "b"}]
+    rows = [{"prompt": "a", "completion": "1"}, {"prompt": chat, "completion": "2"}, {"text": "c"}]
+    memory = Memory(9, [*rows, {"prompt": "d", "completion": "4"}], seen=40)
+    memory.supersede(
+        [{"prompt": "a", "completion": "1"}, {"prompt": "d", "completion": "5"}, {"prompt": "e", "completion": "6"}]
+    )
+    assert (memory.rows, memory.seen) == (rows, 40)
+    memory.supersede([{"prompt": list(chat), "completion": "3"}])
+    assert memory.rows == [rows[0], rows[2]]
+
+
+def test_function_reads_the_anchors_and_replay_the_memory(tmp_path):
+    """With anchors of text function needs no memory, and replay has its own rows: both are 0 or the loss at the start
+    and move with the adapter. Anchors are kept with the memory.
+    """
+    memory = Memory(4, OLD[:4], 4, anchors=[{"text": f"{a} e {a} d"} for a in range(3)])
+    memory.save(tmp_path / "saved")
+    assert Memory.load(tmp_path / "saved", 4).anchors == memory.anchors
+    for rows, terms in ((memory.rows, {"function", "replay"}), ([], {"function"})):
+        torch.manual_seed(0)
+        trainer = ContinualSFTTrainer(
+            model=tiny_model(),
+            args=config(tmp_path),
+            train_dataset=datasets.Dataset.from_list(NEW),
+            processing_class=tiny_tokenizer(),
+            peft_config=LoraConfig(r=2, lora_alpha=4, target_modules="all-linear"),
+            omega=Omega({"function": 1.0, "replay": 1.0}, Memory(4, rows, 4, anchors=memory.anchors), batch_size=8),
+        )
+        assert [len(states[0]) for states in trainer.start_hidden] == [
+            len(r["input_ids"]) for r in trainer.anchor_rows
+        ]
+        trainer.model.eval()
+        start = trainer.penalties(trainer.model)
+        assert start.keys() == terms
+        assert start["function"].item() == pytest.approx(0, abs=1e-5)
+        trainer.train()
+        assert trainer.penalties(trainer.model)["function"].item() > 1e-4
+
+
 def test_ewc_remembers_a_normalised_fisher(tmp_path):
     """Before the first corpus the Fisher is of the memory's rows; after it the corpus's joins, each of mean 1. At the
     start the gradient of every A is 0, for B is 0: their Fisher is 0.
