@@ -8,7 +8,8 @@
 A recipe is a YAML list of {name, stage, config, overrides}: config is a path beside the recipe, overrides are laid
 over it, and ${name} stands for the output folder of an earlier entry. What is up to date is skipped, what was
 interrupted resumes, and what is stale (its arguments, parents or data changed) moves aside and runs anew.
-With --jobs N up to N entries that don't name each other run side by side, each line of theirs with its name before it.
+With --jobs N up to N entries that don't name each other run side by side, each line of theirs with its name before it;
+training goes before assessments.
 """
 
 import multiprocessing
@@ -180,7 +181,10 @@ def run_entries(left: list[Entry], numbers: dict[str, str], jobs: int, accelerat
     try:
         while running or (left and not code):
             unfinished = {item.name for item in left} | {job.item.name for job in running}
-            ready = [] if code else [item for item in left if not item.needs & unfinished][: jobs - len(running)]
+            ready = [] if code else [item for item in left if not item.needs & unfinished]
+            if jobs > 1:  # nothing waits for an assessment but others and the report
+                ready.sort(key=lambda item: item.stage == "assess")
+            ready = ready[: jobs - len(running)]
             # Shared out, never more than there are: OpenMP's threads spin while they wait, and two processes of two on
             # two cores ran at a third of the speed of two of one (sleeping threads were no faster than one, either).
             threads = max(1, (_cores() - sum(job.threads for job in running)) // max(1, len(ready)))

@@ -154,6 +154,32 @@ def test_entries_start_when_those_they_name_are_finished(tmp_path, monkeypatch, 
     assert ("b" in begun["c"]) == (jobs == 1)
 
 
+def test_training_goes_before_judging_where_there_is_not_room_for_all(tmp_path, monkeypatch):
+    """After a its assessment and two stages could start, and two may: the stages do. One at a time, order stays."""
+    text = """
+- {name: a, stage: sft, config: a.yaml, overrides: {output_dir: OUT/1}}
+- {name: judge, stage: assess, overrides: {output_dir: OUT/2, model_name_or_path: "${a}"}}
+- {name: b, stage: dpo, overrides: {output_dir: OUT/3, model_name_or_path: "${a}"}}
+- {name: c, stage: ppo, overrides: {output_dir: OUT/4, model_name_or_path: "${a}"}}
+"""
+    begun = []
+
+    def start(item, accelerate_config, given, named):
+        begun.append(item.name)
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.1,))
+        process.start()
+        return Job(item, process, given, None)
+
+    monkeypatch.setattr(pipeline.run, "start", start)
+    path = recipe(tmp_path, text)
+    (tmp_path / "a.yaml").write_text("bf16: false\n")
+    main([str(path), "--jobs", "2"])
+    assert begun == ["a", "b", "c", "judge"]
+    begun.clear()
+    main([str(path), "--jobs", "1"])
+    assert begun == ["a", "judge", "b", "c"]
+
+
 def test_entries_side_by_side_put_their_names_before_their_lines_and_the_first_failure_decides(tmp_path):
     text = """
 - {name: first, stage: sft, config: a.yaml, overrides: {output_dir: OUT/1, model_name_or_path: ./nowhere}}
