@@ -35,8 +35,9 @@ class ContinualArguments(StageArguments):
     method: Literal["lora", "bias", "layernorm", "bottleneck", "osf", "full"] = field(
         default="lora", metadata={"help": "What is trained; lora takes the lora_* flags."}
     )
-    adapters: Literal["shared", "stacked"] = field(
-        default="shared", metadata={"help": "One adapter carried on, or a new one over the frozen sum of the old."}
+    adapters: Literal["shared", "stacked", "routed"] = field(
+        default="shared",
+        metadata={"help": "One adapter carried on, a new one over the frozen sum of the old, or one each, routed."},
     )
     omega: list[str] = field(
         default_factory=list, metadata={"help": "Terms of Omega: l2, ewc, function, orthogonal, replay."}
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
 
         config_class = DPOConfig if run.given.get("kind") == "preference" else SFTConfig
         own, data_args, model_args, config = run.parse(ContinualArguments, DataArguments, ModelArguments, config_class)
-        check(own, data_args)
+        check(own, data_args, run.push)
         refuse_split(own)
         judge = Judge(run, own, data_args, model_args, config)
         for number, corpus in enumerate(judge.corpora, 1):
@@ -88,7 +89,10 @@ def main(argv: list[str] | None = None) -> None:
 
             def finish(folder: Path, here=here, trainer=trainer, policy=policy, corpus=corpus, number=number) -> None:
                 here.finish(folder, trainer, policy, list(corpus.train))
-                judge.after(number, trainer.model, policy.tokenizer, folder)
+                model, router = trainer.model, None
+                if own.adapters == "routed":
+                    model, router = here.route(folder, model, *judge.prompts(number, policy.tokenizer))
+                judge.after(number, model, policy.tokenizer, folder, router)
                 here.mark()
 
             if number < len(judge.corpora):
@@ -100,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
                 train_and_save(run, trainer, own, finish)
 
 
-def check(own: ContinualArguments, data_args: Any) -> None:
+def check(own: ContinualArguments, data_args: Any, push: bool) -> None:
     """Refuse what cannot be run, before anything is loaded."""
     terms = ("l2", "ewc", "function", "orthogonal", "replay")
     if unknown := [name for name in own.omega if name not in terms]:
@@ -111,8 +115,10 @@ def check(own: ContinualArguments, data_args: Any) -> None:
         raise UserError("omega_weight: a lambda below 0 would reward forgetting")
     if "orthogonal" in own.omega and (own.method != "lora" or own.adapters != "stacked"):
         raise UserError("omega orthogonal keeps a new adapter away from the old ones: use lora and --adapters stacked")
-    if own.adapters == "stacked" and own.method != "lora":
-        raise UserError(f"adapters stacked adds LoRA adapters up; with method {own.method} use shared")
+    if own.adapters != "shared" and own.method != "lora":
+        raise UserError(f"adapters {own.adapters} is for several LoRA adapters; with method {own.method} use shared")
+    if own.adapters == "routed":
+        check_routed(own, push)
     if own.adapters == "stacked" and "ewc" in own.omega:
         raise UserError("omega ewc weighs the parameters of one adapter carried on: use --adapters shared")
     if own.corpora and (data_args.datasets or data_args.dataset_name):
@@ -124,6 +130,19 @@ def check(own: ContinualArguments, data_args: Any) -> None:
     if own.anchor_dataset_name and own.kind == "preference":
         raise UserError(
             "anchor_dataset_name: anchors are text, not pairs; leave it out: function then holds memory rows"
+        )
+
+
+def check_routed(own: ContinualArguments, push: bool) -> None:
+    """Refuse what does not go with one adapter per corpus."""
+    if own.omega:
+        raise UserError("adapters routed leaves every earlier adapter as it is, so there is nothing for omega to hold")
+    if own.kind == "text":
+        raise UserError("adapters routed chooses by the prompt, and text has none: use kind sft or preference")
+    if own.retained or push:
+        raise UserError(
+            "adapters routed: retained and push_to_hub take one model, not several adapters with a router; leave them "
+            "out, and assess or push one of the routes"
         )
 
 

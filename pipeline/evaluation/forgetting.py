@@ -26,19 +26,26 @@ Scored = tuple[list[int], list[bool]]  # token ids, and which of them count
 
 @torch.no_grad()
 def score(
-    model: Any, tokenizer: Any, rows: Sequence[Mapping], *, batch_size: int = 64, max_length: int | None = None
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Mapping],
+    *,
+    batch_size: int = 64,
+    max_length: int | None = None,
+    through: Callable[..., list] | None = None,
 ) -> dict:
     """``loss`` and ``accuracy`` of a model on rows of any kind.
 
     ``loss`` is in nats a token that counts (of a pair: of the chosen answer). ``accuracy`` is, of prompt + completion
     and messages, the share of rows whose every such token is the likeliest; of text, the share of such tokens; of
     preference pairs, the share whose chosen answer has the higher log-likelihood, and ``margin`` the mean difference.
+    ``through`` runs the model in place of `forward`, e.g. every row under an adapter of its own.
     """
-    rows = list(rows)
+    rows, through = list(rows), through or forward
     if rows and "chosen" in rows[0]:
-        return _score_pairs(model, tokenizer, rows, batch_size, max_length)
+        return _score_pairs(model, tokenizer, rows, batch_size, max_length, through)
     coded = [_cut(encode_row(tokenizer, dict(row)), max_length) for row in rows]
-    found = [result for result in forward(model, coded, batch_size) if len(result[0])]
+    found = [result for result in through(model, coded, batch_size) if len(result[0])]
     tokens = sum(len(logs) for logs, _ in found)
     as_rows = "text" not in rows[0]
     right = sum(float(hits.all()) for _, hits in found) if as_rows else sum(float(hits.sum()) for _, hits in found)
@@ -48,13 +55,15 @@ def score(
     }
 
 
-def _score_pairs(model: Any, tokenizer: Any, rows: list, batch_size: int, max_length: int | None) -> dict:
+def _score_pairs(
+    model: Any, tokenizer: Any, rows: list, batch_size: int, max_length: int | None, through: Callable[..., list]
+) -> dict:
     coded = []
     for row in rows:
         for side in ("chosen", "rejected"):
             prompt, answer = encode_answer(tokenizer, row["prompt"], row[side])
             coded.append(_cut((prompt + answer, [False] * len(prompt) + [True] * len(answer)), max_length))
-    found = forward(model, coded, batch_size)
+    found = through(model, coded, batch_size)
     totals = [float(logs.sum()) for logs, _ in found]
     margins = [chosen - rejected for chosen, rejected in zip(totals[::2], totals[1::2], strict=True)]
     tokens = sum(len(logs) for logs, _ in found[::2])
@@ -67,6 +76,12 @@ def _score_pairs(model: Any, tokenizer: Any, rows: list, batch_size: int, max_le
 
 def _cut(coded: Scored, max_length: int | None) -> Scored:
     return coded[0][:max_length], coded[1][:max_length]
+
+
+def prompt_ids(coded: Scored) -> list[int]:
+    """The tokens before the first that counts: what a row asks."""
+    ids, counted = coded
+    return ids[: counted.index(True)] if True in counted else ids
 
 
 def forward(model: Any, coded: Sequence[Scored], batch_size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

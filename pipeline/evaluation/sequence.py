@@ -1,6 +1,6 @@
 """Judging a sequence of corpora while it is learned: row after row of R, drift, overlap, what was retained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from pipeline.data.loading import load_data
 from pipeline.evaluation import forgetting
 from pipeline.evaluation.registry import check_entries, label, run_entry
 from pipeline.model.loading import engine, load_model
+from pipeline.model.routing import Router, routed
 from pipeline.runtime.cards import public_name
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
@@ -68,6 +69,7 @@ class Judge:
         self.matrix = forgetting.Matrix(run.folder, names, self.columns, self.first)
         self.watch: forgetting.WatchOverlap | None = None
         self._probes: Any = None
+        self._router: Router | None = None
 
     def _check(self, columns: Sequence[Any], names: Sequence[str]) -> None:
         forms = {}
@@ -93,9 +95,12 @@ class Judge:
         self.watch = forgetting.WatchOverlap(self._coded(tokenizer, self.corpora[number - 1].train), old)
         return [self.watch]
 
-    def after(self, number: int, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Row ``number`` of R, into the folder, the run record and the terminal; ``model`` was saved in ``folder``."""
-        if engine():
+    def after(self, number: int, model: Any, tokenizer: Any, folder: Path, router: Router | None = None) -> None:
+        """Row ``number`` of R, into the folder, the run record and the terminal; ``model`` was saved in ``folder``; a
+        router chooses the adapter of every row.
+        """
+        self._router = router
+        if engine() and router is None:
             model = load_model(str(folder), trust_remote_code=self.remote).to(model.device)
         more = {"drift": self._drift(model, tokenizer)}
         if self.watch is not None and self.watch.points:
@@ -110,6 +115,15 @@ class Judge:
         text = ", ".join(f"{name} {value:.3f}" for name, value in kept.items())
         print(f"{self.run.stage}: after corpus {number} of {len(self.corpora)}: {text}", flush=True)
 
+    def prompts(self, number: int, tokenizer: Any) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of what corpus ``number`` asks, and of the rows known before: what a router learns from."""
+        width = self.config.max_length
+        asked, known = (
+            [forgetting.prompt_ids(row) for row in forgetting.supervised(tokenizer, list(rows), width)]
+            for rows in (self.corpora[number - 1].train, self.old_rows)
+        )
+        return asked, known
+
     def _measure(self, number: int, model: Any, tokenizer: Any, **more: float) -> None:
         retained = {}
         for item in self.own.retained or ():
@@ -119,14 +133,20 @@ class Judge:
         if retained:
             more["retained"] = retained
         width = self.config.max_length
-        self.matrix.add(number, lambda rows: forgetting.score(model, tokenizer, rows, max_length=width), **more)
+        through = self._routed(forgetting.forward)
+        self.matrix.add(
+            number, lambda rows: forgetting.score(model, tokenizer, rows, max_length=width, through=through), **more
+        )
 
     def _drift(self, model: Any, tokenizer: Any) -> float:
         """How far the hidden states of the first column's rows have moved from the run's start."""
         rows = self._coded(tokenizer, self.columns[0])
         if self._probes is None:
             self._probes = forgetting.hidden_states(self._base().to(model.device), rows)
-        return forgetting.drift(forgetting.hidden_states(model, rows), self._probes)
+        return forgetting.drift(self._routed(forgetting.hidden_states)(model, rows), self._probes)
+
+    def _routed(self, function: Callable[..., list]) -> Callable[..., list]:
+        return function if self._router is None else routed(self._router, function, forgetting.prompt_ids)
 
     def _coded(self, tokenizer: Any, rows: Any) -> list[forgetting.Scored]:
         rows = rows.select(range(min(PROBES, len(rows)))) if isinstance(rows, datasets.Dataset) else rows[:PROBES]

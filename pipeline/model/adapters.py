@@ -92,10 +92,12 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = Fals
     """Attach a saved adapter to its backbone, in place (or read it into the one that is attached already).
 
     Raises:
-        UserError: it was made for another model.
+        UserError: it was made for another model, or the folder holds several adapters and a router.
     """
     if not has_own_adapter(model):
         config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+        if config["method"] == "routed":
+            raise UserError(f"{folder} holds several adapters: name one of them, e.g. {Path(folder) / 'routes' / '1'}")
         attach(model, config["method"], base=config["base_model_name_or_path"], size=config["size"])
     saved = load_file(Path(folder) / "adapter_model.safetensors")
     own = {name: p for name, p in model.named_parameters() if _is_added(name)}

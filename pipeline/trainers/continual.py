@@ -22,6 +22,7 @@ from trl import DPOTrainer, SFTTrainer
 from pipeline.model.adapters import attach, backbone_sha256, has_own_adapter, load_adapter, save_adapter
 from pipeline.model.loading import engine
 from pipeline.model.policy import ModelArguments, Policy, load_policy
+from pipeline.model.routing import Router, load_routed, prompt_features, save_routed
 from pipeline.objectives import regularisers
 from pipeline.runtime.checkpoints import check_saved
 from pipeline.runtime.errors import UserError
@@ -281,7 +282,7 @@ def refuse_split(own: Any) -> None:
     terms = [name for name in ("l2", "ewc", "function", "orthogonal") if name in own.omega]
     refused = [f"omega {name}" for name in terms]
     refused += [f"method {own.method}"] if own.method not in ("lora", "full") else []
-    refused += ["adapters stacked"] if own.adapters == "stacked" else []
+    refused += [f"adapters {own.adapters}"] if own.adapters != "shared" else []
     refused += ["method full on pairs"] if own.method == "full" and own.kind == "preference" else []
     if refused:
         raise UserError(f"{refused[0]} needs whole weights, which FSDP and ZeRO-3 split: launch with ddp or zero2")
@@ -329,12 +330,15 @@ class Corpus:
                 self.run.record["pi_ref"] = self.origin
             record = copy.deepcopy(self.run.record)
             mode = "stack" if own.adapters == "stacked" else "continue"
-            args = replace(args, model_name_or_path=self.start, adapter_mode=mode)
+            start = self.origin if own.adapters == "routed" else self.start
+            args = replace(args, model_name_or_path=start, adapter_mode=mode)
             try:
                 policy = load_policy(args, self.run, trust_remote_code=remote)
             finally:  # a corpus is no parent of the run, and pi_ref stays the run's start
                 self.run.record.update({key: record[key] for key in ("parents", "pi_ref")})
         found = _method_of(policy.model)
+        if own.adapters == "routed" and found is not None:
+            raise UserError(f"adapters routed starts from a full model: merge {self.start} into its base first")
         if found not in (None, own.method):
             raise UserError(
                 f"the start {self.start} is an adapter of method {found}, to be trained by {own.method}: continue it "
@@ -417,6 +421,28 @@ class Corpus:
         trainer.remember(rows, self.own.fisher_decay)
         trainer.omega.memory.save(folder)
         check_saved(folder, trained=trainer.state.global_step > 0)
+
+    def route(
+        self, folder: Path, model: Any, prompts: Sequence[list[int]], known: Sequence[list[int]]
+    ) -> tuple[Any, Router]:
+        """Make the finished folder a routed one; the model with all its adapters as they were saved, and their router.
+
+        Args:
+            folder: this corpus's folder.
+            model: with the corpus's own adapter.
+            prompts: token ids of what the corpus asks.
+            known: the same of what was known before the first corpus, which the backbone alone answers.
+        """
+        earlier = self.start if self.number > 1 else None
+        with model.disable_adapter():
+            features = prompt_features(model, prompts)
+            router = Router.load(earlier) if earlier else Router.empty(features.shape[1])
+            if known and not router.routes:
+                router.add(0, prompt_features(model, known))
+        router.add(self.number, features)
+        save_routed(folder, earlier, self.number, self.origin, router)
+        loaded, router = load_routed(folder, trust_remote_code=self.base_config.trust_remote_code)
+        return loaded.to(model.device), router
 
     def mark(self) -> None:
         """Say that this corpus is whole; last of all."""

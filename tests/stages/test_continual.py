@@ -7,9 +7,12 @@ import torch
 import yaml
 
 from pipeline.continual import main
+from pipeline.data.arguments import DataArguments
+from pipeline.data.loading import load_data
 from pipeline.evaluation.forgetting import score
 from pipeline.model.adapters import backbone_sha256
 from pipeline.model.loading import load_model, load_tokenizer
+from pipeline.model.routing import load_routed
 from pipeline.runtime.errors import UserError
 from tests.stages.conftest import flags, read_metrics, write_rows
 
@@ -37,6 +40,13 @@ def sequence(tmp_path):
     return write
 
 
+def write_config(folder, *files, **options) -> str:
+    """The YAML of a sequence of corpora that are there already."""
+    config = folder / "sequence.yaml"
+    config.write_text(yaml.safe_dump({"datasets": [{"path": file} for file in files], "eval_rows": 3, **options}))
+    return str(config)
+
+
 def run(model, config, folder, **options) -> None:
     """The stage, quickly."""
     given = {"max_steps": 3, "max_length": 64, "use_cpu": True, "save_strategy": "no", "gradient_checkpointing": False}
@@ -54,9 +64,6 @@ def test_a_method_learns_and_loads_back_as_what_was_measured(method, tiny_model,
     assert len(rows) == 3
     start = load_model(str(tiny_model))
     assert rows[2]["scores"][1]["loss"] < rows[1]["scores"][1]["loss"]
-    from pipeline.data.arguments import DataArguments
-    from pipeline.data.loading import load_data
-
     data = load_data(DataArguments(dataset_name=str(tmp_path / "sft-1.jsonl"), eval_rows=3), "sft", 42)
     again = score(model, tokenizer, data.evaluation)
     assert again["loss"] == pytest.approx(metrics["after_2/sft-1.jsonl/loss"], rel=1e-4)
@@ -86,6 +93,41 @@ def test_stacked_adapters_are_one_plain_lora_that_peft_loads(tiny_model, sequenc
     assert backbone_sha256(model) == backbone_sha256(load_model(str(tiny_model)))
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert any(entry.get("omega/orthogonal", 0) > 0 for entry in history)
+
+
+def test_routed_adapters_answer_each_for_its_own_corpus(tiny_model, tmp_path):
+    """Corpora that ask in other words: the second adapter changes nothing of what the first one says, bit for bit, nor
+    of what was known before, which the backbone alone answers. The routes are plain adapters on an unharmed backbone.
+    """
+    asks = {"old": "Good {}, bad or right?", "one": "What is {} plus 1?", "two": "wrong answer {} {} wrong"}
+    files = {
+        name: str(write_rows(
+            tmp_path / f"{name}.jsonl",
+            [{"prompt": ask.format(a, a), "completion": f"{a} {name}."} for a in range(60)],
+        ))
+        for name, ask in asks.items()
+    }  # fmt: skip
+    run(
+        tiny_model, write_config(tmp_path, files["one"], files["two"]), tmp_path / "run", adapters="routed",
+        old_dataset_name=files["old"], lora_target_modules="all-linear", learning_rate=1e-2, max_steps=8,
+    )  # fmt: skip
+    rows = json.loads((tmp_path / "run" / "forgetting.json").read_text())["rows"]
+    assert [row["scores"][0] for row in rows] == [rows[0]["scores"][0]] * 3
+    assert rows[2]["scores"][1] == rows[1]["scores"][1]
+    assert rows[2]["drift"] == 0.0
+    for k in (1, 2):  # and each was learned when its turn came
+        assert rows[k]["scores"][k]["loss"] < rows[k - 1]["scores"][k]["loss"] - 0.5
+    model, router = load_routed(tmp_path / "run")
+    assert router.routes == [0, 1, 2]
+    assert backbone_sha256(model) == backbone_sha256(load_model(str(tiny_model)))
+    first, kept = (tmp_path / "run" / f / "routes" / "1" / "adapter_model.safetensors" for f in ("corpus-1", "."))
+    assert first.read_bytes() == kept.read_bytes()
+    alone = score(
+        load_model(str(tmp_path / "run" / "routes" / "2")),
+        load_tokenizer(str(tmp_path / "run")),
+        load_data(DataArguments(dataset_name=files["two"], eval_rows=3), "sft", 42).evaluation,
+    )
+    assert alone["loss"] == pytest.approx(rows[2]["scores"][2]["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["text", "preference"])
@@ -161,6 +203,8 @@ def test_an_adapter_of_another_method_is_refused(tiny_model, sft_file, sequence,
     run(tiny_model, sequence(count=1), tmp_path / "one", method="bias")
     with pytest.raises(UserError, match="an adapter of method bias, to be trained by lora"):
         run(tmp_path / "one", sequence(count=1), tmp_path / "two", method="lora")
+    with pytest.raises(UserError, match="adapters routed starts from a full model: merge"):
+        run(tmp_path / "one", sequence(count=1), tmp_path / "three", adapters="routed")
 
 
 def test_the_next_corpus_goes_on_from_the_last_output_and_its_memory(tiny_model, sft_file, sequence, tmp_path):
@@ -211,6 +255,9 @@ def test_alignment_is_judged_before_and_after(tiny_model, sequence, preference_f
         ({"omega": "orthogonal", "omega_weight": 1.0}, "use lora and --adapters stacked"),
         ({"omega": "ewc", "omega_weight": 1.0, "adapters": "stacked"}, "use --adapters shared"),
         ({"adapters": "stacked", "method": "bias"}, "use shared"),
+        ({"adapters": "routed", "omega": "l2", "omega_weight": 1.0}, "nothing for omega to hold"),
+        ({"adapters": "routed", "kind": "text"}, "chooses by the prompt"),
+        ({"adapters": "routed", "push_to_hub": True}, "take one model"),
         ({"memory_rows": 0}, "memory_rows"),
         ({"memory_rows": 1, "anchor_dataset_name": "x.jsonl"}, "only function reads anchors"),
         ({"kind": "preference", "omega": "function", "omega_weight": 1.0, "anchor_dataset_name": "x.jsonl"}, "pairs"),
