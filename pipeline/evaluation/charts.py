@@ -87,17 +87,22 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: st
 
 
 def _labels(points: Sequence[tuple[float, float, str]]) -> list[str]:
-    """Names beside points, on the side that has room; one below another where they would overlap."""
+    """Names beside points, on the side that has room; one below another where they would overlap, tied by a line."""
     parts, taken = [], []
     for x, y, name in sorted(points, key=lambda point: point[1]):
-        left = x > (WIDTH + LEFT) / 2
-        wide = 5.2 * len(name)  # of a tick's letters, about
-        start = x - 6 - wide if left else x + 6
-        while any(abs(y - other) < 10 and start < end and begin < start + wide for begin, end, other in taken):
-            y += 2
-        taken.append((start, start + wide, y))
-        anchor, at = ("end", x - 6) if left else ("start", x + 6)
-        parts.append(f'<text class="tick" x="{at:.1f}" y="{y + 3.5:.1f}" text-anchor="{anchor}">{escape(name)}</text>')
+        side = -1 if x > (WIDTH + LEFT) / 2 else 1
+        ends = sorted((x + 9 * side, x + (9 + 6 * len(name)) * side))  # six pixels a letter, about
+        below = y
+        while any(abs(below - other) < 10 and ends[0] < end and start < ends[1] for start, end, other in taken):
+            below += 1
+        taken.append((*ends, below))
+        if below > y + 4:
+            parts.append(f'<line class="grid" x1="{x:.1f}" y1="{y:.1f}" x2="{x + 8 * side:.1f}" y2="{below:.1f}"/>')
+        anchor = "end" if side < 0 else "start"
+        parts.append(
+            f'<text class="tick" x="{x + 9 * side:.1f}" y="{below + 3.5:.1f}" text-anchor="{anchor}">'
+            f"{escape(name)}</text>"
+        )
     return parts
 
 

@@ -79,7 +79,8 @@ def against_best_of_n(judged: Sequence[RunView]) -> str:
 def frontier(judged: Sequence[RunView]) -> str:
     """Every judged policy by its reward and KL, a chart an evaluation; the curve of optima where it is known."""
     end = "/objective"
-    names = dict.fromkeys(metric.removesuffix(end) for run in judged for metric in run.metrics if metric.endswith(end))
+    every = dict.fromkeys(metric.removesuffix(end) for run in judged for metric in run.metrics if metric.endswith(end))
+    names = [name for name in every if f"{name}/exact" not in every]  # what is known exactly is not drawn by estimate
     figures = []
     for name in names:
         found = [run for run in judged if f"{name}{end}" in run.metrics]
@@ -87,13 +88,14 @@ def frontier(judged: Sequence[RunView]) -> str:
         for run in found:
             model = run.parents[0] if run.parents else run.name
             lines.append(Curve(model, [(run.metrics[f"{name}/kl"], run.metrics[f"{name}/reward"])], True))
-        figures.append(_figure(name, lines, "KL to pi_ref (nats a completion)", "E[reward]"))
+        caption = name.removesuffix("/exact")
+        figures.append(_figure(caption, lines, "KL to pi_ref (nats a completion)", "E[reward]"))
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 
 def _optima(run: RunView, name: str) -> Curve:
     """Reward over KL of ``pi*`` for many beta, from the smallest KL on; no points where it is not known."""
-    at = re.compile(re.escape(f"{name}/exact/optimum at beta ") + r"([\d.]+)/kl")
+    at = re.compile(re.escape(f"{name}/optimum at beta ") + r"[\d.]+/kl")
     points = [
         (value, run.metrics[metric.removesuffix("kl") + "reward"])
         for metric, value in run.metrics.items()

@@ -69,17 +69,27 @@ def test_a_policy_is_a_point_over_best_of_n():
 
 
 def test_policies_stand_on_one_frontier_an_evaluation():
-    """Two policies are two named points; the optima at two betas, known to the first, are the curve above them."""
+    """Two policies are two named points; the optima at two betas, known to the first, are the curve above them.
+
+    Estimates of what is known exactly are not drawn a second time.
+    """
     star = {
         f"o/exact/optimum at beta {b}/{what}": v
         for b, kl, r in ((2, 0.1, 1.0), (0.5, 0.9, 2.0))
         for what, v in (("kl", kl), ("reward", r))
     }
     judged = [
-        view(metrics={"o/objective": 0.5, "o/kl": 0.5, "o/reward": 0.8} | star, parents=["ppo"]),
-        view(metrics={"o/objective": 0.0, "o/kl": 0.0, "o/reward": 0.0}, parents=["pi_ref"]),
+        view(
+            metrics={f"{o}/{name}": value for o in ("o", "o/exact") for name, value in figures.items()} | star,
+            parents=[model],
+        )
+        for model, figures in (
+            ("ppo", {"objective": 0.5, "kl": 0.5, "reward": 0.8}),
+            ("pi_ref", {"objective": 0.0, "kl": 0.0, "reward": 0.0}),
+        )
     ]
     page = frontier(judged)
+    assert page.count("<figure") == 1  # the exact figures, not their estimates beside them
     assert page.count("<circle") == 2
     assert page.count("<polyline") == 3
     assert ">ppo</text>" in page
