@@ -133,14 +133,14 @@ def _text(seed: int, count: int) -> Iterator[dict[str, Any]]:
 
 
 def _preferences(seed: int, count: int) -> Iterator[dict[str, Any]]:
+    table = rewards(seed).tolist()
     for prompt, chosen, rejected in preference_indices(count, seed):
-        table = rewards(seed)[prompt]
         yield {
             "prompt": PROMPTS[prompt],
             "chosen": text_of(COMPLETIONS[chosen]),
             "rejected": text_of(COMPLETIONS[rejected]),
-            "reward_chosen": table[chosen].item(),
-            "reward_rejected": table[rejected].item(),
+            "reward_chosen": table[prompt][chosen],
+            "reward_rejected": table[prompt][rejected],
         }
 
 
@@ -169,7 +169,7 @@ def preference_indices(count: int, seed: int = 0) -> list[tuple[int, int, int]]:
 ENUMERABLE = {
     "enumerable": (_prompts, 1024, len(PROMPTS)),
     "enumerable_text": (_text, 4_000, 400),
-    "enumerable_preferences": (_preferences, 100_000, 2_000),
+    "enumerable_preferences": (_preferences, 200_000, 2_000),
 }
 
 
