@@ -166,9 +166,12 @@ class Regularised:
             found["orthogonal"] = regularisers.orthogonality(*self._reads())
         draw = self._draw()
         if omega.uses("replay") and self.memory_rows:
-            found["replay"] = super().compute_loss(model, self._batch(self.memory_rows, draw)[0])
+            rows = self.memory_rows
+            places = draw.sample(range(len(rows)), min(omega.batch_size, len(rows)))
+            found["replay"] = super().compute_loss(model, self._collated(rows, places))
         if omega.uses("function") and self.anchor_rows:
-            found["function"] = self._function(model, *self._batch(self.anchor_rows, draw))
+            places = self._alike(draw)
+            found["function"] = self._function(model, self._collated(self.anchor_rows, places), places)
         return found
 
     def fisher(self, rows: Sequence[Mapping]) -> dict[str, torch.Tensor]:
@@ -237,10 +240,16 @@ class Regularised:
         self._step = self.state.global_step
         return random.Random(f"{self.omega.seed}/{self.args.process_index}/{self._step}/{self._micro}")
 
-    def _batch(self, rows: Sequence[Mapping], draw: random.Random) -> tuple[Mapping, list[int]]:
-        """Some of the rows, collated, and their places."""
-        places = draw.sample(range(len(rows)), min(self.omega.batch_size, len(rows)))
-        return self._prepare_inputs(self.data_collator([rows[i] for i in places])), places
+    def _alike(self, draw: random.Random) -> list[int]:
+        """Places of a step's anchors: of four times as many drawn, neighbours by length, so that little is padding."""
+        rows, size = self.anchor_rows, min(self.omega.batch_size, len(self.anchor_rows))
+        places = draw.sample(range(len(rows)), min(4 * size, len(rows)))
+        places.sort(key=lambda i: sum(len(value) for name, value in rows[i].items() if name.endswith("ids")))
+        start = draw.randrange(len(places) - size + 1)
+        return places[start : start + size]
+
+    def _collated(self, rows: Sequence[Mapping], places: Sequence[int]) -> Mapping:
+        return self._prepare_inputs(self.data_collator([rows[i] for i in places]))
 
     def _trainable(self) -> dict[str, torch.Tensor]:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
