@@ -239,7 +239,7 @@ def _logits(stage: str, given: Mapping[str, Any], shape: Shape, compute: int) ->
     """The head's outputs and their gradient in the backward pass.
 
     Whole in pretraining, with two copies in float32. In TRL's trainers a tile of 4,096 tokens and 32,768 words, in
-    place on a GPU; on the CPU seven float32 tiles and a mask stand at once.
+    place on a GPU; on the CPU eight float32 tiles and a mask stand at once.
     """
     if stage == "reward_model":
         return 0.0
@@ -248,7 +248,7 @@ def _logits(stage: str, given: Mapping[str, Any], shape: Shape, compute: int) ->
         return rows * length * shape.vocab_size * (compute + 8)
     tokens = min(rows * length, 4096)
     if given.get("use_cpu"):
-        return 7.25 * 4 * tokens * min(shape.vocab_size, 32768)
+        return 8.25 * 4 * tokens * min(shape.vocab_size, 32768)
     return tokens * 32768 * compute
 
 

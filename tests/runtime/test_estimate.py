@@ -25,13 +25,13 @@ def test_parameters_of_a_small_model_by_hand():
 def test_terms_of_a_small_run_by_hand():
     """SFT of all weights in float32, 2 rows of 3 tokens, no checkpointing: 348 x 4 bytes of weights, as much of
     gradients, twice as much of Adam. A layer keeps 6 x 4 + 2 x 4 + 2 x 2 + 4 x 8 = 68 numbers a token, so
-    2 x 6 x 68 x 4 = 3264 bytes; the head's tiles on the CPU 7.25 x 6 x 10 x 4 = 1740, its gradient 10 x 4 x 4 = 160.
-    Activations and logits, 5004, are more than the gradients that come after them."""
+    2 x 6 x 68 x 4 = 3264 bytes; the head's tiles on the CPU 8.25 x 6 x 10 x 4 = 1980, its gradient 10 x 4 x 4 = 160.
+    Activations and logits, 5244, are more than the gradients that come after them."""
     given = {"bf16": False, "gradient_checkpointing": False, "per_device_train_batch_size": 2, "max_length": 3}
     given["use_cpu"] = True
     found = estimate("sft", given, SMALL)
-    assert dataclasses.astuple(found) == (1392, 0, 1392, 2784, 3264, 1740, 0, 160, False)
-    assert found.used == 1392 + 2784 + 160 + 5004
+    assert dataclasses.astuple(found) == (1392, 0, 1392, 2784, 3264, 1980, 0, 160, False)
+    assert found.used == 1392 + 2784 + 160 + 5244
     assert estimate("sft", given | {"gradient_accumulation_steps": 2}, SMALL).used == found.used + 1392
     # On a GPU one tile of 32,768 words, in place.
     assert estimate("sft", given | {"use_cpu": False}, SMALL).logits == 6 * 32768 * 4
@@ -42,7 +42,7 @@ def test_terms_of_a_small_run_by_hand():
     assert (lora.weights, lora.reference, lora.gradients, lora.optimizer) == (1392 + 512, 0, 512, 1024)
     # Norms that are not trained keep their input alone: 4 D instead of 6 D, so 60 numbers a token.
     assert lora.activations == 2 * 12 * 60 * 4
-    assert (lora.logits, lora.head) == (2 * 1740, 0)
+    assert (lora.logits, lora.head) == (2 * 1980, 0)
     # Checkpointing keeps each layer's input (4 wide) and one layer's rest.
     assert estimate("sft", given | {"gradient_checkpointing": True}, SMALL).activations == 2 * 6 * 4 * 4 + 6 * 68 * 4
     # Eager attention keeps T x T weights after the softmax: 2 layers x 2 rows x 2 heads x 9 x 4 bytes.
