@@ -19,25 +19,26 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
 CONFIG = HERE / "configs" / "continual" / "world.yaml"
-LORA = {"omega": [], "omega_weight": []}
+LORA = {"omega": [], "omega_weight": [], "anchor_dataset_name": None}
 FULL = {"method": "full", "learning_rate": 1e-3}
 
 
 def omega(term: str, *weights: float, **more: object) -> dict[str, dict]:
     """Variants of one term by its lambda."""
-    return {f"{term} {weight:g}": {"omega": [term], "omega_weight": [weight], **more} for weight in weights}
+    return {f"{term} {weight:g}": LORA | {"omega": [term], "omega_weight": [weight], **more} for weight in weights}
 
 
 VARIANTS: dict[str, dict] = {
     "naive": LORA | FULL,
     "lora": LORA,
-    **omega("replay", 1, 4, 10),
-    **omega("function", 1, 4, 16),
-    **omega("l2", 0.004, 0.04, 0.4),
-    **omega("ewc", 0.01, 0.1, 1),
+    "replay + function": {},  # as the recipe has it
+    **omega("replay", 1, 2, 4),
+    **omega("function", 1, 4),
+    **omega("l2", 0.01, 0.03, 0.1),
+    **omega("ewc", 0.01, 0.03, 0.1),
     "stacked": LORA | {"adapters": "stacked"},
+    "routed": LORA | {"adapters": "routed"},
     **omega("orthogonal", 0.1, 1, adapters="stacked"),
-    "replay 4 + function 1": {"omega": ["replay", "function"], "omega_weight": [4.0, 1.0]},
     "bias": LORA | {"method": "bias", "learning_rate": 1e-2},
     "layernorm": LORA | {"method": "layernorm", "learning_rate": 1e-2},
     "bottleneck": LORA | {"method": "bottleneck", "learning_rate": 3e-3},
@@ -87,8 +88,9 @@ def run(name: str, options: dict, seed: int, model: str) -> dict:
 
     from pipeline.continual import main as stage
     from pipeline.data.world import load_world
-    from pipeline.evaluation.forgetting import score
+    from pipeline.evaluation.forgetting import forward, prompt_ids, score
     from pipeline.model.loading import load_model, load_tokenizer
+    from pipeline.model.routing import load_routed, routed
 
     with tempfile.TemporaryDirectory() as work:
         config, folder = Path(work) / "config.yaml", Path(work) / "run"
@@ -101,16 +103,20 @@ def run(name: str, options: dict, seed: int, model: str) -> dict:
         spent = {"seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu}
         record = json.loads((folder / "run.json").read_text())
         rows = record["forgetting"]["rows"]
-        final, tokenizer = load_model(str(folder), attn_implementation="eager"), load_tokenizer(str(folder))
+        tokenizer, through = load_tokenizer(str(folder)), None
+        if given["adapters"] == "routed":
+            final, router = load_routed(folder, attn_implementation="eager")
+            through = routed(router, forward, prompt_ids)
+        else:
+            final = load_model(str(folder), attn_implementation="eager")
         changed = [
             row for k in range(1, 5) for row in load_world(f"continual-{k}", "test") if row["kind"] == "changed"
         ]
         stale = [row | {"completion": [{"role": "assistant", "content": row["before"]}]} for row in changed]
         lasting = [row for row in load_world("continual-0", "test") if row["kind"] == "fact"]
         figures = {
-            "changed_new": score(final, tokenizer, plain(changed))["accuracy"],
-            "changed_stale": score(final, tokenizer, plain(stale))["accuracy"],
-            "old_facts": score(final, tokenizer, plain(lasting))["accuracy"],
+            key: score(final, tokenizer, plain(part), through=through)["accuracy"]
+            for key, part in (("changed_new", changed), ("changed_stale", stale), ("old_facts", lasting))
         }
         shutil.rmtree(folder)
     metrics = record["metrics"]
