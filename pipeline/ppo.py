@@ -4,7 +4,7 @@
     r_t = -beta log pi(y_t|.)/pi_ref(y_t|.),  plus R(x, y) at the last token;   A_t by GAE(gamma, lambda)
     L = -min( rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t ) + vf_coef * clipped value loss
 
-    accelerate launch pipeline/ppo.py --config configs/rlhf/ppo.yaml
+    accelerate launch pipeline/ppo.py --config configs/quickstart/ppo.yaml
 
 Data: prompt, and the columns that the reward reads. --reward names one or several of: a reward-model folder, a name of
 the registry, a weighted sum, package.module:function; --reward_weights weighs them (0: only watched).

@@ -3,7 +3,7 @@
     pairwise:  L = -log sigma( R(x, y+) - R(x, y-) )                                       (Bradley-Terry)
     listwise:  L = -log prod_i exp R(x, y_i) / sum_{j >= i} exp R(x, y_j),  y_1 the best   (Plackett-Luce)
 
-    accelerate launch pipeline/reward_model.py --config configs/rlhf/reward_model.yaml
+    accelerate launch pipeline/reward_model.py --config configs/quickstart/reward_model.yaml
 
 Data: prompt + chosen + rejected, or with objective: listwise prompt + ranked (best first; a column ranks states ties).
 The saved model is loaded anew and judged on the held-out rows: accuracy, margin, calibration, correlation with length.

@@ -3,7 +3,7 @@
     y_1..y_N ~ pi_k(.|x),  keep by R(x, y_i):  best | top_k | threshold | one drawn by softmax(R/tau + log pi_ref/pi_k)
     pi_{k+1} = argmax_pi  E[ log pi(y_kept | x) ]
 
-    accelerate launch pipeline/rsft.py --config configs/rlhf/rsft.yaml
+    accelerate launch pipeline/rsft.py --config configs/quickstart/rsft.yaml
 
 Data: prompt, and the columns that the reward reads; or --from_candidates with prompt + completion (+ reward) rows made
 elsewhere. Candidates are kept in <output_dir>/candidates; mine_pairs makes a preference dataset for dpo.py of them.

@@ -46,10 +46,9 @@ def parsers(stage: str) -> tuple[type, ...]:
 
 
 COUNTS = {
-    "quickstart": 6,
-    "rlhf": 4,
+    "quickstart": 10,
     "unified": 8,
-    "grpo": 4,  # presets
+    "grpo": 5,  # presets
     "continual": 2,  # presets
     "smollm2-135m": 7,
     "qwen3-1.7b": 7,
