@@ -53,12 +53,12 @@ td small { display:block }
 .badge.bad,.badge.failed,.badge.unreadable { background:var(--bad-bg); color:var(--bad) }
 .badge.interrupted,.badge.running { background:var(--line); color:var(--c1) }
 .figures { min-width:560px }
-.figures td { width:18%; min-width:168px; padding-left:14px }
+.figures td { width:16%; min-width:112px; padding-left:14px }
 .figures thead th { text-align:right }
-.figures td small { display:inline; margin-right:4px; white-space:nowrap }
+.figures td small { display:block; white-space:nowrap }
 .figures tbody th { font-weight:400; min-width:130px }
 .figures td b { font-size:1.02rem }
-.figures .badge { margin-top:4px }
+.figures .badge { margin-top:4px; max-width:150px; white-space:normal; overflow-wrap:anywhere; border-radius:9px }
 .figures .group th { padding-top:20px; font-weight:700; border-bottom:1px solid var(--track) }
 .figures .group small { margin-left:10px }
 .figures .group:first-child th { padding-top:4px }
