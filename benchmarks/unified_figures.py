@@ -233,14 +233,15 @@ def draw_grpo(results: list[dict], folder: Path) -> None:
         for column, beta in enumerate(betas):
             of = [r for r in results if r["method"] == method and r["beta"] == beta]
             place = 4 * (row * len(betas) + column) + row
-            ticks.append((place + 1, f"{('corrected', 'uncorrected')[row]}\nbeta {beta:g}"))
+            run = ("corrected", "uncorrected")[row] if 2 * column == len(betas) - 1 or len(betas) == 2 else ""
+            ticks.append((place + 1, f"beta {beta:g}\n{run}"))
             for i, (name, (label, color, hatch)) in enumerate(targets.items()):
                 value = statistics.median(r[name] for r in of) if of else 0.0
                 named = label if row == column == 0 else None
                 left.bar(place + i, value, 0.9, color=color, alpha=0.8, hatch=hatch, edgecolor="white", label=named)
-    left.set(ylabel="KL of the run to a law, nats a completion")
+    left.set(ylabel="KL of the run to a law, nats a completion", yscale="log")
     left.set_xticks([p for p, _ in ticks], [name for _, name in ticks], fontsize=8)
-    left.set_ylim(top=1.35 * left.get_ylim()[1])
+    left.set_ylim(top=6 * left.get_ylim()[1])
     left.legend(frameon=False, fontsize=8, title="distance of the run to", title_fontsize=8, ncols=3, loc="upper left")
     lows = []
     for method, key in (("grpo", "corrected"), ("grpo_uncorrected", "uncorrected")):
