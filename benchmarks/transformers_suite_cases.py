@@ -19,8 +19,7 @@ auto.MODEL_MAPPING_NAMES["narlm"] = "NarLMModel"
 auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["narlm"] = "NarLMForCausalLM"
 auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["narlm"] = "NarLMForSequenceClassification"
 auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES["narlm"] = "NarLMForTokenClassification"
-# Tests on several processes run for the model types listed only; Llama's tensor-parallel ones are not listed: added, to
-# compare with.
+# Tests on several processes run for the model types listed only; Llama's, to compare with, are listed for FSDP alone.
 test_tensor_parallel_mixin.TP_DISTRIBUTED_TEST_MODEL_TYPES.update(("narlm", "llama"))
 test_fsdp_mixin.FSDP_DISTRIBUTED_TEST_MODEL_TYPES.add("narlm")
 
