@@ -102,7 +102,7 @@ def test_killed_and_started_again_equals_never_killed(corpus, tmp_path):
         str(tmp_path / "killed"),
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / "killed" / "checkpoint-40").is_dir():  # so the one before is whole
+    while process.poll() is None and not (tmp_path / "killed" / "checkpoint-40").is_dir():  # the one before is whole
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
