@@ -86,6 +86,27 @@ def test_sampled_frequencies_follow_the_tempered_softmax(tokenizer):
     assert ((frequency - expected).abs() <= 4.5 * (expected * (1 - expected) / count).sqrt()).all()
 
 
+def test_retrieved_text_before_the_prompt_is_context_like_any_other(tokenizer):
+    """Eq. (11): with chunks z before the prompt x the law is the model's after [z; x], here by 8,000 first tokens.
+
+    Another chunk gives another law, unless it lies outside the receptive field: with a window of 2, two layers see
+    2 (2 - 1) + 1 = 3 tokens, the prompt alone, and the law is the same to the bit.
+    """
+    model, count, chunk, prompt = tiny_model(), 8000, "d d 4 d ", "a b c"
+
+    @torch.no_grad()
+    def law(model, text):
+        return model(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).logits[0, -1].double().softmax(-1)
+
+    [drawn] = sample(model, tokenizer, [chunk + prompt], n=count, max_new_tokens=1, batch_size=count)
+    frequency = torch.bincount(torch.tensor([c.token_ids[0] for c in drawn]), minlength=24).double() / count
+    expected = law(model, chunk + prompt)
+    assert ((frequency - expected).abs() <= 4.5 * (expected * (1 - expected) / count).sqrt()).all()
+    assert (expected - law(model, "1 2 3 1 " + prompt)).abs().max() > 1e-3
+    near = tiny_model("mistral", sliding_window=2)
+    assert torch.equal(law(near, chunk + prompt), law(near, "1 2 3 1 " + prompt))
+
+
 def test_draw_reads_the_cumulative_distribution():
     """Masses (0, 1, 0, 3), total 4: u < 1/4 gives token 1, u >= 1/4 token 3, and tokens of no mass are never drawn."""
     masses = torch.tensor([[0.0, 1.0, 0.0, 3.0]], dtype=torch.float64).expand(5, -1)
