@@ -107,6 +107,23 @@ def test_retrieved_text_before_the_prompt_is_context_like_any_other(tokenizer):
     assert torch.equal(law(near, chunk + prompt), law(near, "1 2 3 1 " + prompt))
 
 
+@torch.no_grad()
+def test_a_direct_answer_is_not_the_marginal_over_chains_of_thought(tokenizer):
+    """Part 5, section 2: with a chain r of one token, sum_r p(r, a | P, x) is a law over answers a, since p(r | P, x)
+    and every p(a | P, x, r) are; but p(a | x) is another one, for it has seen another prompt."""
+    model, x, asked = tiny_model(), "1 + 2 =", "a b "
+
+    def laws(rows):
+        return model(input_ids=torch.tensor(rows)).logits[:, -1].double().softmax(-1)
+
+    [direct] = laws([tokenizer(x)["input_ids"]])
+    ids = tokenizer(asked + x)["input_ids"]
+    [chains] = laws([ids])
+    marginal = chains @ laws([[*ids, r] for r in range(len(chains))])
+    assert marginal.sum().item() == pytest.approx(1)
+    assert (marginal - direct).abs().sum() / 2 > 0.01  # total variation
+
+
 def test_draw_reads_the_cumulative_distribution():
     """Masses (0, 1, 0, 3), total 4: u < 1/4 gives token 1, u >= 1/4 token 3, and tokens of no mass are never drawn."""
     masses = torch.tensor([[0.0, 1.0, 0.0, 3.0]], dtype=torch.float64).expand(5, -1)

@@ -136,3 +136,15 @@ def test_every_gsm8k_gold_answer_is_right_and_a_changed_one_wrong(real_data):
         changed = f"{work}#### {int(number.replace(',', '')) + 1}"
         assert verdict(solution, solution).verdict == "right", solution
         assert verdict(changed, solution).verdict == "wrong", solution
+
+
+def test_the_paper_s_worked_answers_are_right():
+    """Part 5, section 3, as printed: squares 2, 3, 5 -> 4, 9, 25 and so 7 -> 49; 17 + 25 in steps; f(2), f(3), f(4) =
+    5, 7, 9 are 2x + 1 and so f(10) = 21."""
+    assert [x * x for x in (2, 3, 5, 7)] == [4, 9, 25, 49]
+    assert [2 * x + 1 for x in (2, 3, 4, 10)] == [5, 7, 9, 21]
+    steps = r"17 + 25 = (10 + 20) + (7 + 5) = 30 + 12 = \boxed{42}."
+    assert verdict(steps, str(17 + 25))[:3] == ("right", 1.0, 1.0)
+    assert verdict(r"f(x) = 2x + 1, f(10) = 2 \cdot 10 + 1 = \boxed{21}", "21")[:3] == ("right", 1.0, 1.0)
+    assert verdict(r"7 -> \boxed{49}", "49")[:3] == ("right", 1.0, 1.0)
+    assert verdict(steps, "43")[:2] == ("wrong", 0.0)
