@@ -245,7 +245,7 @@ def draw(rows: list[dict], folder: Path) -> None:
     if "naive" in new:
         axes.axhline(0.95 * new["naive"], color="grey", linestyle=":", linewidth=1)
     axes.set(xlabel="forgetting (accuracy lost on earlier corpora)", ylabel="plasticity (accuracy on the new corpus)")
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=8, ncols=2, loc="center")
     figure.savefig(folder / "continual_frontier.png", dpi=120)
     pyplot.close(figure)
 
