@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> None:
 def text_table(runs: Sequence) -> str:
     """The stages and the expectations as lines for the terminal."""
     from pipeline.evaluation.charts import short
-    from pipeline.evaluation.history import change
-    from pipeline.evaluation.page import duration, memory, model_of
+    from pipeline.evaluation.history import change, model_of
+    from pipeline.evaluation.page import duration, memory
 
     rows = [("stage", "status", "what improved", "time", "memory")]
     for run in runs:

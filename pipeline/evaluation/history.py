@@ -107,6 +107,16 @@ def change(run: RunView) -> Change | None:
     return None
 
 
+def model_of(run: RunView) -> str:
+    """The name of the model that an assessment judged."""
+    if run.parents:
+        return run.parents[0]
+    parents = run.record.get("parents") or []
+    if not parents:
+        return run.name
+    return str(parents[0].get("repo") or str(parents[0].get("path")).rstrip("/").rpartition("/")[2])
+
+
 def series(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
     """(step, value) of a logged figure, in order of the steps; values that are not finite numbers are left out."""
     points = {}

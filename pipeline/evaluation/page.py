@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from pipeline.evaluation.charts import Curve, clip, family_tree, heat_map, interval_bar, line_chart, short
-from pipeline.evaluation.history import RunView, change, series
+from pipeline.evaluation.history import RunView, change, model_of, series
 from pipeline.evaluation.prompts import user_text
 from pipeline.evaluation.rlhf_charts import against_best_of_n, frontier, own_charts
 from pipeline.evaluation.style import CSS
@@ -514,16 +514,6 @@ def details(runs: Iterable[RunView]) -> str:
             f'<div class="scroll"><table class="given"><tbody>{rows}</tbody></table></div></details>'
         )
     return "".join(blocks)
-
-
-def model_of(run: RunView) -> str:
-    """The name of the model that an assessment judged."""
-    if run.parents:
-        return run.parents[0]
-    parents = run.record.get("parents") or []
-    if not parents:
-        return run.name
-    return str(parents[0].get("repo") or str(parents[0].get("path")).rstrip("/").rpartition("/")[2])
 
 
 def newest(runs: Sequence[RunView]) -> dict[str, Any]:

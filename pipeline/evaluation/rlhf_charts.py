@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 
 from pipeline.evaluation.charts import Curve, line_chart, short
-from pipeline.evaluation.history import RunView, series
+from pipeline.evaluation.history import RunView, model_of, series
 
 
 def own_charts(run: RunView) -> list[str]:
@@ -65,7 +65,7 @@ def against_best_of_n(judged: Sequence[RunView]) -> str:
             policy, gain = run.metrics.get(f"{name}/kl"), run.metrics.get(f"{name}/advantage")
             if policy is None or gain is None:
                 continue
-            model = run.parents[0] if run.parents else run.name
+            model = model_of(run)
             lines = [
                 Curve(f"best of 1 to {counts[-1]}", curve, True),
                 Curve(model, [(policy, run.metrics[f"{name}/reward"])], True),
@@ -86,8 +86,7 @@ def frontier(judged: Sequence[RunView]) -> str:
         found = [run for run in judged if f"{name}{end}" in run.metrics]
         lines = [_optima(found[0], name)]
         for run in found:
-            model = run.parents[0] if run.parents else run.name
-            lines.append(Curve(model, [(run.metrics[f"{name}/kl"], run.metrics[f"{name}/reward"])], True))
+            lines.append(Curve(model_of(run), [(run.metrics[f"{name}/kl"], run.metrics[f"{name}/reward"])], True))
         caption = name.removesuffix("/exact")
         figures.append(_figure(caption, lines, "KL to pi_ref (nats a completion)", "E[reward]"))
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""

@@ -66,10 +66,10 @@ def entry(
     # TRL reports its use over the network by default; a run of ours says nothing to anybody unless it is asked to.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     _quiet()
-    keep_freed_memory()
     if "--help" in argv or "-h" in argv:
         print(short_help(doc, own, flags or {}, trains))
         raise SystemExit(0)
+    keep_freed_memory()
     run_and_exit(main, argv)
 
 

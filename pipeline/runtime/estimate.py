@@ -200,9 +200,7 @@ def _activations(stage: str, given: Mapping[str, Any], shape: Shape, word: int, 
     rows, length = _rows(stage, given)
     tokens = rows * length
     layer = tokens * _kept_by_a_layer(stage, given, shape, word, compute, lora)
-    if (
-        given.get("attn_implementation") == "eager"
-    ):  # its T x T weights: the softmax's in float32, and as they are used
+    if given.get("attn_implementation") == "eager":  # T x T weights: the softmax's in float32, and as they are used
         layer += rows * shape.num_attention_heads * length**2 * (4 if compute == 4 else 4 + compute)
     graphs = 2 if stage == "ppo" else 1  # the policy's and the critic's, before one backward pass
     if given.get("gradient_checkpointing", stage != "pretrain"):
