@@ -15,6 +15,7 @@ import torch
 from transformers import TrainerCallback
 
 from pipeline.evaluation.likelihood import encode_answer, encode_row
+from pipeline.model.padding import pad_right
 from pipeline.objectives.regularisers import hidden_distillation, span_share
 from pipeline.runtime.record import write_json
 
@@ -105,11 +106,8 @@ def forward(model: Any, coded: Sequence[Scored], batch_size: int) -> list[tuple[
 
 def pad_rows(coded: Sequence[Scored], device: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows as (B, T) ids, attention mask and which tokens count; padding on the right."""
-    width = max(len(ids) for ids, _ in coded)
-    ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in coded], device=device)
-    counted = torch.tensor([marks + [False] * (width - len(marks)) for _, marks in coded], device=device)
-    lengths = torch.tensor([len(ids) for ids, _ in coded], device=device)
-    return ids, (torch.arange(width, device=device) < lengths[:, None]).long(), counted
+    ids, attention = pad_right([ids for ids, _ in coded], device)
+    return ids, attention, pad_right([marks for _, marks in coded], device)[0].bool()
 
 
 def supervised(tokenizer: Any, rows: Sequence[Mapping], max_length: int | None = None) -> list[Scored]:

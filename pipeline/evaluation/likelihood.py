@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.inference.decoding import encode_prompts
+from pipeline.model.padding import pad_right
 from pipeline.runtime.errors import UserError
 
 Message = dict[str, str]
@@ -83,15 +84,12 @@ def token_log_probabilities(model: Any, sequences: Sequence[list[int]], *, batch
     try:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            lengths = [len(sequences[i]) for i in batch]
-            width = max(lengths)
-            if width < 2:
+            if len(sequences[batch[0]]) < 2:
                 continue  # one token alone predicts nothing
-            ids = torch.tensor([sequences[i] + [0] * (width - len(sequences[i])) for i in batch], device=device)
-            mask = torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]  # (B, T)
-            logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits[:, :-1]
+            ids, mask = pad_right([sequences[i] for i in batch], device)
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
             for row, i in enumerate(batch):  # one row at a time: (T, V) in float32 at most beside the logits
-                kept = lengths[row] - 1
+                kept = len(sequences[i]) - 1
                 loss = torch.nn.functional.cross_entropy(
                     logits[row, :kept].float(), ids[row, 1 : kept + 1], reduction="none"
                 )

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.model.adapters import PEFT_TYPE
+from pipeline.model.padding import pad_right
 from pipeline.runtime.errors import UserError
 
 SHRINK = 0.01  # of the covariance, towards a multiple of the identity: corpora may have fewer rows than features
@@ -79,13 +80,8 @@ def prompt_features(model: Any, prompts: Sequence[Sequence[int]], batch_size: in
     was_training, found = model.training, []
     model.eval()
     for start in range(0, len(prompts), batch_size):
-        part = [torch.tensor(ids) for ids in prompts[start : start + batch_size]]
-        ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True).to(model.device)
-        mask = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in part])[:, None]
-        mask = mask.to(ids.device)
-        states = model(
-            input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, use_cache=False
-        ).hidden_states
+        ids, mask = pad_right(prompts[start : start + batch_size], model.device)
+        states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
         both = torch.cat([states[0], states[-1]], -1).float()
         found.append(((both * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu())
     model.train(was_training)

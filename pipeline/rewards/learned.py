@@ -80,16 +80,14 @@ def score_sequences(
     """Scores of whole token sequences by a sequence classifier of one output, in input order."""
     import torch
 
+    from pipeline.model.padding import pad_right
+
     scores = [0.0] * len(sequences)
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     device = next(model.parameters()).device
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        width = len(sequences[batch[0]])
-        ids = torch.tensor([sequences[i] + [pad_token_id] * (width - len(sequences[i])) for i in batch], device=device)
-        mask = torch.tensor(
-            [[1] * len(sequences[i]) + [0] * (width - len(sequences[i])) for i in batch], device=device
-        )
+        ids, mask = pad_right([sequences[i] for i in batch], device, pad_token_id)
         with torch.no_grad():
             logits = model(input_ids=ids, attention_mask=mask).logits[:, 0]
         for i, score in zip(batch, logits.float().tolist()):

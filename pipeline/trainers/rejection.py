@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 
 from pipeline.inference.decoding import encode_prompts, sample
+from pipeline.model.padding import pad_right
 from pipeline.objectives.divergences import (
     best_of_candidates,
     best_of_n_bound,
@@ -275,11 +276,7 @@ def padded_batches(
     order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        texts = [pairs[i][0] + pairs[i][1] for i in batch]
-        width = len(texts[0])
-        ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=device)
-        mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=device)
-        yield batch, ids, mask
+        yield batch, *pad_right([pairs[i][0] + pairs[i][1] for i in batch], device)
 
 
 @torch.no_grad()
