@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import resource
 import signal
 import socket
@@ -375,6 +376,8 @@ def _peak_memory_bytes() -> int:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError, TypeError):  # Linux; ru_maxrss begins there at the starting process's own peak
+        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

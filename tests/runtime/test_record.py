@@ -33,6 +33,14 @@ def test_a_record_has_the_contract_s_keys_and_only_numbers_as_metrics(tmp_path):
     assert record["peak_memory_bytes"] > 1_000_000
 
 
+def test_the_peak_is_the_run_s_and_not_that_of_what_started_it(tmp_path):
+    """A process that once held 600 MB starts a run that needs a tenth."""
+    stage = f"from pipeline.runtime.record import Run\nwith Run('demo', ['--output_dir', '{tmp_path}/a']): pass"
+    command = f"import subprocess, sys; b'x' * 600_000_000; subprocess.run([sys.executable, '-c', {stage!r}])"
+    subprocess.run([sys.executable, "-c", command], check=True)
+    assert 1_000_000 < read_record(tmp_path / "a")["peak_memory_bytes"] < 300_000_000
+
+
 def test_the_same_inputs_are_up_to_date_whatever_is_only_cosmetic(tmp_path, capsys):
     finish(tmp_path / "a", "--beta", "0.1")
     with Run("demo", ["--output_dir", str(tmp_path / "a"), "--beta", "0.1", "--logging_steps", "5"]) as run:
