@@ -1,12 +1,12 @@
 """How much memory a stage needs on each device, by formula, before anything is started.
 
-    total = weights + reference + optimizer + head + max(activations + logits, gradients, rollout)
+    total = weights + reference + optimizer + head + accumulated + max(activations + logits, gradients, rollout)
 
 in bytes, from the shape of the model and the stage's own arguments: what stays, and the largest of what comes and
 goes. The backward pass starts with all activations and no gradient and ends the other way round; gradients that are
-accumulated stay. B rows a device, T tokens a row, V vocabulary, D hidden, F feed-forward, L layers, n processes; H K
-and H_kv K are the widths of queries and of keys. Each term says what it counts; docs/scaling.md compares the sum with
-what runs used. Imports nothing heavy.
+accumulated over several passes stay. B rows a device, T tokens a row, V vocabulary, D hidden, F feed-forward, L
+layers, n processes; H K and H_kv K are the widths of queries and of keys. Each term says what it counts;
+docs/scaling.md compares the sum with what runs used. Imports nothing heavy.
 """
 
 import dataclasses
@@ -91,26 +91,26 @@ class Estimate:
     """Bytes on one device, by what they are for.
 
     Attributes:
+        gradients: of a pass that is a step.
+        accumulated: the gradients in their place, where they stay from one pass to the next.
         head: the head's gradient, which stands before any other does and, at last, beside that of the embedding.
-        accumulates: the gradients stay from one pass to the next.
     """
 
     weights: float
     reference: float
     gradients: float
+    accumulated: float
     optimizer: float
     activations: float
     logits: float
     rollout: float
     head: float
-    accumulates: bool = False
 
     @property
     def used(self) -> float:
         """The most that stands at one time."""
-        comes_and_goes = max(self.activations + self.logits, self.rollout)
-        with_gradients = self.gradients + comes_and_goes if self.accumulates else max(self.gradients, comes_and_goes)
-        return self.weights + self.reference + self.optimizer + self.head + with_gradients
+        stays = self.weights + self.reference + self.optimizer + self.head + self.accumulated
+        return stays + max(self.activations + self.logits, self.gradients, self.rollout)
 
     @property
     def total(self) -> float:
@@ -159,16 +159,18 @@ def estimate(
     # DeepSpeed keeps float32 masters of weights that are not float32; torch's Adam keeps moments in the weights' type.
     masters = 4 if sharding != "none" and trained_word == 2 else 0
     moments = 8 if masters else 2 * trained_word
+    gradients = trained * trained_word / split_optimizer
+    accumulates = int(given.get("gradient_accumulation_steps", 1)) > 1
     return Estimate(
         weights=weights,
         reference=copies * shape.parameters * word / split,
-        gradients=trained * trained_word / split_optimizer,
+        gradients=0 if accumulates else gradients,
+        accumulated=gradients if accumulates else 0,
         optimizer=trained * (moments + masters) / split_optimizer,
         activations=_activations(stage, given, shape, word, compute, lora) + 2 * cast * shape.parameters,
         logits=_logits(stage, given, shape, compute),
         rollout=_rollout(stage, given, shape, compute, processes),
         head=0 if lora or stage == "reward_model" else 4 * shape.vocab_size * shape.hidden_size,
-        accumulates=int(given.get("gradient_accumulation_steps", 1)) > 1,
     )
 
 
@@ -329,7 +331,7 @@ def fitting(stage: str, given: Mapping[str, Any], shape: Shape, device_bytes: fl
 
 def table(rows: list[tuple[str, str, Mapping[str, Any], Shape]]) -> str:
     """(name, stage, arguments, shape) of each entry as text: GiB on one device, and what GPUs of three sizes need."""
-    terms = [term.name for term in dataclasses.fields(Estimate) if term.name != "accumulates"]
+    terms = [term.name for term in dataclasses.fields(Estimate)]
     header = ["stage", "parameters", *terms, "total", "24 GB", "40 GB", "80 GB"]
     lines = [header]
     for name, stage, given, shape in rows:
