@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ def write_card(folder: Path, record: dict[str, Any], repo: str | None = None) ->
         ]
         or None,  # an empty model-index is invalid
     )
+    processes = f"--num_processes {n} " if (n := record.get("processes", 1)) > 1 else ""
     facts = {
         "lineage": lineage,
         "data": _table(
@@ -76,7 +78,7 @@ def write_card(folder: Path, record: dict[str, Any], repo: str | None = None) ->
         ),
         "results": _table(["metric", "value"], [[k, f"{v:.4g}"] for k, v in sorted(results.items())]),
         "configuration": yaml.safe_dump({key: public_value(value) for key, value in record["given"].items()}).strip(),
-        "command": f"accelerate launch pipeline/{record['stage']}.py --config config.yaml",
+        "command": f"accelerate launch {processes}pipeline/{record['stage']}.py --config config.yaml",
         "load": _load_snippet(record["stage"], adapter, base, name),
         "environment": _table(["package", "version"], sorted(record["versions"].items())),
         "hardware": hardware(),
@@ -119,14 +121,28 @@ def public_name(name: str) -> str:
 
 
 def public_value(value: Any) -> Any:
-    """A configuration value as a card may show it: paths by their last part, everything else as it is."""
-    if isinstance(value, str) and (os.path.isabs(value) or value.startswith(("~", "..")) or os.path.exists(value)):
-        return Path(value).name
+    """A configuration value as a card may show it: paths by their last part, everything else as it is.
+
+    Also the paths within a text, as in ``math + 0.1 * reward_model(model='/data/rm')``.
+    """
+    if isinstance(value, str):
+        for part in (
+            r"(?s)^.+$",
+            r"(?<=['\"])[^'\"]+(?=['\"])",
+            r"[^\s'\"(),;=]+",
+        ):  # all of it, what is quoted, words
+            value = re.sub(part, lambda found: _without_folders(found[0]), value)
+        return value
     if isinstance(value, dict):
         return {key: public_value(item) for key, item in value.items()}
     if isinstance(value, list):
         return [public_value(item) for item in value]
     return value
+
+
+def _without_folders(text: str) -> str:
+    local = os.path.isabs(text) or text.startswith(("~", "..", "file:")) or os.path.exists(text)
+    return (Path(text).name or text) if local else text
 
 
 def hardware() -> str:

@@ -27,7 +27,7 @@ NOT_PUSHED = (
     "*.bin", "*.pt", "*.pth", "trainer_state.json", "run.json", "latest", "zero_to_fp32.py",
     "pairs.jsonl", "pass_rates.json", "round.json", ".*",
 )  # fmt: skip
-PUSHED_FOLDERS = ("plots", "critic")
+PUSHED_FOLDERS = ("plots", "critic", "routes")
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before another try, after what may pass: 5xx, a broken connection
 T = TypeVar("T")
 
@@ -104,7 +104,9 @@ def upload(
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as staging:
         stage_files(folder, Path(staging))
-        resolve_base(Path(staging), base)
+        for adapter in (Path(staging), *Path(staging).glob("routes/*")):
+            resolve_base(adapter, base)
+        check_base(api, Path(staging))
         repo = retried(lambda: api.create_repo(repo, private=private, exist_ok=True).repo_id)
         write_card(Path(staging), record, repo)
         if revision is not None:
@@ -161,6 +163,26 @@ def resolve_base(folder: Path, base: str | None = None) -> None:
         if base is not None:
             file.write_text(json.dumps(config | {"base_model_name_or_path": base}, indent=2) + "\n")
         return
+
+
+def check_base(api: Any, folder: Path) -> None:
+    """Nobody can load an adapter whose base is not on the Hub.
+
+    Raises:
+        UserError: the base is a name that the Hub does not know, such as a folder that is gone or lies elsewhere.
+    """
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    file = folder / "adapter_config.json"
+    base = json.loads(file.read_text()).get("base_model_name_or_path") if file.is_file() else None
+    try:
+        if base:
+            retried(lambda: api.model_info(base))
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise UserError(
+            f"the adapter stands on {base}, which is neither a folder here nor a repository of the Hub that can be "
+            "seen: name its repository with --base"
+        ) from error
 
 
 def merged_into(start: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load, load_file, save_file
 
 from pipeline.runtime import hub as pushing
+from pipeline.runtime.cards import public_value
 from pipeline.runtime.errors import PushError, UserError
 from pipeline.runtime.hub import main, push_run
 from pipeline.runtime.record import read_record, write_json
@@ -27,6 +29,7 @@ WEIGHTS = {"A": (2, 3), "B": (4, 2)}  # rank 2, from 3 inputs to 4 outputs
 def hub(monkeypatch):
     """A stub of the Hub, and a process that takes it for the real one and does not wait long between tries."""
     stub = StubHub()
+    stub.repos["org/model"] = {"private": False, "branches": {"main": [{"oid": "0" * 40, "files": {}}]}}
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", stub.url)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
@@ -164,6 +167,45 @@ def test_a_dead_hub_costs_nothing_and_says_how_to_push_again(adapter, hub):
         push_run(adapter, "me/name", base="org/model", private=True)
     assert "\n" not in str(caught.value)
     assert (adapter / "run.json").read_bytes() == before
+
+
+def test_a_base_that_the_hub_does_not_know_is_not_pushed(adapter, hub, tmp_path):
+    """Its folder is gone, or another one is at work here than the run was made from; or it was named wrongly."""
+    shutil.rmtree(tmp_path / "base")
+    for base, options in ((str(tmp_path / "base"), {}), ("runs/base", {}), ("org/modle", {"base": "org/modle"})):
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+        with pytest.raises(UserError, match=f"stands on {base}, which is neither a folder here nor a repository"):
+            push_run(adapter, "me/name", **options)
+    assert "me/name" not in hub.repos
+
+
+def test_every_route_of_a_routed_folder_goes_up_on_the_hubs_base(adapter, hub, tmp_path):
+    """Loaded by its subfolder, a route is an adapter like any other."""
+    for route in ("1", "2"):
+        shutil.copytree(adapter, adapter.parent / "copy" / route)
+    shutil.copytree(adapter.parent / "copy", adapter / "routes")
+    push_run(adapter, "me/name", base="org/model")
+    files = hub.files("me/name")
+    for route in ("1", "2"):
+        assert json.loads(files[f"routes/{route}/adapter_config.json"])["base_model_name_or_path"] == "org/model"
+        assert f"routes/{route}/adapter_model.safetensors" in files
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("/home/someone/rm", "rm"),
+        ("math + 0.1 * reward_model(model='/a/my rm', batch_size=8)",
+         "math + 0.1 * reward_model(model='my rm', batch_size=8)"),
+        ("a.jsonl,~/b.jsonl ../c/d.jsonl", "a.jsonl,b.jsonl d.jsonl"),
+        (["/data/x.jsonl", {"path": "file:///data/y.jsonl"}], ["x.jsonl", {"path": "y.jsonl"}]),
+        ("Don't say 1/2 / 3; see https://example.org/a", "Don't say 1/2 / 3; see https://example.org/a"),
+        ("org/model", "org/model"),
+    ],
+)  # fmt: skip
+def test_a_card_shows_paths_by_their_last_part_wherever_they_stand(value, shown):
+    assert public_value(value) == shown
 
 
 def test_only_a_completed_run_is_pushed(adapter, hub):
