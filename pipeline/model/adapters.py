@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -91,9 +92,16 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
 def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = False) -> nn.Module:
     """Attach a saved adapter to its backbone, in place (or read it into the one that is attached already).
 
+    Args:
+        model: the backbone.
+        folder: the adapter's folder, or its repository on the Hub.
+        trainable: it is trained on.
+
     Raises:
         UserError: it was made for another model, or the folder holds several adapters and a router.
     """
+    if not Path(folder).is_dir():
+        folder = snapshot_download(str(folder), allow_patterns=["adapter_*"])
     if not has_own_adapter(model):
         config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
         if config["method"] == "routed":

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from pipeline.runtime.record import read_record
 from pipeline.runtime.resources import resource
 
 PAPER = "2602.00426"
-
+OWN = "NARLM"  # the peft_type of adapters that PEFT lacks (pipeline.model.adapters)
 
 # Metrics of a run that its model-index states: those on rows it was not trained on, or at the end of its rollouts.
 RESULTS = ("eval_", "held_out_", "last_")
@@ -40,22 +39,25 @@ def write_card(folder: Path, record: dict[str, Any], repo: str | None = None) ->
         if value is not None and not metric.endswith(("_per_second", "_runtime", "epoch", "num_tokens"))
     }
     name = repo or folder.resolve().name
-    adapter = (folder / "adapter_config.json").is_file()
-    if adapter:  # what it is laid on, which is further back than the adapter that the run started from
-        found = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
-        base = found if found and _is_hub_id(found) else base
+    file = folder / "adapter_config.json"
+    adapter = json.loads(file.read_text()) if file.is_file() else {}
+    kind = adapter.get("peft_type")
+    # What an adapter is laid on is further back than the adapter that its run started from.
+    found = adapter.get("base_model_name_or_path")
+    base = found if found and _is_hub_id(found) else base
+    task = "text-classification" if record["stage"] == "reward_model" else "text-generation"
     hub_data = sorted({data for data in datasets if _is_hub_id(data)})
     card_data = ModelCardData(
         base_model=base,
         datasets=hub_data or None,
-        library_name="peft" if adapter else "transformers",
+        library_name={None: "transformers", OWN: "narlm"}.get(kind, "peft"),
         license="apache-2.0" if record["stage"] == "pretrain" else None,
-        pipeline_tag="text-generation" if record["stage"] != "reward_model" else "text-classification",
-        tags=["narlm", record["stage"], "trl", *(["lora"] if adapter else []), f"arxiv:{PAPER}"],
+        pipeline_tag=task,
+        tags=["narlm", record["stage"], "trl", *(["lora"] if kind == "LORA" else []), f"arxiv:{PAPER}"],
         model_name=name.split("/")[-1],
         eval_results=[
             EvalResult(
-                task_type="text-generation",
+                task_type=task,
                 dataset_type=hub_data[-1] if hub_data else "held-out",
                 dataset_name=public_name(datasets[-1]) if datasets else "held-out rows",
                 metric_type=metric,
@@ -170,13 +172,24 @@ def _table(header: list[str], rows: list[list[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def _load_snippet(stage: str, adapter: bool, base: str | None, name: str) -> str:
+def _load_snippet(stage: str, adapter: dict[str, Any], base: str | None, name: str) -> str:
     kind = "AutoModelForSequenceClassification" if stage == "reward_model" else "AutoModelForCausalLM"
+    if adapter.get("method") == "routed":
+        return (
+            f"from peft import PeftModel\nfrom transformers import {kind}\n\n"
+            f"base = {kind}.from_pretrained({base!r}, trust_remote_code=True)\n"
+            f"model = PeftModel.from_pretrained(base, {name!r}, subfolder='routes/1')  # one route of several"
+        )
+    if adapter.get("peft_type") == OWN:
+        return (
+            f"from pipeline.model.loading import load_model  # PEFT has no such kind\n\nmodel = load_model({name!r})"
+        )
     if adapter:
         peft_kind = kind.replace("Auto", "AutoPeft")
         return (
-            f"from peft import {peft_kind}\n\nmodel = {peft_kind}.from_pretrained({shlex.quote(name)!r})  # the base "
-            f"({base or 'see the lineage below'}) is found through adapter_config.json"
+            f"from peft import {peft_kind}\n\n"
+            f"# The base ({base or 'see the lineage below'}) is found through adapter_config.json.\n"
+            f"model = {peft_kind}.from_pretrained({name!r}, trust_remote_code=True)"
         )
     return (
         f"from transformers import AutoTokenizer, {kind}\n\n"

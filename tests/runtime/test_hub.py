@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file, save_file
 
 from pipeline.runtime import hub as pushing
@@ -22,6 +23,10 @@ RECORD = {
     "arguments": {}, "versions": {"trl": "1.16.0"}, "seed": 1, "metrics": {"eval_loss": 0.5}, "seconds": 1.0,
     "peak_memory_bytes": 1, "parents": [], "data": [],
 }  # fmt: skip
+STAY_AT_HOME = (
+    "training_args.bin", "optimizer.pt", "pairs.jsonl", "omega.json", "corpus.json", ".hidden",
+    "checkpoint-1/model.safetensors",
+)  # fmt: skip
 WEIGHTS = {"A": (2, 3), "B": (4, 2)}  # rank 2, from 3 inputs to 4 outputs
 
 
@@ -51,7 +56,7 @@ def adapter_run(folder: Path, base: str, *, seed: int = 0, alpha: int = 2, paren
     save_file(weights, folder / "adapter_model.safetensors")
     config = {"base_model_name_or_path": base, "peft_type": "LORA", "r": 2, "lora_alpha": alpha}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    for name in ("training_args.bin", "optimizer.pt", "pairs.jsonl", "checkpoint-1/model.safetensors", ".hidden"):
+    for name in STAY_AT_HOME:
         (folder / name).write_bytes(b"/home/someone")
     (folder / "plots" / "margin.png").write_bytes(b"png")
     source = {"name": "/home/someone/x.jsonl", "split": "train", "rows": 3, "fingerprint": "ab"}
@@ -85,7 +90,7 @@ def test_a_local_base_must_be_pushed_first_and_is_then_named_by_its_hub_id(adapt
     assert card_problems(card) == []
     assert "base_model: me/base" in card
     assert "https://huggingface.co/me/base" in card
-    assert "from_pretrained('me/name')" in card
+    assert "from_pretrained('me/name', " in card
     assert "![plots/margin.png](plots/margin.png)" in card
     assert "model-index" in card
     # Nothing of this machine leaves it, and the run on disk is as it was but for the name it was pushed under.
@@ -178,6 +183,24 @@ def test_a_base_that_the_hub_does_not_know_is_not_pushed(adapter, hub, tmp_path)
         with pytest.raises(UserError, match=f"stands on {base}, which is neither a folder here nor a repository"):
             push_run(adapter, "me/name", **options)
     assert "me/name" not in hub.repos
+
+
+@pytest.mark.parametrize(
+    ("kind", "library", "loads"),
+    [
+        ({"peft_type": "LORA"}, "peft", "AutoPeftModelForCausalLM.from_pretrained('me/name'"),
+        ({"peft_type": "NARLM", "method": "routed"}, "narlm", "(base, 'me/name', subfolder='routes/1')"),
+        ({"peft_type": "NARLM", "method": "bias"}, "narlm", "pipeline.model.loading import load_model"),
+    ],
+)
+def test_a_card_says_how_its_kind_of_adapter_is_loaded(adapter, hub, kind, library, loads):
+    """By plain PEFT, by a route's subfolder, or by this package where PEFT has no such adapter."""
+    config = {"base_model_name_or_path": "org/model"} | kind
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    push_run(adapter, "me/name")
+    card = ModelCard(hub.files("me/name")["README.md"].decode())
+    assert (card.data.library_name, "lora" in card.data.tags) == (library, library == "peft")
+    assert loads in card.text
 
 
 def test_every_route_of_a_routed_folder_goes_up_on_the_hubs_base(adapter, hub, tmp_path):

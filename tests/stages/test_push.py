@@ -18,7 +18,7 @@ from tests.runtime.test_hub import adapter_run, hub  # noqa: F401 - a fixture
 from tests.stages.conftest import flags
 from tests.stub_hub import TOKEN, StubHub, card_problems
 
-# What a stranger has: transformers and peft. Neither this package nor TRL can be imported.
+# What a stranger has: transformers and peft. Neither this package nor TRL can be imported. The card's lines run too.
 STRANGER = """
 import json, sys
 sys.modules["pipeline"] = sys.modules["trl"] = None
@@ -31,6 +31,8 @@ for revision in ("main", "checkpoint-2"):
     tuned = PeftModel.from_pretrained(model, "me/dpo", revision=revision)
     print(json.dumps(tuned(torch.tensor([[1, 5, 7, 9]])).logits.tolist()))
     model = tuned.unload()
+exec(sys.argv[1])
+print(json.dumps(model(torch.tensor([[1, 5, 7, 9]])).logits.tolist()))
 """
 
 
@@ -92,14 +94,15 @@ def test_from_a_dead_hub_to_a_stranger_who_loads_it(tiny_model, sft_file, prefer
     assert TOKEN not in (dpo / "run.json").read_text()
 
     fresh = stub.environment(tmp_path / "another cache")
-    done = run([sys.executable, "-c", STRANGER], fresh)
+    done = run([sys.executable, "-c", STRANGER, card.split("```python\n")[1].split("```")[0]], fresh)
     assert done.returncode == 0, done.stderr[-2000:]
-    theirs, halfway = (torch.tensor(json.loads(line)) for line in done.stdout.splitlines()[-2:])
+    theirs, halfway, by_the_card = (torch.tensor(json.loads(line)) for line in done.stdout.splitlines()[-3:])
     from pipeline.model.loading import load_model
 
     with torch.no_grad():
         ours = load_model(str(dpo), attn_implementation="eager")(torch.tensor([[1, 5, 7, 9]])).logits
     assert (theirs - ours).abs().max() < 1e-4
+    assert (by_the_card - ours).abs().max() < 1e-4
     assert (theirs - halfway).abs().max() > 1e-3  # another revision is another adapter
     stub.close()
 
