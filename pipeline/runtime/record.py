@@ -34,6 +34,7 @@ COSMETIC = {
     "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_revision", "dataloader_num_workers",
     "dataset_num_proc", "accelerate_config",
 }  # fmt: skip
+TRACKERS = ("tensorboard", "wandb", "trackio")  # what the extra `tracking` brings
 
 # What a process and an accumulation step take, with Trainer's defaults.
 BATCH = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
@@ -136,6 +137,7 @@ class Run:
             # Trainer would make the repository before it trains: a dead Hub must not cost a run. We push at the end.
             if getattr(part, "push_to_hub", False):
                 self.push, part.push_to_hub = True, False
+            check_trackers(getattr(part, "report_to", None) or [])
         self.write()
         return parsed
 
@@ -304,6 +306,25 @@ def changed_inputs(record: dict[str, Any], given: dict[str, Any]) -> list[str]:
         elif source.get("fingerprint") and path.exists() and path_sha256(path) != source["fingerprint"]:
             changes.append(f"the data in {path} has changed")
     return changes
+
+
+def check_trackers(names: list[str]) -> None:
+    """Trainer would find out with the model loaded.
+
+    Raises:
+        UserError: a tracker (``report_to``) that there is not, or that is not installed.
+    """
+    if not names:
+        return
+    from transformers.integrations import integration_utils as known
+
+    for name in names:
+        if name not in known.INTEGRATION_TO_CALLBACK:
+            raise UserError(
+                f"report_to: there is no {name}; choose of {', '.join(known.INTEGRATION_TO_CALLBACK)}, none"
+            )
+        if name in TRACKERS and not getattr(known, f"is_{name}_available")():
+            raise UserError(f"report_to: {name} is not installed: pip install -e '.[tracking]', or report_to: none")
 
 
 def _rows_a_step(given: dict[str, Any], processes: int) -> Any:

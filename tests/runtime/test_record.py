@@ -1,10 +1,12 @@
 """The run record: what makes a run finished, stale, interrupted or somebody else's."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -39,6 +41,28 @@ def test_the_peak_is_the_run_s_and_not_that_of_what_started_it(tmp_path):
     command = f"import subprocess, sys; b'x' * 600_000_000; subprocess.run([sys.executable, '-c', {stage!r}])"
     subprocess.run([sys.executable, "-c", command], check=True)
     assert 1_000_000 < read_record(tmp_path / "a")["peak_memory_bytes"] < 300_000_000
+
+
+@dataclass
+class Tracked:
+    """As much of a trainer's config as says whom a run reports to."""
+
+    output_dir: str
+    report_to: list[str] = field(default_factory=list)
+
+
+@pytest.mark.parametrize(("tracker", "installed"), [("wandb", False), ("wandb", True), ("wanbd", True), (None, False)])
+def test_a_tracker_is_there_before_anything_is_loaded(tmp_path, monkeypatch, tracker, installed):
+    """What a run cannot report to is a mistake told at once, and leaves nothing behind; `none` needs nothing."""
+    from transformers.integrations import integration_utils
+
+    monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: installed)
+    words = ["--output_dir", str(tmp_path / "a"), *(["--report_to", tracker] if tracker else [])]
+    wrong = tracker == "wanbd" or (tracker and not installed)
+    expected = pytest.raises(UserError, match=r"report_to: there is no wanbd|wandb is not installed: pip install")
+    with expected if wrong else contextlib.nullcontext(), Run("demo", words) as run:
+        run.parse(Tracked)
+    assert (tmp_path / "a").exists() != bool(wrong)
 
 
 def test_the_same_inputs_are_up_to_date_whatever_is_only_cosmetic(tmp_path, capsys):
