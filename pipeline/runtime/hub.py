@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from pipeline.runtime.adapters import stack_adapters
 from pipeline.runtime.cards import write_card
+from pipeline.runtime.curves import plot_training
 from pipeline.runtime.entry import run_and_exit
 from pipeline.runtime.errors import PushError, UserError
 from pipeline.runtime.record import read_record, write_json
@@ -25,7 +26,7 @@ from pipeline.runtime.record import read_record, write_json
 # Left at home: resumable state, traces of the training process, samples of the data, and pickles.
 NOT_PUSHED = (
     "*.bin", "*.pt", "*.pth", "trainer_state.json", "run.json", "latest", "zero_to_fp32.py",
-    "pairs.jsonl", "pass_rates.json", "round.json", "omega.*", "corpus.json", ".*",
+    "*.jsonl", "pass_rates.json", "round.json", "omega.*", "corpus.json", ".*",
 )  # fmt: skip
 PUSHED_FOLDERS = ("plots", "critic", "routes")
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before another try, after what may pass: 5xx, a broken connection
@@ -107,6 +108,7 @@ def upload(
         for adapter in (Path(staging), *Path(staging).glob("routes/*")):
             resolve_base(adapter, base)
         check_base(api, Path(staging))
+        plot_training(folder, Path(staging) / "plots" / "training.png")
         repo = retried(lambda: api.create_repo(repo, private=private, exist_ok=True).repo_id)
         write_card(Path(staging), record, repo)
         if revision is not None:

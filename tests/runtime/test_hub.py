@@ -24,7 +24,7 @@ RECORD = {
     "peak_memory_bytes": 1, "parents": [], "data": [],
 }  # fmt: skip
 STAY_AT_HOME = (
-    "training_args.bin", "optimizer.pt", "pairs.jsonl", "omega.json", "corpus.json", ".hidden",
+    "training_args.bin", "optimizer.pt", "pairs.jsonl", "samples.jsonl", "omega.json", "corpus.json", ".hidden",
     "checkpoint-1/model.safetensors",
 )  # fmt: skip
 WEIGHTS = {"A": (2, 3), "B": (4, 2)}  # rank 2, from 3 inputs to 4 outputs
@@ -183,6 +183,18 @@ def test_a_base_that_the_hub_does_not_know_is_not_pushed(adapter, hub, tmp_path)
         with pytest.raises(UserError, match=f"stands on {base}, which is neither a folder here nor a repository"):
             push_run(adapter, "me/name", **options)
     assert "me/name" not in hub.repos
+
+
+@pytest.mark.parametrize(("points", "drawn"), [(2, True), (1, False), (0, False)])
+def test_a_card_shows_what_training_logged(adapter, hub, points, drawn):
+    """A curve of at least two points; one point, or none, is no curve."""
+    history = [{"step": step, "loss": 1.0 / (step + 1), "epoch": 0.1} for step in range(points)]
+    write_json(adapter / "trainer_state.json", {"log_history": [*history, {"step": 9, "train_loss": 0.5}]})
+    push_run(adapter, "me/name", base="org/model")
+    files = hub.files("me/name")
+    assert files.get("plots/training.png", b"").startswith(b"\x89PNG") == drawn
+    assert ("](plots/training.png)" in files["README.md"].decode()) == drawn
+    assert "trainer_state.json" not in files
 
 
 @pytest.mark.parametrize(
