@@ -2,6 +2,7 @@
 
     python benchmarks/continual.py --model runs/quickstart/sft --out benchmarks/continual.jsonl
     python benchmarks/continual.py --out benchmarks/continual.jsonl --table --figures docs/figures
+    python benchmarks/continual.py --model runs/quickstart/sft --text FOLDER --out benchmarks/continual_text.jsonl
 
 One JSON line a run (a variant and a seed), written as it is done: an interrupted benchmark goes on where it was, and
 ``--minutes`` ends it after the run in progress. Every run is the stage itself, called in this process.
@@ -11,14 +12,17 @@ import argparse
 import contextlib
 import io
 import json
-import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
 CONFIG = HERE / "configs" / "continual" / "world.yaml"
+TEXT_CONFIG = HERE / "configs" / "continual" / "text.yaml"
+# Okabe and Ito's colours, and a marker each: told apart without colour too.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 LORA = {"omega": [], "omega_weight": [], "anchor_dataset_name": None}
 FULL = {"method": "full", "learning_rate": 1e-3}
 
@@ -33,17 +37,26 @@ VARIANTS: dict[str, dict] = {
     "lora": LORA,
     "replay + function": {},  # as the recipe has it
     **omega("replay", 1, 2, 4),
-    **omega("function", 1, 4),
+    **omega("function", 0.25, 1, 4),
     **omega("l2", 0.01, 0.03, 0.1),
     **omega("ewc", 0.01, 0.03, 0.1),
     "stacked": LORA | {"adapters": "stacked"},
     "routed": LORA | {"adapters": "routed"},
-    **omega("orthogonal", 0.1, 1, adapters="stacked"),
+    **omega("orthogonal", 0.3, 1, 3, adapters="stacked"),
     "bias": LORA | {"method": "bias", "learning_rate": 1e-2},
     "layernorm": LORA | {"method": "layernorm", "learning_rate": 1e-2},
     "bottleneck": LORA | {"method": "bottleneck", "learning_rate": 3e-3},
     "osf": LORA | {"method": "osf", "learning_rate": 5e-4},
 }
+TEXT: dict[str, dict] = {  # on three corpora of real text, which are not of the world
+    "naive": {"omega": [], "omega_weight": [], **FULL},
+    "lora": {"omega": [], "omega_weight": []},
+    "l2 0.1": {"omega": ["l2"], "omega_weight": [0.1]},
+    "function 1": {"omega": ["function"], "omega_weight": [1.0]},
+    "replay 1": {},  # as the recipe has it
+}
+TEXT_ROWS = {"dataset_train_split": "train[:600]", "eval_rows": 150}  # 450 to learn
+TEXT_CORPORA = ("agnews", "sst2", "wic")
 
 
 def main() -> None:
@@ -52,25 +65,29 @@ def main() -> None:
     parser.add_argument("--model", default="runs/quickstart/sft")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", help="default: all")
+    parser.add_argument(
+        "--text", type=Path, help="folder of agnews_train.jsonl, sst2_train.jsonl, wic_train.jsonl: learn these"
+    )
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--table", action="store_true", help="print the table instead of running")
     parser.add_argument("--figures", type=Path, help="folder for the figures, with --table")
     options = parser.parse_args()
     if options.table:
         rows = read(options.out)
-        print(table(rows))
+        print(text_table(rows) if options.text else table(rows))
         if options.figures:
             draw(rows, options.figures)
         return
-    begun = time.monotonic()
+    begun, variants = time.monotonic(), TEXT if options.text else VARIANTS
     for seed in options.seeds:
-        for name in options.variants:
+        for name in options.variants or variants:
             if any((row["variant"], row["seed"]) == (name, seed) for row in read(options.out)):
                 continue
             if time.monotonic() - begun > 60 * options.minutes:
                 return
-            row = run(name, VARIANTS[name], seed, options.model)
+            given = variants[name] | {"seed": seed, "model_name_or_path": options.model}
+            row = {"variant": name, "seed": seed} | (run_text(given, options.text) if options.text else run(given))
             with open(options.out, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             shown = {key: round(value, 3) for key, value in row.items() if isinstance(value, float)}
@@ -82,52 +99,66 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def run(name: str, options: dict, seed: int, model: str) -> dict:
-    """One run of the stage, and what its last model says of changed facts."""
+@contextlib.contextmanager
+def finished(config: Path, options: dict) -> Iterator[tuple[dict, Path, dict, dict]]:
+    """The stage run by a recipe and options: all it was given, its folder while it is there, its record, its time."""
     import yaml
 
     from pipeline.continual import main as stage
+
+    with tempfile.TemporaryDirectory() as work:
+        file, folder = Path(work) / "config.yaml", Path(work) / "run"
+        given = yaml.safe_load(config.read_text()) | options | {"output_dir": str(folder), "disable_tqdm": True}
+        file.write_text(yaml.safe_dump(given))
+        wall, cpu = time.monotonic(), time.process_time()
+        with contextlib.redirect_stdout(io.StringIO()):
+            stage(["--config", str(file)])
+        spent = {"seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu}
+        yield given, folder, json.loads((folder / "run.json").read_text()), spent
+
+
+def run(options: dict) -> dict:
+    """One run on the world's corpora, and what its last model says of changed facts."""
     from pipeline.data.world import load_world
     from pipeline.evaluation.forgetting import forward, prompt_ids, score
     from pipeline.model.loading import load_model, load_tokenizer
     from pipeline.model.routing import load_routed, routed
 
-    with tempfile.TemporaryDirectory() as work:
-        config, folder = Path(work) / "config.yaml", Path(work) / "run"
-        given = yaml.safe_load(CONFIG.read_text()) | options
-        given |= {"model_name_or_path": model, "output_dir": str(folder), "seed": seed, "disable_tqdm": True}
-        config.write_text(yaml.safe_dump(given))
-        wall, cpu = time.monotonic(), time.process_time()
-        with contextlib.redirect_stdout(io.StringIO()):
-            stage(["--config", str(config)])
-        spent = {"seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu}
-        record = json.loads((folder / "run.json").read_text())
-        rows = record["forgetting"]["rows"]
+    with finished(CONFIG, options) as (given, folder, record, spent):
         tokenizer, through = load_tokenizer(str(folder)), None
         if given["adapters"] == "routed":
             final, router = load_routed(folder, attn_implementation="eager")
             through = routed(router, forward, prompt_ids)
         else:
             final = load_model(str(folder), attn_implementation="eager")
-        changed = [
-            row for k in range(1, 5) for row in load_world(f"continual-{k}", "test") if row["kind"] == "changed"
-        ]
-        stale = [row | {"completion": [{"role": "assistant", "content": row["before"]}]} for row in changed]
-        lasting = [row for row in load_world("continual-0", "test") if row["kind"] == "fact"]
-        figures = {
-            key: score(final, tokenizer, plain(part), through=through)["accuracy"]
-            for key, part in (("changed_new", changed), ("changed_stale", stale), ("old_facts", lasting))
-        }
-        shutil.rmtree(folder)
-    metrics = record["metrics"]
+    changed = [row for k in range(1, 5) for row in load_world(f"continual-{k}", "test") if row["kind"] == "changed"]
+    stale = [row | {"completion": [{"role": "assistant", "content": row["before"]}]} for row in changed]
+    lasting = [row for row in load_world("continual-0", "test") if row["kind"] == "fact"]
+    figures = {
+        key: score(final, tokenizer, plain(part), through=through)["accuracy"]
+        for key, part in (("changed_new", changed), ("changed_stale", stale), ("old_facts", lasting))
+    }
+    return {**summary(record), **figures, **spent, **matrices(record)}
+
+
+def run_text(options: dict, corpora: Path) -> dict:
+    """One run on three corpora of real text."""
+    paths = [str(corpora / f"{name}_train.jsonl") for name in TEXT_CORPORA]
+    more = {"corpora": paths, "dataset_map": ["sentence=prompt", "label=completion"]} | TEXT_ROWS
+    with finished(TEXT_CONFIG, options | more) as (_, _, record, spent):
+        return {**summary(record), **spent, **matrices(record)}
+
+
+def summary(record: dict) -> dict[str, float]:
+    """What R comes to, by accuracy and by loss."""
     names = ("average", "plasticity", "forgetting", "backward_transfer", "forward_transfer")
-    names += tuple(f"{name}_loss" for name in names)
+    return {key: record["metrics"][key] for name in names for key in (name, f"{name}_loss")}
+
+
+def matrices(record: dict) -> dict[str, list]:
+    """R, the overlap of gradients and the drift, rounded."""
+    rows = record["forgetting"]["rows"]
     return {
-        "variant": name,
-        "seed": seed,
-        **{key: metrics[key] for key in names},
-        **figures,
-        **spent,
         "accuracy": [[round(cell["accuracy"], 4) for cell in row["scores"]] for row in rows],
         "loss": [[round(cell["loss"], 4) for cell in row["scores"]] for row in rows],
         "gradient_overlap": [round(row.get("gradient_overlap", float("nan")), 5) for row in rows[1:]],
@@ -140,28 +171,21 @@ def plain(rows: list[dict]) -> list[dict]:
     return [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
 
 
-def means(rows: list[dict], key: str) -> dict[str, float]:
-    """Mean of a figure over seeds, by variant, in the order of the table."""
-    return {
-        name: statistics.fmean(found)
-        for name in VARIANTS
-        if (found := [row[key] for row in rows if row["variant"] == name])
-    }
+def by_variant(rows: list[dict]) -> dict[str, list[dict]]:
+    """The runs of every variant there is, in the table's order."""
+    return {name: found for name in VARIANTS if (found := [row for row in rows if row["variant"] == name])}
 
 
-def kept_share(rows: list[dict]) -> dict[str, float]:
-    """Of the old accuracy that naive forgets, the share that a variant does not, over the seeds that both have."""
-    shares = {}
-    for name in VARIANTS:
-        pairs = [
-            (a["forgetting"], b["forgetting"])
-            for a in rows
-            for b in rows
-            if (a["variant"], b["variant"], a["seed"]) == ("naive", name, b["seed"])
-        ]
-        if pairs:
-            shares[name] = 1 - sum(b for _, b in pairs) / sum(a for a, _ in pairs)
-    return shares
+def beside(rows: list[dict], name: str, runs: list[dict]) -> list[tuple[dict, dict]]:
+    """Pairs of a run and the run of variant ``name`` with the same seed."""
+    other = {row["seed"]: row for row in rows if row["variant"] == name}
+    return [(run, other[run["seed"]]) for run in runs if run["seed"] in other]
+
+
+def learned_lost(row: dict) -> float:
+    """Forgetting of what was learned in the run alone: corpora 1 to 3, without what was known before."""
+    table = row["accuracy"]
+    return statistics.fmean(max(after[j] for after in table[j:4]) - table[4][j] for j in (1, 2, 3))
 
 
 def rank_correlation(xs: list[float], ys: list[float]) -> float:
@@ -187,76 +211,114 @@ def overlaps(rows: list[dict]) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def table(rows: list[dict]) -> str:
-    """The figures by variant as Markdown, means over seeds, and the rank correlations below."""
-    keys = ("plasticity", "forgetting", "average", "old_facts", "changed_new", "changed_stale", "cpu_seconds")
-    columns = {key: means(rows, key) for key in keys}
-    shares, naive = kept_share(rows), columns["plasticity"].get("naive", float("nan"))
-    lines = ["| variant | seeds | new | of naive's | forgetting | kept of naive's loss | average | old facts | "
-             "changed: new | changed: stale | CPU s |", "|---" * 11 + "|"]  # fmt: skip
-    for name in columns["plasticity"]:
-        seeds = sum(row["variant"] == name for row in rows)
-        v = {key: columns[key][name] for key in keys}
-        lines.append(
-            f"| {name} | {seeds} | {v['plasticity']:.3f} | {v['plasticity'] / naive:.3f} | {v['forgetting']:.3f} | "
-            f"{shares.get(name, float('nan')):.2f} | {v['average']:.3f} | {v['old_facts']:.3f} | "
-            f"{v['changed_new']:.3f} | {v['changed_stale']:.3f} | {v['cpu_seconds']:.0f} |"
-        )
+    """The figures by variant as Markdown, mean and standard deviation over seeds; below, the rank correlations."""
+    lines = ["| variant | seeds | new | of naive's | forgetting | less LoRA's | of corpora 1-3 | kept of naive's | "
+             "old facts | changed: new | changed: stale | CPU s |", "|---" * 12 + "|"]  # fmt: skip
+    for name, runs in by_variant(rows).items():
+        naive, lora = beside(rows, "naive", runs), beside(rows, "lora", runs)
+        cells = [
+            spread([run["plasticity"] for run in runs]),
+            spread([run["plasticity"] / other["plasticity"] for run, other in naive]),
+            spread([run["forgetting"] for run in runs]),
+            spread([run["forgetting"] - other["forgetting"] for run, other in lora]),
+            spread([learned_lost(run) for run in runs], 2),
+            spread([1 - run["forgetting"] / other["forgetting"] for run, other in naive], 2),
+            *(spread([run[key] for run in runs], 2) for key in ("old_facts", "changed_new", "changed_stale")),
+            f"{statistics.fmean(run['cpu_seconds'] for run in runs):.0f}",
+        ]
+        lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
     points = overlaps(rows)
     xs = [x for part in points.values() for x in part[0]]
     ys = [y for part in points.values() for y in part[1]]
     if len(xs) > 2:
-        by_variant = [(statistics.fmean(x), statistics.fmean(y)) for x, y in points.values() if x]
+        centres = [(statistics.fmean(x), statistics.fmean(y)) for x, y in points.values() if x]
         lines += [
             "",
             f"Spearman's rank correlation of gradient overlap and accuracy lost: {rank_correlation(xs, ys):.2f} over "
             f"{len(xs)} corpora of all variants and seeds",
         ]
-        if len(by_variant) > 2:
-            lines[-1] += (
-                f"; {rank_correlation(*map(list, zip(*by_variant))):.2f} over {len(by_variant)} variants' means"
-            )
+        if len(centres) > 2:
+            lines[-1] += f"; {rank_correlation(*map(list, zip(*centres))):.2f} over {len(centres)} variants' means"
     return "\n".join(lines)
 
 
+def text_table(rows: list[dict]) -> str:
+    """R of losses with the accuracies in brackets after every corpus, and what both come to; means over seeds."""
+    lines = [f"| method | seeds | after | {' | '.join(TEXT_CORPORA)} |", "|---" * (3 + len(TEXT_CORPORA)) + "|"]
+    found = {name: part for name in TEXT if (part := [row for row in rows if row["variant"] == name])}
+    for name, part in found.items():
+        for i, after in enumerate(("start", *TEXT_CORPORA)):
+            if i == 0 and name != next(iter(found)):
+                continue  # every method starts alike
+            cells = [
+                "{:.2f} ({:.2f})".format(
+                    *(statistics.fmean(row[key][i][j] for row in part) for key in ("loss", "accuracy"))
+                )
+                for j in range(len(TEXT_CORPORA))
+            ]
+            lines.append(f"| {name if i else 'all'} | {len(part)} | {after} | {' | '.join(cells)} |")
+    kinds = ("plasticity", "forgetting", "backward_transfer", "forward_transfer")
+    lines += ["", f"| method | {' | '.join(kinds)} | CPU s |", "|---" * (2 + len(kinds)) + "|"]
+    for name, part in found.items():
+        cells = ["; ".join(spread([row[key] for row in part], 2) for key in (f"{kind}_loss", kind)) for kind in kinds]
+        cost = statistics.fmean(row["cpu_seconds"] for row in part)
+        lines.append(f"| {name} | {' | '.join(cells)} | {cost:.0f} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Mean and, of several values, standard deviation."""
+    if not values:
+        return ""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
 def draw(rows: list[dict], folder: Path) -> None:
-    """The frontier of plasticity against forgetting, two heat maps of R, and overlap against what was lost."""
+    """The frontier of plasticity against forgetting, and heat maps of R."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
-    new, lost = means(rows, "plasticity"), means(rows, "forgetting")
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
+    runs = by_variant(rows)
+    at = {name: [[row[key] for row in part] for key in ("forgetting", "plasticity")] for name, part in runs.items()}
+    figure, axes = pyplot.subplots(figsize=(8.4, 4.8), layout="constrained")
     families: dict[str, list[str]] = {}
-    for name in new:
+    for name in at:
         families.setdefault(name.split(" ")[0] if "+" not in name else name, []).append(name)
     for number, (family, names) in enumerate(families.items()):
-        style = "-" if len(names) > 1 else ""
-        axes.plot(
-            [lost[n] for n in names], [new[n] for n in names], style + "os^vD*Px"[number % 8], label=family,
-            color=f"C{number % 10}",
+        (xs, ys), (dx, dy) = (
+            [[measure(values) for values in axis] for axis in zip(*(at[n] for n in names))]
+            for measure in (statistics.fmean, deviation)
+        )
+        colour, marker = COLOURS[number % len(COLOURS)], "osDv^P*Xp<>dh"[number % 13]
+        axes.errorbar(
+            xs, ys, dy, dx, fmt=marker + ("-" if len(names) > 1 else ""), color=colour, label=family,
+            elinewidth=0.6, linewidth=1, markersize=6, markeredgecolor="black", markeredgewidth=0.4,
         )  # fmt: skip
         if len(names) > 1:
-            for n in names:
-                axes.annotate(
-                    n.rpartition(" ")[2], (lost[n], new[n]), fontsize=7, xytext=(4, 3), textcoords="offset points"
-                )
-    if "naive" in new:
-        axes.axhline(0.95 * new["naive"], color="grey", linestyle=":", linewidth=1)
-    axes.set(xlabel="forgetting (accuracy lost on earlier corpora)", ylabel="plasticity (accuracy on the new corpus)")
-    axes.legend(fontsize=8, ncols=2, loc="center")
+            for name, x, y in zip(names, xs, ys, strict=True):
+                axes.annotate(name.rpartition(" ")[2], (x, y), fontsize=7, xytext=(5, -9), textcoords="offset points")
+    if "naive" in at:
+        axes.axhline(0.95 * statistics.fmean(at["naive"][1]), color="grey", linestyle=":", linewidth=1)
+    axes.set(
+        xlabel="forgetting: accuracy lost on what came before (left is better)",
+        ylabel="plasticity: accuracy on the new corpus",
+    )
+    figure.legend(fontsize=8, loc="outside right upper", title="number: lambda\ndotted: 95% of naive")
     figure.savefig(folder / "continual_frontier.png", dpi=120)
     pyplot.close(figure)
 
-    least = min(lost, key=lost.get)
-    picked = list(dict.fromkeys([*[name for name in ("naive", "lora") if name in lost], least]))
+    least = min(at, key=lambda name: statistics.fmean(at[name][0]))
+    picked = [name for name in dict.fromkeys(("naive", "lora", "replay + function", least)) if name in at]
     figure, many = pyplot.subplots(
         1, len(picked), figsize=(3.4 * len(picked), 3.2), layout="constrained", squeeze=False
     )
     names = ["known", "1", "2", "3", "4"]
     for axes, variant in zip(many[0], picked, strict=True):
-        tables = [row["accuracy"] for row in rows if row["variant"] == variant]
+        tables = [row["accuracy"] for row in runs[variant]]
         mean = [[statistics.fmean(t[i][j] for t in tables) for j in range(5)] for i in range(5)]
         axes.imshow(mean, vmin=0, vmax=1, cmap="Blues")
         for i in range(5):
@@ -271,17 +333,10 @@ def draw(rows: list[dict], folder: Path) -> None:
     figure.savefig(folder / "continual_matrix.png", dpi=120)
     pyplot.close(figure)
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
-    for number, (name, (xs, ys)) in enumerate(overlaps(rows).items()):
-        axes.plot(xs, ys, "os^vD*Px"[number % 8], label=name, markersize=4, color=f"C{number % 10}")
-    axes.set(
-        xlabel="share of the new gradient in the span of the old ones",
-        ylabel="accuracy lost by the corpus",
-        xscale="log",
-    )
-    axes.legend(fontsize=6, ncols=3)
-    figure.savefig(folder / "continual_overlap.png", dpi=120)
-    pyplot.close(figure)
+
+def deviation(values: list[float]) -> float:
+    """Standard deviation; 0 of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":
