@@ -18,7 +18,7 @@ STYLES = {"training": ("#0072B2", ""), "held out": ("#D55E00", "o")}
 def plot_training(folder: Path, path: Path) -> bool:
     """Draw the panels of which a run's ``trainer_state.json`` holds at least two points; whether there were any."""
     state = folder / "trainer_state.json"
-    history = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.is_file() else []
+    history = json.loads(state.read_text(encoding="utf-8")).get("log_history", []) if state.is_file() else []
     panels = {}
     for title, names in PANELS.items():
         curves = [[(entry["step"], entry[name]) for entry in history if name in entry] for name in names]
