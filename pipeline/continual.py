@@ -142,7 +142,7 @@ def check_routed(own: ContinualArguments, push: bool) -> None:
     if own.retained or push:
         raise UserError(
             "adapters routed: retained and push_to_hub take one model, not several adapters with a router; leave them "
-            "out, and assess or push one of the routes"
+            "out, assess one of the routes, and push the finished folder with python -m pipeline.runtime.hub"
         )
 
 
