@@ -65,6 +65,11 @@ class Shape:
         norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
         return self.embedding_weights + self.num_hidden_layers * self.block_weights + norms
 
+    @property
+    def backbone_weights(self) -> int:
+        """All weights but those of a head of its own."""
+        return self.parameters - (0 if self.tied else self.vocab_size * self.hidden_size)
+
     def lora_parameters(self, rank: int) -> int:
         """Weights of a LoRA adapter on all linear layers but the head."""
         queries, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
@@ -93,6 +98,7 @@ class Estimate:
     Attributes:
         gradients: of a pass that is a step.
         accumulated: the gradients in their place, where they stay from one pass to the next.
+        reference: pi_ref where it is a model of its own, and a separate critic's backbone.
         head: the head's gradient, which stands before any other does and, at last, beside that of the embedding.
     """
 
@@ -145,16 +151,15 @@ def estimate(
     split = processes if sharding == "zero3" else 1
     split_optimizer = processes if sharding != "none" else 1
     trained = shape.lora_parameters(int(given.get("lora_r", 16))) if lora else shape.parameters
-    adapters = 2 if stage == "ppo" and lora else 1  # the policy's and the critic's
-    trained *= adapters
+    critic = _critic(stage, given, lora)
+    if critic != "none":  # trained like the policy, but for the head that it has not
+        trained += trained if lora else shape.backbone_weights
 
     in_blocks = shape.num_hidden_layers * shape.block_weights
     blocks = in_blocks * (NF4_BYTES if four_bit else word)
     weights = (blocks + (shape.parameters - in_blocks) * word) / split + (trained * 4 if lora else 0)
     if split > 1:  # two matrices' worth is whole at a time: the block that computes, and the one that is fetched
         weights += 2 * compute * max(shape.block_weights, shape.vocab_size * shape.hidden_size)
-    # A reference of its own, where the start is not simply the model with its adapter off; PPO's separate critic too.
-    copies = _copies(stage, given, lora)
     trained_word = 4 if lora else word
     # DeepSpeed keeps float32 masters of weights that are not float32; torch's Adam keeps moments in the weights' type.
     masters = 4 if sharding != "none" and trained_word == 2 else 0
@@ -163,7 +168,11 @@ def estimate(
     accumulates = int(given.get("gradient_accumulation_steps", 1)) > 1
     return Estimate(
         weights=weights,
-        reference=copies * shape.parameters * word / split,
+        reference=(
+            shape.parameters * _has_reference(stage, given, lora) + shape.backbone_weights * (critic == "separate")
+        )
+        * word
+        / split,
         gradients=0 if accumulates else gradients,
         accumulated=gradients if accumulates else 0,
         optimizer=trained * (moments + masters) / split_optimizer,
@@ -174,12 +183,16 @@ def estimate(
     )
 
 
-def _copies(stage: str, given: Mapping[str, Any], lora: bool) -> int:
-    """Further whole models beside the trained one: pi_ref (unless it is the same backbone, adapter off), a critic."""
-    if lora:
-        return 0
-    with_reference = stage == "dpo" or (stage in ("ppo", "grpo") and given.get("beta", 0.05 if stage == "ppo" else 0))
-    return int(bool(with_reference)) + int(stage == "ppo")
+def _has_reference(stage: str, given: Mapping[str, Any], lora: bool) -> bool:
+    """Whether pi_ref is a model of its own: with an adapter it is the same backbone, adapter off."""
+    with_kl = stage in ("ppo", "grpo") and given.get("beta", 0.05 if stage == "ppo" else 0)
+    return not lora and bool(stage == "dpo" or with_kl)
+
+
+def _critic(stage: str, given: Mapping[str, Any], lora: bool) -> str:
+    """PPO's: ``shared`` (an adapter of the policy's backbone, which must be frozen), ``separate`` or ``none``."""
+    critic = given.get("critic", "shared") if stage == "ppo" else "none"
+    return "separate" if critic == "shared" and not lora else critic
 
 
 def _rows(stage: str, given: Mapping[str, Any]) -> tuple[int, int]:
@@ -204,7 +217,7 @@ def _activations(stage: str, given: Mapping[str, Any], shape: Shape, word: int, 
     layer = tokens * _kept_by_a_layer(stage, given, shape, word, compute, lora)
     if given.get("attn_implementation") == "eager":  # T x T weights: the softmax's in float32, and as they are used
         layer += rows * shape.num_attention_heads * length**2 * (4 if compute == 4 else 4 + compute)
-    graphs = 2 if stage == "ppo" else 1  # the policy's and the critic's, before one backward pass
+    graphs = 1 if _critic(stage, given, lora) == "none" else 2  # policy's and critic's, before one backward pass
     if given.get("gradient_checkpointing", stage != "pretrain"):
         return graphs * shape.num_hidden_layers * tokens * shape.hidden_size * word + layer
     return graphs * shape.num_hidden_layers * layer
@@ -223,7 +236,7 @@ def _kept_by_a_layer(stage: str, given: Mapping[str, Any], shape: Shape, word: i
     norms = 2 * hidden * (4 if lora else 4 + word)
     attention = (2 * queries + 2 * keys) * compute
     feed_forward = (3 if shape.gated else 1) * ffn * compute
-    dropout = lora and not given.get("disable_dropout", stage in ("dpo", "reward_model"))
+    dropout = lora and not given.get("disable_dropout", stage in ("dpo", "reward_model", "ppo"))
     dropout = dropout and float(given.get("lora_dropout", 0.05)) > 0
     readers = (5 if shape.gated else 4) * hidden + ffn  # queries, keys, values; up, and gate; down
     if dropout or (lora and compute == 2):

@@ -103,8 +103,24 @@ def test_the_cache_of_a_rollout_by_hand():
     assert estimate("grpo", given, SMALL).reference == 0
     assert estimate("grpo", given | {"beta": 0.1}, SMALL).reference == 1392
     assert estimate("grpo", given | {"gradient_accumulation_steps": 3}, SMALL).rollout == 3 * 1024
-    # PPO without an adapter holds pi_ref and a critic besides.
-    assert estimate("ppo", given | {"beta": 0.1}, SMALL).reference == 2 * 1392
+
+
+def test_what_ppo_holds_besides():
+    """Without an adapter pi_ref and a critic, 1392 bytes each, and the critic is trained as the policy is; its graph
+    stands beside the policy's. RLOO has none of it, and a critic that shares the backbone is an adapter of 128
+    weights more. A head of its own, 40 weights, is the policy's alone."""
+    given = {"bf16": False, "gradient_checkpointing": False, "beta": 0.1, "lora_dropout": 0.0}
+    full, rloo = (estimate("ppo", given | {"critic": critic}, SMALL) for critic in ("separate", "none"))
+    assert (full.reference, full.gradients, full.optimizer) == (2 * 1392, 2 * 1392, 2 * 2784)
+    assert (rloo.reference, rloo.gradients, rloo.optimizer) == (1392, 1392, 2784)
+    assert full.activations == 2 * rloo.activations
+    untied = estimate("ppo", given | {"critic": "separate"}, dataclasses.replace(SMALL, tied=False))
+    assert untied.gradients == 4 * (388 + 348)
+    lora = given | {"use_peft": True, "lora_r": 1}
+    shared, separate = (estimate("ppo", lora | {"critic": critic}, SMALL) for critic in ("shared", "separate"))
+    assert (shared.reference, separate.reference) == (0, 1392)
+    assert shared.gradients == separate.gradients == 2 * 128 * 4
+    assert shared.activations == full.activations - 2 * 2 * 8 * 512 * 2 * 4 * 4
 
 
 def test_sharding_divides_what_it_shards():
