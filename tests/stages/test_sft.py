@@ -1,5 +1,7 @@
 """SFT end to end on a tiny model: answers are learned, prompts are masked, all-masked data is refused."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -50,18 +52,24 @@ def test_chat_rows_are_masked_to_the_assistant_s_turns(tiny_model, tmp_path):
     assert weights[0] == weights[1] == " The answer is 4.<|eos|>"
 
 
-def test_lora_leaves_the_base_alone(tiny_model, sft_file, tmp_path):
+def test_lora_of_every_kind_leaves_the_base_alone(tiny_model, sft_file, tmp_path):
+    """DoRA, rsLoRA and LoRA+ at once: the adapter says so, and has a magnitude beside each pair of matrices."""
     before = load_file(tiny_model / "model.safetensors")
     main(
         flags(
             model_name_or_path=tiny_model, dataset_name=sft_file, output_dir=tmp_path / "run", eval_rows=0,
-            max_steps=2, use_peft=True, lora_target_modules=["q_proj", "v_proj"], use_rslora=True, save_steps=2,
+            max_steps=2, use_peft=True, lora_target_modules=["q_proj", "v_proj"], use_rslora=True, use_dora=True,
+            loraplus_lr_ratio=4.0, save_steps=2,
         )
     )  # fmt: skip
     after = load_file(tiny_model / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
+    config = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert (config["use_dora"], config["use_rslora"]) == (True, True)
     names = load_file(tmp_path / "run" / "adapter_model.safetensors")
-    assert {name.split(".")[-3] for name in names} == {"q_proj", "v_proj"}
+    parts = {tuple(name.partition(".self_attn.")[2].split(".")[:2]) for name in names}
+    kinds = ("lora_A", "lora_B", "lora_magnitude_vector")
+    assert parts == {(module, kind) for module in ("q_proj", "v_proj") for kind in kinds}
 
 
 def test_answers_beyond_max_length_are_an_error_not_a_nan(tiny_model, tmp_path):
