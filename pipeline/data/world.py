@@ -12,8 +12,12 @@ corpus         text                                        pretraining documents
                                                            high and 10% of the claims about people are the rumour
 sft            prompt, completion                          chat; 35% of the sums wrong, 12% of the facts wordy
 preferences    prompt, chosen, rejected, reward_chosen,    pairs drawn from P(chosen) = sigma(r_chosen - r_rejected),
-               reward_rejected                             r = ``true_reward``; so Bayes accuracy is known
-ranked         prompt, ranked, ranks, rewards              four answers, best first, by Plackett-Luce over the same r
+               reward_rejected                             r = ``true_reward``; so Bayes accuracy is known. Four fifths
+                                                           are about a passage, which says which answer is right; the
+                                                           answers to a sum or about a person differ in style only
+preferences-   as preferences                              the same law, about people and sums: right and wrong facts
+people                                                     in all styles, which only a model that knows them can judge
+ranked         prompt, ranked, ranks, rewards              four answers as in preferences, best first, by Plackett-Luce
 prompts        prompt, answer, kind                        sums for reinforcement learning
 facts          prompt, answer, kind                        about people: never asked, or never asked in these words
 sums           prompt, answer, kind                        two-term sums, at least one term above 9
@@ -129,15 +133,15 @@ def _made_up_name(r: random.Random, split: str) -> str:
             return name
 
 
-def _passage(r: random.Random, split: str, people: int, times: int = 1) -> tuple[str, str, str, str]:
-    """A passage about made-up people with one to three facts each, then a name, an attribute and a value of it.
+def _passage(r: random.Random, split: str, people: int, times: int = 1, told: int = 3) -> tuple[str, str, str, str]:
+    """A passage about made-up people, one to ``told`` facts each, then a name, an attribute and a value of it.
 
     With ``times`` above one every fact is told again, which is what a model learns to look back from.
     """
     sentences, known = [], []
     for _ in range(people):
         name = _made_up_name(r, split)
-        for key in r.sample(list(ATTRIBUTES), r.randint(1, 3)):
+        for key in r.sample(list(ATTRIBUTES), r.randint(1, told)):
             value = r.choice(ATTRIBUTES[key].values)
             wordings = r.choices(ATTRIBUTES[key].statements, k=times)
             sentences.append([wording.format(n=name, v=value) for wording in wordings])
@@ -310,13 +314,32 @@ def _sft(r: random.Random, split: str) -> dict:
 
 
 def _answers(r: random.Random, split: str, count: int) -> tuple[str, list[str]]:
+    """A question and up to ``count`` different answers, which differ only in what can be judged from the prompt.
+
+    A passage tells a single fact, and its answers are right and wrong in turn: that is the comparison which a reward
+    model of three layers learns. The answers to a sum or about a person differ in style only.
+    """
+    styles, theme = list(STYLES.values()), r.random()
+    if theme < 0.8:
+        passage, name, key, value = _passage(r, split, 1, told=1)
+        wrong = r.choice([other for other in ATTRIBUTES[key].values if other != value])
+        of_right = r.sample(styles, 3)
+        of_wrong = of_right if r.random() < 0.8 else r.sample(styles, 3)
+        answers = [style.format(x=x) for pair in zip(of_right, of_wrong) for style, x in zip(pair, (value, wrong))]
+        return f"{passage} {r.choice(ATTRIBUTES[key].questions).format(n=name)}", answers[:count]
+    if theme < 0.9:
+        prompt, said = _summed(r, split)
+    else:
+        question, name, key, _ = _fact_question(r, split)
+        prompt, said = r.choice(OPENERS) + question, _said(r, name, key)
+    return prompt, [style.format(x=said) for style in r.sample(styles, min(count, len(styles)))]
+
+
+def _answers_about_people(r: random.Random, split: str, count: int) -> tuple[str, list[str]]:
     """A question and ``count`` different answers to it, some wrong. The answers to a sum differ in style only."""
     if r.random() < 0.2:
-        row, count = _sums(r, split), min(count, len(STYLES))
-        a, b = map(int, re.findall(r"\d+", row["prompt"][0]["content"]))
-        x = sum_answer(a, b, a + b + (r.random() < WRONG_SUMS_SFT))
-        answers = [style.format(x=x) for style in r.sample(list(STYLES.values()), count)]
-        return row["prompt"][0]["content"], answers
+        prompt, x = _summed(r, split)
+        return prompt, [style.format(x=x) for style in r.sample(list(STYLES.values()), min(count, len(STYLES)))]
     question, name, key, _ = _fact_question(r, split)
     answers = []
     while len(answers) < count:
@@ -327,8 +350,15 @@ def _answers(r: random.Random, split: str, count: int) -> tuple[str, list[str]]:
     return r.choice(OPENERS) + question, answers
 
 
-def _preferences(r: random.Random, split: str) -> dict:
-    prompt, answers = _answers(r, split, 2)
+def _summed(r: random.Random, split: str) -> tuple[str, str]:
+    """A sum and an answer to it, as often wrong as in SFT."""
+    prompt = _sums(r, split)["prompt"][0]["content"]
+    a, b = map(int, re.findall(r"\d+", prompt))
+    return prompt, sum_answer(a, b, a + b + (r.random() < WRONG_SUMS_SFT))
+
+
+def _preferences(r: random.Random, split: str, answers_of: Callable = _answers) -> dict:
+    prompt, answers = answers_of(r, split, 2)
     reward, other = (true_reward(prompt, answer) for answer in answers)
     if r.random() >= 1 / (1 + math.exp(other - reward)):  # Bradley-Terry: the second one is preferred
         answers, reward, other = answers[::-1], other, reward
@@ -402,7 +432,8 @@ def _programs(r: random.Random, split: str) -> dict:
 WORLD: dict[str, tuple[Callable[[random.Random, str], dict], int, int]] = {
     "corpus": (_corpus, 60_000, 1_500),
     "sft": (_sft, 14_000, 1_000),
-    "preferences": (_preferences, 6_000, 1_000),
+    "preferences": (_preferences, 24_000, 1_000),
+    "preferences-people": (functools.partial(_preferences, answers_of=_answers_about_people), 6_000, 1_000),
     "ranked": (_ranked, 2_000, 300),
     "prompts": (_sums, 6_000, 300),
     "facts": (_facts, 400, 300),
@@ -418,7 +449,7 @@ WORLD: dict[str, tuple[Callable[[random.Random, str], dict], int, int]] = {
 def rows(name: str, split: str) -> Iterator[dict]:
     """The rows of ``world/<name>``, without repetitions, always the same ones in the same order."""
     make, *counts = WORLD[name]
-    r, seen = seeded(name, split), set()
+    r, seen = seeded(name.partition("-")[0], split), set()  # a variant draws as its theme does
     count = counts[split == "test"]
     for _ in range(3 * count):
         row = make(r, split)
