@@ -176,7 +176,8 @@ def estimate(
         gradients=0 if accumulates else gradients,
         accumulated=gradients if accumulates else 0,
         optimizer=trained * (moments + masters) / split_optimizer,
-        activations=_activations(stage, given, shape, word, compute, lora) + 2 * cast * shape.parameters,
+        activations=_activations(stage, given, shape, word, compute, lora)
+        + cast * _autocast_copies(stage, given, shape, lora),
         logits=_logits(stage, given, shape, compute),
         rollout=_rollout(stage, given, shape, compute, processes),
         head=0 if lora or stage == "reward_model" else 4 * shape.vocab_size * shape.hidden_size,
@@ -217,10 +218,26 @@ def _activations(stage: str, given: Mapping[str, Any], shape: Shape, word: int, 
     layer = tokens * _kept_by_a_layer(stage, given, shape, word, compute, lora)
     if given.get("attn_implementation") == "eager":  # T x T weights: the softmax's in float32, and as they are used
         layer += rows * shape.num_attention_heads * length**2 * (4 if compute == 4 else 4 + compute)
-    graphs = 1 if _critic(stage, given, lora) == "none" else 2  # policy's and critic's, before one backward pass
-    if given.get("gradient_checkpointing", stage != "pretrain"):
+    graphs = _graphs(stage, given, lora)
+    if _checkpoints(stage, given):
         return graphs * shape.num_hidden_layers * tokens * shape.hidden_size * word + layer
     return graphs * shape.num_hidden_layers * layer
+
+
+def _graphs(stage: str, given: Mapping[str, Any], lora: bool) -> int:
+    """How many forward passes come before one backward pass: PPO's policy and critic."""
+    return 1 if _critic(stage, given, lora) == "none" else 2
+
+
+def _checkpoints(stage: str, given: Mapping[str, Any]) -> bool:
+    return bool(given.get("gradient_checkpointing", stage != "pretrain"))
+
+
+def _autocast_copies(stage: str, given: Mapping[str, Any], shape: Shape, lora: bool) -> float:
+    """Weights in bfloat16 beside the float32 ones: of what is trained until the forward pass is over, of what is
+    frozen as long as anything that was computed with it is kept, with checkpointing a block at a time."""
+    frozen = lora and _checkpoints(stage, given)
+    return 2 * (shape.block_weights if frozen else shape.parameters * _graphs(stage, given, lora))
 
 
 def _kept_by_a_layer(stage: str, given: Mapping[str, Any], shape: Shape, word: int, compute: int, lora: bool) -> float:
@@ -251,14 +268,16 @@ def _kept_by_a_layer(stage: str, given: Mapping[str, Any], shape: Shape, word: i
 def _logits(stage: str, given: Mapping[str, Any], shape: Shape, compute: int) -> float:
     """The head's outputs and their gradient in the backward pass.
 
-    Whole in pretraining, with two copies in float32. In TRL's trainers a tile of 4,096 tokens and 32,768 words, in
-    place on a GPU; on the CPU eight float32 tiles and a mask stand at once.
+    Whole in pretraining, with two copies in float32. In TRL's trainers a tile of 4,096 tokens (of completions, where
+    these are sampled) and 32,768 words, in place on a GPU; on the CPU eight float32 tiles and a mask stand at once.
     """
     if stage == "reward_model":
         return 0.0
     rows, length = _rows(stage, given)
     if stage == "pretrain":
         return rows * length * shape.vocab_size * (compute + 8)
+    if stage in ("grpo", "ppo"):
+        length -= _prompt_length(given)
     tokens = min(rows * length, 4096)
     if given.get("use_cpu"):
         return 8.25 * 4 * tokens * min(shape.vocab_size, 32768)

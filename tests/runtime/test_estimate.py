@@ -50,6 +50,21 @@ def test_terms_of_a_small_run_by_hand():
     assert estimate("sft", eager, SMALL).activations == 3264 + 2 * 2 * 2 * 9 * 4
 
 
+def test_autocast_beside_checkpointing_by_hand():
+    """Float32 weights, 2 rows of 3 tokens: two inputs of layers, 2 x 6 x 4 x 4 = 192 bytes. One layer of all weights
+    keeps 16 x 4 + (8 + 4 + 24 + 28) x 2 = 192 a token, and all 348 weights are there in bfloat16 besides; a layer
+    under LoRA 8 x 4 + (8 + 4 + 24 + 32) x 2 = 168, and beside it a block of 144. PPO has two graphs."""
+    given = {"bf16": True, "per_device_train_batch_size": 2, "max_length": 3, "lora_dropout": 0.0}
+    assert estimate("sft", given, SMALL).activations == 192 + 6 * 192 + 2 * 348
+    lora = given | {"use_peft": True}
+    assert estimate("sft", lora, SMALL).activations == 192 + 6 * 168 + 2 * 144
+    assert estimate("sft", lora | {"gradient_checkpointing": False}, SMALL).activations == 2 * 6 * 168 + 2 * 348
+    ppo = {"max_completion_length": 2, "max_prompt_length": 1}
+    assert estimate("ppo", given | ppo, SMALL).activations == 2 * 192 + 6 * 192 + 2 * 2 * 348
+    # Weights that are bfloat16 already have no copies.
+    assert estimate("sft", lora | {"dtype": "bfloat16"}, SMALL).activations == 192 / 2 + 6 * 168
+
+
 @pytest.mark.parametrize(
     ("weights", "autocast", "lora", "dropout"),
     [
@@ -100,6 +115,7 @@ def test_the_cache_of_a_rollout_by_hand():
         "beta": 0.0,
     }  # fmt: skip
     assert estimate("grpo", given, SMALL).rollout == 1024
+    assert estimate("grpo", given, SMALL).logits == 4 * 5 * 32768 * 4  # of completions only
     assert estimate("grpo", given, SMALL).reference == 0
     assert estimate("grpo", given | {"beta": 0.1}, SMALL).reference == 1392
     assert estimate("grpo", given | {"gradient_accumulation_steps": 3}, SMALL).rollout == 3 * 1024
