@@ -55,7 +55,7 @@ TEXT: dict[str, dict] = {  # on three corpora of real text, which are not of the
     "function 1": {"omega": ["function"], "omega_weight": [1.0]},
     "replay 1": {},  # as the recipe has it
 }
-TEXT_ROWS = {"dataset_train_split": "train[:600]", "eval_rows": 150}  # 450 to learn
+TEXT_ROWS = {"dataset_train_split": "train[:300]", "eval_rows": 100}  # 200 to learn
 TEXT_CORPORA = ("agnews", "sst2", "wic")
 
 
@@ -144,7 +144,7 @@ def run(options: dict) -> dict:
 def run_text(options: dict, corpora: Path) -> dict:
     """One run on three corpora of real text."""
     paths = [str(corpora / f"{name}_train.jsonl") for name in TEXT_CORPORA]
-    more = {"corpora": paths, "dataset_map": ["sentence=prompt", "label=completion"]} | TEXT_ROWS
+    more = {"corpora": paths, "dataset_map": "sentence=prompt,label=completion"} | TEXT_ROWS
     with finished(TEXT_CONFIG, options | more) as (_, _, record, spent):
         return {**summary(record), **spent, **matrices(record)}
 
@@ -232,13 +232,17 @@ def table(rows: list[dict]) -> str:
     ys = [y for part in points.values() for y in part[1]]
     if len(xs) > 2:
         centres = [(statistics.fmean(x), statistics.fmean(y)) for x, y in points.values() if x]
-        lines += [
-            "",
-            f"Spearman's rank correlation of gradient overlap and accuracy lost: {rank_correlation(xs, ys):.2f} over "
-            f"{len(xs)} corpora of all variants and seeds",
-        ]
-        if len(centres) > 2:
-            lines[-1] += f"; {rank_correlation(*map(list, zip(*centres))):.2f} over {len(centres)} variants' means"
+        drifts = [(row["drift"][-1], row["forgetting"]) for row in rows]
+        measured = {
+            f"overlap of gradients, accuracy lost by the corpus; {len(xs)} corpora of all variants and seeds": (
+                xs,
+                ys,
+            ),
+            f"the same, means of {len(centres)} variants": zip(*centres),
+            f"drift of hidden states at the end, forgetting; {len(drifts)} runs": zip(*drifts),
+        }
+        lines += ["", "Spearman's rank correlation:"]
+        lines += [f"- {what}: {rank_correlation(*map(list, pair)):.2f}" for what, pair in measured.items()]
     return "\n".join(lines)
 
 
