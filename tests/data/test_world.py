@@ -259,8 +259,8 @@ def test_the_bayes_accuracy_of_the_pairs_is_clearly_between_chance_and_one(name)
 def test_what_tells_two_preferred_answers_apart_stands_in_the_prompt():
     """About a passage one answer is right; to a sum or about a person both say the same, in other styles.
 
-    A value is its answer without the style's words. Four fifths are about passages, and a little more, since what occurs
-    again is dropped and there are far fewer people than passages.
+    A value is its answer without the style's words. Four fifths are about passages, and a little more, since what
+    occurs again is dropped and there are far fewer people than passages.
     """
     words = re.compile(r"I think it is |Well, as far as I know, it is |, yes|\.$")
     passages = 0
