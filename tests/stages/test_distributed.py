@@ -44,6 +44,7 @@ STAGES = {
 WHOLE = [(stage, config) for stage in STAGES for config in CONFIGS]
 KEPT = [("sft", "ddp"), ("dpo", "zero3"), ("reward_model", "fsdp2")]
 KEPT += [("grpo", "zero2"), ("ppo", "fsdp2"), ("rsft", "zero3"), ("continual", "zero3")]
+WHOLE += [("sft", "zero3_offload")]  # DeepSpeed compiles its CPU optimizer first
 CELLS, RESUMED = (WHOLE, ["ddp", "fsdp2"]) if os.environ.get("NARLM_WHOLE_MATRIX") else (KEPT, ["ddp"])
 
 
