@@ -48,14 +48,13 @@ VARIANTS: dict[str, dict] = {
     "bottleneck": LORA | {"method": "bottleneck", "learning_rate": 3e-3},
     "osf": LORA | {"method": "osf", "learning_rate": 5e-4},
 }
-TEXT: dict[str, dict] = {  # on three corpora of real text, which are not of the world
+# On three corpora of real text; at the recipe's 1e-3 the LoRA of the embedded model hardly learns.
+TEXT: dict[str, dict] = {
     "naive": {"omega": [], "omega_weight": [], **FULL},
-    "lora": {"omega": [], "omega_weight": []},
-    "l2 0.1": {"omega": ["l2"], "omega_weight": [0.1]},
-    "function 1": {"omega": ["function"], "omega_weight": [1.0]},
-    "replay 1": {},  # as the recipe has it
+    "lora": {"omega": [], "omega_weight": [], "learning_rate": 5e-3},
+    "replay 1": {"learning_rate": 5e-3},
 }
-TEXT_ROWS = {"dataset_train_split": "train[:300]", "eval_rows": 100}  # 200 to learn
+TEXT_ROWS = {"dataset_train_split": "train[:300]", "eval_rows": 100, "num_train_epochs": 6}  # 200 to learn
 TEXT_CORPORA = ("agnews", "sst2", "wic")
 
 
