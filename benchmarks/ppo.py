@@ -160,7 +160,8 @@ def worker(options: argparse.Namespace) -> dict[str, float]:
     folder, steps = options.folder, options.completions // 256
     tokenizer = AutoTokenizer.from_pretrained(folder / "base", padding_side="left")
     policy = AutoModelForCausalLM.from_pretrained(folder / "base")
-    prompts = [f"{i % 97} {i % 89} {i % 83} {i % 79}" for i in range(512)]
+    # The space at the end parts the prompt from an answer that is appended as text.
+    prompts = [f"{i % 97} {i % 89} {i % 83} {i % 79} " for i in range(512)]
     shared = {
         "output_dir": str(folder / "run"), "per_device_train_batch_size": 64, "learning_rate": 1e-3, "gamma": 1.0,
         "lam": 0.95, "vf_coef": 0.1, "cliprange_value": 0.2, "report_to": "none", "logging_steps": 1,
@@ -226,6 +227,7 @@ def trl_trainer(options, policy, tokenizer, prompts, shared, steps):
         AutoModelForSequenceClassification.from_pretrained(options.folder / name, num_labels=1)
         for name in ("merged", "base")
     )
+    read_at_eos(reward.model, tokenizer)
     config = PPOConfig(
         **shared, gradient_accumulation_steps=4, num_mini_batches=4, num_ppo_epochs=4, kl_coef=0.05,
         response_length=LENGTH, total_episodes=256 * steps, stop_token="eos", temperature=1.0,
@@ -237,6 +239,31 @@ def trl_trainer(options, policy, tokenizer, prompts, shared, steps):
         value_model=value, train_dataset=dataset, peft_config=lora("CAUSAL_LM"),
     )  # fmt: skip
     return trainer, [policy, trainer.model, reward, value]
+
+
+def read_at_eos(backbone, tokenizer) -> None:
+    """Let TRL's reward read what ours reads: the state at an eos after a completion that was cut off, too."""
+    import torch
+
+    forward = backbone.forward
+
+    def ended(input_ids, attention_mask, position_ids, **kwargs):
+        prompt = input_ids.size(1) - LENGTH
+        real = (
+            (input_ids[:, prompt:] != tokenizer.pad_token_id).long().cumprod(1)
+        )  # up to the first pad, as TRL has it
+        last, rows = prompt + real.sum(1) - 1, torch.arange(len(input_ids), device=input_ids.device)
+        end = last + (input_ids[rows, last] != tokenizer.eos_token_id)  # where the state is read
+        longer = torch.nn.functional.pad(input_ids, (0, 1), value=tokenizer.pad_token_id)
+        longer[rows, end] = tokenizer.eos_token_id
+        mask = torch.arange(longer.size(1), device=input_ids.device) <= end[:, None]
+        output = forward(longer, attention_mask=mask.long(), **kwargs)
+        states = output.hidden_states[-1][:, :-1].clone()
+        states[rows, last] = output.hidden_states[-1][rows, end]
+        output.hidden_states = (*output.hidden_states[:-1], states)
+        return output
+
+    backbone.forward = ended
 
 
 if __name__ == "__main__":
