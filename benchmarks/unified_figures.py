@@ -194,9 +194,9 @@ def draw_scatter(laws: dict[str, dict[str, torch.Tensor]], folder: Path) -> None
         if method not in laws:
             continue
         star, law = laws[method]["star"].flatten(), laws[method]["law"].flatten()
-        axes.plot([-16, 0], [-16, 0], color=GREY, lw=1)
+        axes.plot([-13, 0], [-13, 0], color=GREY, lw=1)
         axes.plot(star, law, ".", color=color, ms=3, alpha=0.7)
-        axes.set(xlim=(-16, 0), ylim=(-16, 0))
+        axes.set(xlim=(-13, 0), ylim=(-13, 0), xticks=range(-12, 1, 4), yticks=range(-12, 1, 4))
     for axes in panels[1]:
         axes.set_xlabel("log pi*(y|x), nats")
     for axes in panels[:, 0]:
