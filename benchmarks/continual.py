@@ -304,7 +304,7 @@ def draw(rows: list[dict], folder: Path) -> None:
         close.errorbar(xs, ys, dy, dx, linestyle=line, elinewidth=0.6, **style)
         for name, x, y in zip(names, xs, ys, strict=True):
             if " " in name and "+" not in name and y > CLOSE:
-                place = (-26, 4) if family == "ewc" else (5, 4)  # ewc and l2 are neighbours
+                place = {"ewc": (-26, 4), "function": (5, -11)}.get(family, (5, 4))  # away from neighbours
                 close.annotate(name.rpartition(" ")[2], (x, y), fontsize=8, xytext=place, textcoords="offset points")
     for axes in (wide, close):
         axes.set_xlabel("forgetting: accuracy lost on what came before")
