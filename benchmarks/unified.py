@@ -41,12 +41,6 @@ from pipeline.trainers.rollouts import RolloutTrainer
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "unified"
 BEST_OF, BEST_GROUPS, BEST_EPOCHS = 16, 256, 8  # of rsft_best: N, groups of N a prompt, epochs (as in the recipe)
-# At a small beta, with the steps of configs/unified, PPO and RLOO settle before they have seen the best completion.
-SMALL_BETA = 0.3
-SMALL_STEPS = {
-    "ppo": {"learning_rate": 1.5e-3, "max_steps": 700, "warmup_steps": 350},
-    "rloo": {"learning_rate": 1.5e-3, "max_steps": 700},
-}
 KEPT = (
     "reward", "kl", "objective", "optimum", "regret", "regret_nats", "regret_removed", "kl_to_optimum",
     "identity_gap", "mass",
@@ -120,7 +114,7 @@ class PairTrainer(DPOTrainer):
 
 def rollouts(task: Task, name: str, trainer: type, kind: type, **fixed: Any) -> tuple[torch.Tensor, list]:
     """PPO, RLOO and GRPO: their trainers on the prompts in turn."""
-    config = task.config(name, kind, **(SMALL_STEPS.get(name, {}) if task.beta < SMALL_BETA else {}), **fixed)
+    config = task.config(name, kind, **fixed)
     each = config.steps_per_generation * config.num_iterations  # optimizer steps on one rollout
     watch = Trajectory(task, lambda step: -(-step // each) * config.generation_batch_size)
     model = task.model()

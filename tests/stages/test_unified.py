@@ -11,7 +11,7 @@ from tests.stages.conftest import read_metrics
 
 FEW = {
     "pretrain": {"max_steps": 3},
-    "ppo": {"max_steps": 2, "per_device_train_batch_size": 64, "num_generations": 16},
+    "ppo": {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 64, "num_generations": 16},
     "grpo": {"max_steps": 2, "per_device_train_batch_size": 64, "num_generations": 16},
     "dpo": {"max_steps": 2, "dataset_train_split": "train[:600]"},
     "rsft": {
