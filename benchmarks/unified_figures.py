@@ -18,6 +18,7 @@ import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullLocator
 
 from pipeline.data import enumerable
 from pipeline.evaluation.objective import exact_figures, frontier, prefix_law
@@ -168,7 +169,9 @@ def draw_trajectories(results: list[dict], folder: Path) -> None:
                 label=text,
                 lw=1.2,
             )
-        axes.set(xscale="log", xlabel="completions drawn", ylabel=label)
+        axes.set(xscale="log", xlabel="completions drawn, thousands", ylabel=label)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks([20e3, 50e3, 100e3, 200e3, 500e3], ["20", "50", "100", "200", "500"])
     if shown:
         panels[0].axhline(shown[0]["optimum"], color=GREY, lw=1)
         panels[0].annotate(
