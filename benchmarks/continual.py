@@ -39,8 +39,8 @@ VARIANTS: dict[str, dict] = {
     "replay + function": {},  # as the recipe has it
     **omega("replay", 1, 2, 4),
     **omega("function", 1, 4),
-    **omega("l2", 0.01, 0.03),
-    **omega("ewc", 0.01, 0.03),
+    **omega("l2", 0.01, 0.03, 0.1),
+    **omega("ewc", 0.01, 0.03, 0.1),
     "stacked": LORA | {"adapters": "stacked"},
     "routed": LORA | {"adapters": "routed"},
     **omega("orthogonal", 0.3, 1, adapters="stacked"),
@@ -161,7 +161,7 @@ def matrices(record: dict) -> dict[str, list]:
     return {
         "accuracy": [[round(cell["accuracy"], 4) for cell in row["scores"]] for row in rows],
         "loss": [[round(cell["loss"], 4) for cell in row["scores"]] for row in rows],
-        "gradient_overlap": [round(row.get("gradient_overlap", float("nan")), 5) for row in rows[1:]],
+        "gradient_overlap": [round(row["gradient_overlap"], 5) for row in rows[1:] if "gradient_overlap" in row],
         "drift": [round(row["drift"], 5) for row in rows[1:]],
     }
 
