@@ -161,7 +161,7 @@ def matrices(record: dict) -> dict[str, list]:
     return {
         "accuracy": [[round(cell["accuracy"], 4) for cell in row["scores"]] for row in rows],
         "loss": [[round(cell["loss"], 4) for cell in row["scores"]] for row in rows],
-        "gradient_overlap": [round(row["gradient_overlap"], 5) for row in rows[1:] if "gradient_overlap" in row],
+        "gradient_overlap": [round(found, 5) if (found := row.get("gradient_overlap")) is not None else None for row in rows[1:]],
         "drift": [round(row["drift"], 5) for row in rows[1:]],
     }
 
@@ -204,7 +204,7 @@ def overlaps(rows: list[dict]) -> dict[str, tuple[list[float], list[float]]]:
         xs, ys = points.setdefault(row["variant"], ([], []))
         for k, overlap in enumerate(row["gradient_overlap"], 1):
             lost = [row["accuracy"][k - 1][j] - row["accuracy"][k][j] for j in range(k)]  # column 0: known before
-            if overlap == overlap:
+            if overlap is not None:
                 xs.append(overlap)
                 ys.append(statistics.fmean(lost))
     return points

@@ -249,9 +249,7 @@ def read_at_eos(backbone, tokenizer) -> None:
 
     def ended(input_ids, attention_mask, position_ids, **kwargs):
         prompt = input_ids.size(1) - LENGTH
-        real = (
-            (input_ids[:, prompt:] != tokenizer.pad_token_id).long().cumprod(1)
-        )  # up to the first pad, as TRL has it
+        real = (input_ids[:, prompt:] != tokenizer.pad_token_id).long().cumprod(1)  # up to the first pad, as in TRL
         last, rows = prompt + real.sum(1) - 1, torch.arange(len(input_ids), device=input_ids.device)
         end = last + (input_ids[rows, last] != tokenizer.eos_token_id)  # where the state is read
         longer = torch.nn.functional.pad(input_ids, (0, 1), value=tokenizer.pad_token_id)

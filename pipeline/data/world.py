@@ -301,9 +301,8 @@ def _sft(r: random.Random, split: str) -> dict:
         style = r.choice(("sentence", "long-winded")) if wordy else "short"
         answer = STYLES[style].format(x=row["answer"])
     elif kind == "sums":
-        row = _sums(r, split)
-        a, b = map(int, re.findall(r"\d+", row["prompt"][0]["content"]))
-        answer = sum_answer(a, b, a + b + (r.random() < WRONG_SUMS_SFT))
+        prompt, answer = _summed(r, split)
+        return {"prompt": _user(prompt), "completion": _assistant(answer)}
     elif kind == "reading":
         row = _reading(r, split, "two people" if r.random() < 0.3 else "with passage")
         answer = row["answer"]
@@ -332,14 +331,14 @@ def _answers(r: random.Random, split: str, count: int) -> tuple[str, list[str]]:
     else:
         question, name, key, _ = _fact_question(r, split)
         prompt, said = r.choice(OPENERS) + question, _said(r, name, key)
-    return prompt, [style.format(x=said) for style in r.sample(styles, min(count, len(styles)))]
+    return prompt, _in_styles(r, said, count)
 
 
 def _answers_about_people(r: random.Random, split: str, count: int) -> tuple[str, list[str]]:
     """A question and ``count`` different answers to it, some wrong. The answers to a sum differ in style only."""
     if r.random() < 0.2:
-        prompt, x = _summed(r, split)
-        return prompt, [style.format(x=x) for style in r.sample(list(STYLES.values()), min(count, len(STYLES)))]
+        prompt, said = _summed(r, split)
+        return prompt, _in_styles(r, said, count)
     question, name, key, _ = _fact_question(r, split)
     answers = []
     while len(answers) < count:
@@ -348,6 +347,11 @@ def _answers_about_people(r: random.Random, split: str, count: int) -> tuple[str
         if answer not in answers:
             answers.append(answer)
     return r.choice(OPENERS) + question, answers
+
+
+def _in_styles(r: random.Random, said: str, count: int) -> list[str]:
+    """The same said in up to ``count`` styles."""
+    return [style.format(x=said) for style in r.sample(list(STYLES.values()), min(count, len(STYLES)))]
 
 
 def _summed(r: random.Random, split: str) -> tuple[str, str]:

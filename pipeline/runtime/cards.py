@@ -128,11 +128,8 @@ def public_value(value: Any) -> Any:
     Also the paths within a text, as in ``math + 0.1 * reward_model(model='/data/rm')``.
     """
     if isinstance(value, str):
-        for part in (
-            r"(?s)^.+$",
-            r"(?<=['\"])[^'\"]+(?=['\"])",
-            r"[^\s'\"(),;=]+",
-        ):  # all of it, what is quoted, words
+        all_of_it, quoted, words = r"(?s)^.+$", r"(?<=['\"])[^'\"]+(?=['\"])", r"[^\s'\"(),;=]+"
+        for part in (all_of_it, quoted, words):
             value = re.sub(part, lambda found: _without_folders(found[0]), value)
         return value
     if isinstance(value, dict):

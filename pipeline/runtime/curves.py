@@ -15,8 +15,8 @@ PANELS = {
 STYLES = {"training": ("#0072B2", ""), "held out": ("#D55E00", "o")}
 
 
-def plot_training(folder: Path, path: Path) -> bool:
-    """Draw the panels of which a run's ``trainer_state.json`` holds at least two points; whether there were any."""
+def plot_training(folder: Path, path: Path) -> None:
+    """Draw the panels of which a run's ``trainer_state.json`` holds at least two points, if there are any."""
     state = folder / "trainer_state.json"
     history = json.loads(state.read_text(encoding="utf-8")).get("log_history", []) if state.is_file() else []
     panels = {}
@@ -25,7 +25,7 @@ def plot_training(folder: Path, path: Path) -> bool:
         if max(map(len, curves)) > 1:
             panels[title] = curves
     if not panels:
-        return False
+        return
     import matplotlib
 
     matplotlib.use("Agg")
@@ -43,4 +43,3 @@ def plot_training(folder: Path, path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
-    return True

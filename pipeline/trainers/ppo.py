@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 from trl import GRPOConfig
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import get_config_model_id, pad
+from trl.trainer.utils import get_config_model_id
 
+from pipeline.model.padding import pad_right
 from pipeline.objectives.policy import leave_one_out_advantages, token_rewards
 from pipeline.objectives.value import (
     clipped_value_loss,
@@ -433,9 +434,7 @@ class AdapterReward:
         texts = [encode_dialogue(words, prompt, completion_text(y)) for prompt, y in zip(prompts, completions)]
         size = trainer.args.per_device_train_batch_size
         for start in range(0, len(texts), size):
-            part = [torch.tensor(ids, device=trainer.accelerator.device) for ids in texts[start : start + size]]
-            ids = pad(part, padding_value=words.pad_token_id, padding_side="right")
-            mask = pad([torch.ones_like(x) for x in part], padding_value=0, padding_side="right")
+            ids, mask = pad_right(texts[start : start + size], trainer.accelerator.device, words.pad_token_id)
             with trainer._adapters(shared.REWARD), trainer.accelerator.autocast():
                 every = trainer.model(input_ids=ids, attention_mask=mask, head=shared.REWARD_HEAD)
             scores += every.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1).float().tolist()

@@ -96,3 +96,83 @@ def read_metrics(folder: Path) -> dict[str, float]:
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "completed"
     return record["metrics"]
+
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def foreign_model(tmp_path_factory) -> Path:
+    """Folder of a base as others publish them: Llama architecture, a vocabulary of its own, plain ChatML.
+
+    It differs from NarLM in all that a stage may silently take for granted: no pad token and no BOS, the end of a turn
+    (``<|im_end|>``) is not the EOS (``<|endoftext|>``), the template has no ``{% generation %}`` markers, the head is
+    not tied, and ``all-linear`` finds other names.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("foreign") / "model"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    texts = [
+        f"user assistant system What is {a} plus {b}? It is {a + b}. Nobody knows." for a in range(9) for b in range(9)
+    ]
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=340,
+            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        ),
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHATML
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(fast), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.08, tie_word_embeddings=False,
+        bos_token_id=None, eos_token_id=fast.eos_token_id, pad_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def _turns(*contents: str) -> list[dict]:
+    """A user's and an assistant's turns, in turn."""
+    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+def public_rows(schema: str, count: int = 24) -> list[dict]:
+    """``count`` rows of a schema as it stands on the Hub, whose sums differ from row to row."""
+    return [_public_row(schema, i, i % 5) for i in range(count)]
+
+
+def _public_row(schema: str, a: int, b: int) -> dict:
+    question, good, bad = f"What is {a} plus {b}?", f"It is {a + b}.", "Nobody knows."
+    match schema:
+        case "sharegpt":
+            return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": good}]}
+        case "messages":
+            return {"messages": _turns(question, good, f"And {b} plus 2?", f"It is {b + 2}.")}
+        case "ultrafeedback":
+            return {"prompt": question, "chosen": _turns(question, good), "rejected": _turns(question, bad)}
+        case "hh":
+            dialogue = f"\n\nHuman: {question}\n\nAssistant: "
+            return {"chosen": dialogue + good, "rejected": dialogue + bad}
+        case "gsm8k":
+            return {"question": question, "answer": f"{a}+{b} = {a + b}.\n#### {a + b}"}
+    raise ValueError(schema)
