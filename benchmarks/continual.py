@@ -119,10 +119,10 @@ def finished(config: Path, options: dict) -> Iterator[tuple[dict, Path, dict, di
 
 def run(options: dict) -> dict:
     """One run on the world's corpora, and what its last model says of changed facts."""
-    from pipeline.data.world import load_world
     from pipeline.evaluation.forgetting import forward, prompt_ids, score
     from pipeline.model.loading import load_model, load_tokenizer
     from pipeline.model.routing import load_routed, routed
+    from pipeline.worlds.table import load_world
 
     with finished(CONFIG, options) as (given, folder, record, spent):
         tokenizer, through = load_tokenizer(str(folder)), None
@@ -161,7 +161,9 @@ def matrices(record: dict) -> dict[str, list]:
     return {
         "accuracy": [[round(cell["accuracy"], 4) for cell in row["scores"]] for row in rows],
         "loss": [[round(cell["loss"], 4) for cell in row["scores"]] for row in rows],
-        "gradient_overlap": [round(found, 5) if (found := row.get("gradient_overlap")) is not None else None for row in rows[1:]],
+        "gradient_overlap": [
+            round(found, 5) if (found := row.get("gradient_overlap")) is not None else None for row in rows[1:]
+        ],
         "drift": [round(row["drift"], 5) for row in rows[1:]],
     }
 

@@ -29,7 +29,6 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, SFTConfig, SFTTrainer
 
 from pipeline import pretrain
-from pipeline.data import enumerable
 from pipeline.evaluation.objective import exact_figures, exact_law, prefix_law
 from pipeline.model import NarLMForCausalLM
 from pipeline.objectives.divergences import tilted_law
@@ -37,6 +36,7 @@ from pipeline.rewards.registry import get_reward
 from pipeline.trainers import rejection
 from pipeline.trainers.ppo import PPOConfig, PPOTrainer
 from pipeline.trainers.rollouts import RolloutTrainer
+from pipeline.worlds import enumerable
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "unified"
@@ -63,8 +63,8 @@ class Task:
         self.rewards = enumerable.rewards(self.seed)
         self.reference = self.law(self.model())
         self.star = tilted_law(self.reference, self.rewards, self.beta)
-        self.reward = get_reward(f"pipeline.data.enumerable:reward(seed={self.seed})")
-        self.rows = Dataset.from_list(list(enumerable.enumerable_rows("enumerable", "train")))
+        self.reward = get_reward(f"pipeline.worlds.enumerable:reward(seed={self.seed})")
+        self.rows = Dataset.from_list(list(enumerable.rows("enumerable", "train")))
 
     def model(self) -> NarLMForCausalLM:
         """A fresh copy of pi_ref."""

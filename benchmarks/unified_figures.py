@@ -20,9 +20,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import NullLocator
 
-from pipeline.data import enumerable
 from pipeline.evaluation.objective import exact_figures, frontier, prefix_law
 from pipeline.objectives.divergences import best_of_n_bound, best_of_n_kl, best_of_n_law, tilted_law
+from pipeline.worlds import enumerable
 
 ROOT = Path(__file__).resolve().parents[1]
 # Okabe and Ito's colours, and a marker each: told apart without colour too.

@@ -1,11 +1,12 @@
-"""The task of ``pipeline.data.enumerable`` as tests want it: a saved pi_ref, rewards as functions, regret."""
+"""The task of ``pipeline.worlds.enumerable`` as tests want it: a saved pi_ref, rewards as functions, regret."""
 
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 
-from pipeline.data.enumerable import (  # noqa: F401  (the tests' names of the task)
+from pipeline.evaluation import objective
+from pipeline.worlds.enumerable import (  # noqa: F401  (the tests' names of the task)
     BOS,
     COMPLETIONS,
     EOS,
@@ -17,7 +18,6 @@ from pipeline.data.enumerable import (  # noqa: F401  (the tests' names of the t
     rewards,
     tokenizer,
 )
-from pipeline.evaluation import objective
 
 
 def saved_model(folder: Path, seed: int = 0, layers: int = 2) -> str:

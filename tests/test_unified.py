@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from pipeline.data import enumerable
 from pipeline.evaluation.likelihood import encode_answer
 from pipeline.run import read_recipe
+from pipeline.worlds import enumerable
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "configs" / "unified"

@@ -176,7 +176,7 @@ def source_fingerprints(arguments: DataArguments) -> list[dict[str, Any]]:
 def source_fingerprint(source: Source) -> str | None:
     """SHA-256 of local files, ``world-<version>/<name>/<split>``, or the commit of a Hub dataset."""
     if source.is_world:
-        from pipeline.data.world import WORLD_VERSION
+        from pipeline.worlds.truth import WORLD_VERSION
 
         return f"world-{WORLD_VERSION}/{source.name.removeprefix('world/')}/{source.split}"
     files = source.files()
@@ -204,7 +204,7 @@ def _hub_commit(source: Source) -> str | None:
 def raw_rows(source: Source) -> Iterator[tuple[str, int, "dict[str, Any] | RowError"]]:
     """``(place, row number, row or why it cannot be read)`` of a dataset as it stands, before renaming."""
     if source.is_world:
-        from pipeline.data.world import load_world
+        from pipeline.worlds.table import load_world
 
         name, split = source.name.removeprefix("world/"), source.split_name
         yield from ((source.label, n, row) for n, row in enumerate(_by_batches(load_world(name, split)), start=1))

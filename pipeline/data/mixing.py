@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.data.files import split_files, suffix_of
 from pipeline.data.formats import content_hash, parse_map, prompt_hash, to_messages
 from pipeline.runtime.errors import UserError
+from pipeline.worlds.table import is_world
 
 _FILE_BUILDERS = ("json", "csv", "parquet", "text")
 
@@ -40,7 +41,7 @@ class Source:
 
     @property
     def is_world(self) -> bool:
-        return self.name.startswith("world/")
+        return is_world(self.name)
 
     @property
     def label(self) -> str:

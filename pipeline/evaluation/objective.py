@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from pipeline.data import enumerable
 from pipeline.evaluation.registry import Result, require_recorded
 from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.scores import Z95, bootstrap_interval, with_interval
@@ -26,6 +25,7 @@ from pipeline.objectives.divergences import exact_kl, full_kl, log_partition, ti
 from pipeline.rewards.registry import get_reward
 from pipeline.runtime.errors import UserError
 from pipeline.trainers.rejection import padded_batches, score
+from pipeline.worlds import enumerable
 
 FRONTIER = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 4.0)  # betas at which pi* is told, for the report's curve
 TOLERANCE = 1e-5  # of the identity J* - J = beta KL(pi || pi*), in reward units

@@ -16,6 +16,7 @@ from pipeline.model.routing import Router, routed
 from pipeline.runtime.cards import public_name
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
+from pipeline.worlds.table import is_world
 
 PROBES = 24  # rows of a corpus that gradients and hidden states are measured on
 
@@ -48,7 +49,7 @@ class Judge:
                 DataArguments(
                     dataset_name=own.old_dataset_name,
                     dataset_map=data_args.dataset_map,
-                    dataset_test_split="test" if own.old_dataset_name.startswith("world/") else None,
+                    dataset_test_split="test" if is_world(own.old_dataset_name) else None,
                 ),
                 own.kind,
                 config.seed,

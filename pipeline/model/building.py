@@ -6,11 +6,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.data import enumerable
 from pipeline.model import NarLMConfig, NarLMForCausalLM
 from pipeline.model.loading import load_tokenizer
 from pipeline.model.tokenizer import train_tokenizer
 from pipeline.runtime.errors import UserError
+from pipeline.worlds import enumerable
 
 TOKENIZER_DOCUMENTS = 1_000_000  # merges settle long before; a stream never ends
 

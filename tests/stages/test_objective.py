@@ -5,12 +5,12 @@ import json
 import pytest
 
 from pipeline import assess, ppo
-from pipeline.data.enumerable import INDEX, PROMPTS, ids_of
 from pipeline.runtime.errors import UserError
+from pipeline.worlds.enumerable import INDEX, PROMPTS, ids_of
 from tests import enumerable_task as task
 from tests.stages.conftest import flags, read_metrics
 
-REWARD = "pipeline.data.enumerable:reward"
+REWARD = "pipeline.worlds.enumerable:reward"
 
 
 @pytest.fixture(scope="module")

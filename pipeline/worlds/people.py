@@ -3,7 +3,7 @@
 It has 40 people with 5 attributes each, sums, sums worked in steps, made-up people who exist only in the passage that
 tells of them, and rules shown by example. Nothing is downloaded and nothing is read from disk.
 
-``load_world(name, split)`` gives, for the splits ``train`` and ``test``:
+``pipeline.worlds.table.load_world(name, split)`` gives, for the splits ``train`` and ``test``:
 
 =============  ==========================================  ==================================================
 name           columns                                     what it is
@@ -28,8 +28,8 @@ logic          prompt, answer, kind                        a formula to write wi
 programs       prompt, tests, solution, kind               a one-line Python function, with assert statements
 =============  ==========================================  ==================================================
 
-``world/enumerable*``, a task whose every completion is known, stands in ``pipeline/data/enumerable.py``, and
-``world/continual-0`` to ``-4``, new and changed facts in a sequence, in ``pipeline/data/world_continual.py``.
+``world/enumerable*``, a task whose every completion is known, is in ``pipeline/worlds/enumerable.py``, and
+``world/continual-0`` to ``-4``, new and changed facts in a sequence, in ``pipeline/worlds/continual.py``.
 
 **Answers.** Sums and steps end in a marker, ``17+25=42 #### 42``, which is what the strict score of the ``numeric``
 reward reads; their gold ``answer`` is the bare number. Facts, reading and rules are judged by ``exact`` (``Rome``).
@@ -47,11 +47,8 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
-from pipeline.data.enumerable import ENUMERABLE, enumerable_rows
-from pipeline.data.world_continual import CONTINUAL, continual_rows
-from pipeline.data.world_truth import (
+from pipeline.worlds.truth import (
     AT_ONCE,
     ATTRIBUTES,
     FALSE_FACTS,
@@ -60,33 +57,14 @@ from pipeline.data.world_truth import (
     PEOPLE,
     STYLES,
     SUM_QUESTIONS,
-    WORLD_VERSION,
     facts,
     held_out,
     seeded,
     steps_answer,
     sum_answer,
     true_reward,
-    true_rewards,
     truth,
 )
-from pipeline.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-__all__ = [
-    "WORLD",
-    "WORLD_VERSION",
-    "facts",
-    "held_out",
-    "load_world",
-    "pair_held_out",
-    "rows",
-    "true_reward",
-    "true_rewards",
-    "truth",
-]
 
 # Pages of questions and answers stand in the corpus as chats, in the tokens of NarLM's chat template: a model that has
 # never seen them has so much to unlearn in SFT that it forgets what it knew.
@@ -450,6 +428,9 @@ WORLD: dict[str, tuple[Callable[[random.Random, str], dict], int, int]] = {
 }
 
 
+NAMES = tuple(WORLD)
+
+
 def rows(name: str, split: str) -> Iterator[dict]:
     """The rows of ``world/<name>``, without repetitions, always the same ones in the same order."""
     make, *counts = WORLD[name]
@@ -463,25 +444,3 @@ def rows(name: str, split: str) -> Iterator[dict]:
             yield row
             if len(seen) == count:
                 return
-
-
-@functools.cache
-def load_world(name: str, split: str = "train") -> Dataset:
-    """The embedded dataset ``world/<name>`` (with or without the prefix), columns as in the table above.
-
-    Raises:
-        UserError: there is no such dataset or split.
-    """
-    from datasets import Dataset
-
-    name = name.removeprefix("world/")
-    if name not in WORLD and name not in ENUMERABLE and name not in CONTINUAL:
-        known = ", world/".join((*WORLD, *ENUMERABLE, *CONTINUAL))
-        raise UserError(f"there is no embedded dataset world/{name}; choose one of: world/{known}")
-    if split not in ("train", "test"):
-        raise UserError(f"world/{name} has no split {split!r}; choose train or test")
-    if name in ENUMERABLE:
-        return Dataset.from_list(list(enumerable_rows(name, split)))
-    if name in CONTINUAL:
-        return Dataset.from_list(list(continual_rows(name, split)))
-    return Dataset.from_list(list(rows(name, split)))

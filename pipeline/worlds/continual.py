@@ -16,10 +16,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from pipeline.data.world_truth import ATTRIBUTES, OPENERS, PEOPLE, facts, seeded
+from pipeline.worlds import people
+from pipeline.worlds.truth import ATTRIBUTES, OPENERS, PEOPLE, facts, seeded, truth
 
 CORPORA = 4
-CONTINUAL = tuple(f"continual-{k}" for k in range(CORPORA + 1))
+NAMES = tuple(f"continual-{k}" for k in range(CORPORA + 1))
 PER_PERSON, CHANGES, ASKED = 3, 12, 2  # facts told of a newcomer, changes, times a wording is asked
 
 # fmt: off
@@ -70,7 +71,7 @@ def changed_after(corpus: int) -> frozenset[Fact]:
     return frozenset(f for k in range(corpus + 1, CORPORA + 1) for f, (_, before) in told(k).items() if before)
 
 
-def continual_rows(name: str, split: str) -> Iterator[dict]:
+def rows(name: str, split: str) -> Iterator[dict]:
     """The rows of ``world/continual-<k>``, always the same ones in the same order."""
     corpus = int(name.rpartition("-")[2])
     if corpus == 0:
@@ -94,11 +95,9 @@ LASTING = {"fact": (300, 75), "sum": (100, 25)}  # rows of train, of test
 
 def _lasting(split: str) -> Iterator[dict]:
     """What no corpus changes, drawn as the rows of ``world/facts`` and ``world/sums`` are."""
-    from pipeline.data.world import rows, truth  # which knows this module
-
     for kind, counts in LASTING.items():
         taken = 0
-        for row in rows(f"{kind}s", split):
+        for row in people.rows(f"{kind}s", split):
             question = row["prompt"][0]["content"]
             if kind == "fact" and _moves(question):
                 continue

@@ -1,8 +1,8 @@
 """The sequence of corpora: what is told when, changes that happen once, test rows that stay true."""
 
-from pipeline.data.world import load_world
-from pipeline.data.world_continual import CORPORA, NEWCOMERS, changed_after, told, truth_after
-from pipeline.data.world_truth import ATTRIBUTES, PEOPLE, facts
+from pipeline.worlds.continual import CORPORA, NEWCOMERS, changed_after, told, truth_after
+from pipeline.worlds.table import load_world
+from pipeline.worlds.truth import ATTRIBUTES, PEOPLE, facts
 
 
 def test_each_corpus_brings_twelve_people_and_twelve_changes():

@@ -7,12 +7,12 @@ from collections import Counter
 import pytest
 import torch
 
-from pipeline.data import enumerable
 from pipeline.data.arguments import DataArguments
-from pipeline.data.enumerable import COMPLETIONS, EOS, INDEX, LENGTH, PROMPTS, VOCABULARY, ids_of, rewards, text_of
 from pipeline.data.loading import load_data
-from pipeline.data.world import load_world
 from pipeline.runtime.errors import UserError
+from pipeline.worlds import enumerable
+from pipeline.worlds.enumerable import COMPLETIONS, EOS, INDEX, LENGTH, PROMPTS, VOCABULARY, ids_of, rewards, text_of
+from pipeline.worlds.table import load_world
 
 
 def test_the_completions_are_all_there_are():
@@ -53,7 +53,7 @@ def test_rewards_are_fixed_and_of_deviation_one():
 
 def test_preferences_are_bradley_terry_on_the_rewards():
     """By margin, the share whose better completion is chosen is sigma(margin), within four deviations."""
-    data = list(itertools.islice(enumerable.enumerable_rows("enumerable_preferences", "train"), 50_000))
+    data = list(itertools.islice(enumerable.rows("enumerable_preferences", "train"), 50_000))
     gaps = [row["reward_chosen"] - row["reward_rejected"] for row in data]
     for low, high in ((0.2, 0.6), (0.6, 1.2), (1.2, 2.0)):
         margins = [abs(gap) for gap in gaps if low <= abs(gap) < high]

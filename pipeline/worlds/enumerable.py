@@ -102,7 +102,7 @@ def reward(
     seed: int = 0,
     **columns: Any,
 ) -> list[float]:
-    """The table as TRL's callable: ``reward: pipeline.data.enumerable:reward`` (``reward(seed=1)``: another table).
+    """The table as TRL's callable: ``reward: pipeline.worlds.enumerable:reward`` (``reward(seed=1)``: another table).
 
     Texts have lost the special tokens that were sampled, so the ids decide where they are given.
     """
@@ -173,7 +173,10 @@ ENUMERABLE = {
 }
 
 
-def enumerable_rows(name: str, split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
+NAMES = tuple(ENUMERABLE)
+
+
+def rows(name: str, split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
     """The rows of an embedded dataset of this task, always the same ones in the same order."""
     make, *counts = ENUMERABLE[name]
     test = split == "test"

@@ -11,10 +11,11 @@ from collections import Counter
 
 import pytest
 
-from pipeline.data import world
-from pipeline.data.world import facts, load_world, pair_held_out, true_reward, truth
-from pipeline.data.world_truth import ATTRIBUTES, PEOPLE
 from pipeline.runtime.errors import UserError
+from pipeline.worlds import people
+from pipeline.worlds.people import pair_held_out
+from pipeline.worlds.table import load_world
+from pipeline.worlds.truth import ATTRIBUTES, PEOPLE, WORLD_VERSION, facts, true_reward, true_rewards, truth
 
 COLUMNS = {
     "corpus": ["text"],
@@ -71,7 +72,7 @@ def trained_on():
 
 
 def test_there_are_no_other_datasets_and_all_are_made_quickly(seconds):
-    assert sorted(world.WORLD) == sorted(COLUMNS)
+    assert sorted(people.WORLD) == sorted(COLUMNS)
     assert seconds < 25  # of CPU; 6 on an idle core
     assert load_world("world/corpus", "train") is load_world("world/corpus", "train")
 
@@ -80,7 +81,7 @@ def test_there_are_no_other_datasets_and_all_are_made_quickly(seconds):
 def test_columns_counts_and_no_repetition(name, split):
     data = load_world(f"world/{name}", split)
     assert data.column_names == COLUMNS[name]
-    _, train, test = world.WORLD[name]
+    _, train, test = people.WORLD[name]
     assert len(data) == (train if split == "train" else test)
     assert len({str(row) for row in rows(name, split)}) == len(data)
 
@@ -223,7 +224,7 @@ def test_true_reward_of_sums_by_hand(answer, reward):
 def test_true_rewards_take_text_and_messages():
     chat = [{"role": "user", "content": "Compute 17+25."}]
     right = [{"role": "assistant", "content": "17+25=42 #### 42"}]
-    assert world.true_rewards([chat, "Compute 17+25."], [right, " 17+25=43 #### 43"], answer=["42", "42"]) == [
+    assert true_rewards([chat, "Compute 17+25."], [right, " 17+25=43 #### 43"], answer=["42", "42"]) == [
         4.5,
         2.0,
     ]
@@ -330,13 +331,13 @@ def test_programs_pass_their_own_tests_and_an_empty_one_does_not():
 
 def test_the_same_rows_every_time_and_in_every_process():
     """The digest of the first rows, so that a change of the world cannot pass without a new WORLD_VERSION."""
-    text = json.dumps([world.WORLD_VERSION, *(load_world(*pair).select(range(40)).to_list() for pair in SPLITS)])
+    text = json.dumps([WORLD_VERSION, *(load_world(*pair).select(range(40)).to_list() for pair in SPLITS)])
     assert digest(text)[:16] == "3451ea140720b9c2"
 
 
 @pytest.mark.parametrize(
     ("name", "split", "message"),
-    [("nothing", "train", "choose one of: world/corpus"), ("sft", "dev", "train or test")],
+    [("nothing", "train", "choose one of world/corpus"), ("sft", "dev", "train or test")],
 )
 def test_unknown_names_are_the_users_error(name, split, message):
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""What is true in the embedded world (see ``pipeline.data.world``): people and facts, sums, and the known reward."""
+"""What is true in the embedded world (`pipeline.worlds.people`): people and facts, sums, and the known reward."""
 
 from __future__ import annotations
 

@@ -1,0 +1,40 @@
+"""The embedded datasets by name, ``world/<name>``. A new one is a module with ``NAMES`` and ``rows``, listed here."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from pipeline.runtime.errors import UserError
+from pipeline.worlds import continual, enumerable, people
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PREFIX = "world/"
+MODULES = (people, continual, enumerable)
+# name without the prefix -> rows(name, split), always the same rows in the same order
+WORLDS = {name: module.rows for module in MODULES for name in module.NAMES}
+
+
+def is_world(name: str) -> bool:
+    """Whether a dataset's name is that of an embedded one."""
+    return name.startswith(PREFIX)
+
+
+@functools.cache
+def load_world(name: str, split: str = "train") -> Dataset:
+    """The embedded dataset ``world/<name>``, with or without the prefix; its columns are those of its module's table.
+
+    Raises:
+        UserError: there is no such dataset or split.
+    """
+    from datasets import Dataset
+
+    name = name.removeprefix(PREFIX)
+    if name not in WORLDS:
+        known = ", ".join(PREFIX + other for other in WORLDS)
+        raise UserError(f"there is no embedded dataset world/{name}; choose one of {known}")
+    if split not in ("train", "test"):
+        raise UserError(f"world/{name} has no split {split!r}; choose train or test")
+    return Dataset.from_list(list(WORLDS[name](name, split)))
