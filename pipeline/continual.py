@@ -12,6 +12,7 @@ Omega's memory is saved with the weights.
 
 Paper: Part 4, section 1. It leaves Omega open but for its purpose, "changes that would distort previously learned
 hidden representations": that is `function`. `full` (all weights, the naive baseline) and PEFT's `osf` are to compare.
+Loss: `objectives.regularisers` added to that of SFT, text or DPO (tests/stages/test_losses.py::test_continual).
 """
 
 from dataclasses import dataclass, field

@@ -9,6 +9,7 @@ E[R] - beta KL(pi || pi_ref) whose optimum this loss is the maximum-likelihood e
 
 Paper: Part 2, section 1. The paper prints R = beta^-1 log(pi/pi_ref) + C; from its own objective it is
 R = beta log(pi/pi_ref) + beta log Z, which is what the loss above uses.
+Loss: `objectives.preference.dpo_loss` (tests/stages/test_losses.py::test_dpo).
 """
 
 from dataclasses import dataclass

@@ -9,6 +9,7 @@ Data: prompt, and the columns that the reward reads (answer for numeric). --rewa
 
 Paper: Part 2, section 3. TRL's default beta is 0, which is no KL at all: write beta and scale_rewards: none for the
 paper's objective. The KL stands inside the loss, so its fixed point is per prefix, not pi* (docs/errata.md, line 9).
+Loss: `objectives.policy.grpo_loss` (tests/stages/test_losses.py::test_grpo).
 """
 
 import sys

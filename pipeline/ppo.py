@@ -12,6 +12,8 @@ the registry, a weighted sum, package.module:function; --reward_weights weighs t
 Paper: Part 2, section 1B. theta_frozen is one backbone with the adapters of policy and critic (critic: shared), and of
 the reward where it is an adapter of the same backbone; pi_ref is the backbone alone, or with a frozen copy of the
 adapter that was the start.
+Loss: `objectives.policy.ppo_clip_loss` and `token_rewards`, `objectives.value.gae` and `clipped_value_loss`
+(tests/stages/test_losses.py::test_ppo).
 """
 
 import sys

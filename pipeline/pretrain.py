@@ -10,6 +10,7 @@ on from any causal LM of the Hub or a folder, with its own tokenizer.
 
 Deviation from (9): documents are packed into blocks of max_length tokens, positions restart and attention stops at
 each document's first token, and the loss is the mean over tokens, not the sum.
+Loss: `objectives.likelihood.negative_log_likelihood` (tests/stages/test_losses.py::test_pretraining).
 """
 
 from dataclasses import dataclass, field

@@ -10,6 +10,8 @@ The saved model is loaded anew and judged on the held-out rows: accuracy, margin
 
 Paper: Part 2, section 1A. A reward is identified only up to a constant of each prompt, so only answers to one prompt
 are ever compared; the paper's beta in P = sigma(beta (R+ - R-)) is taken into the reward's own unit.
+Loss: `objectives.preference.bradley_terry_loss` (tests/stages/test_losses.py::test_reward_model_of_pairs) and
+`plackett_luce_loss` (::test_reward_model_of_rankings).
 """
 
 from dataclasses import dataclass, field

@@ -11,6 +11,7 @@ elsewhere. Candidates are kept in <output_dir>/candidates; mine_pairs makes a pr
 Paper: Part 2, section 2, with two corrections (docs/errata.md, 2 and 13). Best-of-N does not tend to
 pi_ref exp(R/tau) as N grows but to the argmax; drawing one of N by softmax(R/tau) does. And a second round from pi_k
 must weigh by R/tau + log pi_ref - log pi_k, or K rounds end at pi_ref exp(K R/tau).
+Loss: `objectives.likelihood.negative_log_likelihood` of the selection (tests/stages/test_losses.py::test_rsft).
 """
 
 from dataclasses import dataclass, field

@@ -8,6 +8,7 @@ Data: messages, prompt + completion, or text. Of prompt + completion the complet
 assistant's turns (assistant_only_loss), for which the chat template must mark them with {% generation %}.
 
 Paper: Part 2 names SFT as the source of pi_ref and as the second half of rejection sampling.
+Loss: `objectives.likelihood.negative_log_likelihood` (tests/stages/test_losses.py::test_sft).
 """
 
 from dataclasses import dataclass

@@ -5,6 +5,8 @@ All log-probabilities are those of the sampled tokens. `B` batch, `T` time, `N` 
 
 import torch
 
+from pipeline.objectives.divergences import kl_k3
+
 
 def token_rewards(
     scores: torch.Tensor,  # (B,) R(x, y)
@@ -62,3 +64,25 @@ def ppo_clip_loss(
     """`-min(r A, clip(r, 1 - epsilon_low, 1 + epsilon_high) A)` with `r = pi / pi_old` (Schulman et al., 2017)."""
     ratio = torch.exp(log_probs - old_log_probs)
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon_low, 1 + epsilon_high) * advantages)
+
+
+def grpo_loss(
+    log_probs: torch.Tensor,  # (B, T)
+    old_log_probs: torch.Tensor,  # (B, T) of the policy that sampled
+    reference_log_probs: torch.Tensor,  # (B, T)
+    advantages: torch.Tensor,  # (B, 1)
+    beta: float,
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    corrected: bool = True,
+) -> torch.Tensor:  # (B, T)
+    """`ppo_clip_loss + beta k3` per token: GRPO's loss with the KL inside it (Shao et al., 2024).
+
+    `corrected` multiplies k3 by the ratio `pi / pi_old` (TRL's `use_bias_correction_kl`), which makes its gradient
+    that of the reverse KL at each prefix. What either form tends to is in docs/errata.md, line 9. `loss_type` decides
+    by what the sum over tokens is divided.
+    """
+    kl = kl_k3(log_probs, reference_log_probs)
+    if corrected:
+        kl = kl * torch.exp(log_probs - old_log_probs)
+    return ppo_clip_loss(log_probs, old_log_probs, advantages, epsilon_low, epsilon_high) + beta * kl
