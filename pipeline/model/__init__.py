@@ -1,6 +1,6 @@
 """The model room: importing it makes NarLM known to transformers' Auto classes.
 
-A saved NarLM also carries its two code files and an ``auto_map``, so that it loads with ``trust_remote_code=True``
+A saved NarLM also carries its three code files and an ``auto_map``, so that it loads with ``trust_remote_code=True``
 where this package is not installed.
 """
 

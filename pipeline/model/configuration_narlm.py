@@ -1,7 +1,7 @@
 """Configuration of NarLM, the nonlinear autoregressive language model with attention of arXiv:2602.00426.
 
-The names are Hugging Face's; the paper's letters stand beside them. This file and ``modeling_narlm.py`` travel with
-every saved model, so they import nothing of this package but each other.
+The names are Hugging Face's; the paper's letters are beside them. This file, ``modeling_narlm.py`` and
+``versions_narlm.py`` are saved with every model, so they import nothing of this package but each other.
 """
 
 from huggingface_hub.dataclasses import strict
@@ -138,7 +138,7 @@ class NarLMConfig(PreTrainedConfig):
     """
 
     model_type = "narlm"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # either name, as transformers 5.24 renamed it
     base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",

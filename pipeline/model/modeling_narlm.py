@@ -31,13 +31,14 @@ from transformers.modeling_layers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_narlm import NarLMConfig
+from .versions_narlm import CACHE_NAME, CACHE_NAMES, given_cache, slice_logits_to_keep
 
 
 @use_kernel_forward_from_hub("RMSNorm")
@@ -171,7 +172,7 @@ class NarLMAttention(nn.Module):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, T, D) -> (B, T, D) and, from eager attention, the weights (B, H, T, S)."""
@@ -183,8 +184,8 @@ class NarLMAttention(nn.Module):
         if position_embeddings is not None:
             # q_t^T R_t^T R_s k_s of (14) is the inner product of the rotated vectors
             query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)  # S_t = S_{t-1} with (k_t, v_t)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)  # S_t = S_{t-1} with (k_t, v_t)
 
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -241,13 +242,14 @@ class NarLMDecoderLayer(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         use_cache: bool | None = False,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         attended, _ = self.self_attn(
             self.input_layernorm(hidden_states),
             position_embeddings=position_embeddings,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=given_cache(past_key_values, cache, kwargs),
             position_ids=position_ids,
             **kwargs,
         )
@@ -262,7 +264,7 @@ class NarLMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["NarLMDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -306,6 +308,7 @@ class NarLMModel(NarLMPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """input_ids (B, T) -> hidden states S = F_theta(W_emb[x]) (B, T, D).
@@ -314,8 +317,10 @@ class NarLMModel(NarLMPreTrainedModel):
         2D attention_mask on either side. Without position_ids a token's position counts the unmasked tokens before it.
 
         Raises:
+            TypeError: two caches, or a cache under an unknown name.
             ValueError: both or neither of input_ids and inputs_embeds; more tokens than learned positions.
         """
+        cache = given_cache(past_key_values, cache, kwargs)
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
@@ -334,7 +339,7 @@ class NarLMModel(NarLMPreTrainedModel):
             "config": self.config,
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
+            CACHE_NAME: cache,
             "position_ids": position_ids,
         }
         masks = attention_mask
@@ -349,10 +354,10 @@ class NarLMModel(NarLMPreTrainedModel):
             if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]
             else:
-                seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+                seen = cache.get_seq_length() if cache is not None else 0
                 position_ids = torch.arange(T, device=inputs_embeds.device)[None] + seen
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
 
         hidden_states = inputs_embeds  # H_0 = E
         position_embeddings = None
@@ -366,12 +371,12 @@ class NarLMModel(NarLMPreTrainedModel):
                 hidden_states,
                 attention_mask=masks[layer_type],
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
                 position_embeddings=position_embeddings,
+                **{CACHE_NAME: cache},  # gradient checkpointing takes it away, by this name
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: cache})
 
 
 class NarLMForCausalLM(NarLMPreTrainedModel, GenerationMixin):
@@ -400,6 +405,7 @@ class NarLMForCausalLM(NarLMPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """input_ids (B, T) -> logits (B, T, V) and, with labels (B, T), the mean of (9) in nats a token.
@@ -414,6 +420,7 @@ class NarLMForCausalLM(NarLMPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache=cache,
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (7)
@@ -423,9 +430,9 @@ class NarLMForCausalLM(NarLMPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
 
 

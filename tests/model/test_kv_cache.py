@@ -5,7 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, QuantizedCache, StaticCache
 
-from pipeline.model import NarLMConfig, NarLMForCausalLM
+from pipeline.model import NarLMConfig, NarLMForCausalLM, NarLMForSequenceClassification
+from pipeline.model.versions_narlm import CACHE_NAME, CACHE_NAMES
 from tests.model.conftest import KINDS
 
 # Two roads to one float32 number: logits here are of order 10.
@@ -49,6 +50,57 @@ def test_quantised_cache(narlm, tokens, kind):
     quantised = model.generate(tokens, **options, cache_implementation="quantized", cache_config={"backend": "fp8"})
     assert quantised.shape == (2, 17)
     assert torch.equal(quantised[:, :13], model.generate(tokens, **options)[:, :13])
+
+
+@pytest.mark.parametrize("name", CACHE_NAMES)
+@pytest.mark.parametrize("part", ["base", "head", "classifier"])
+def test_either_name_of_the_cache(narlm, tokens, part, name):
+    """``cache`` (transformers >= 5.24) and ``past_key_values`` (before) are one argument, in the base model and in
+    every head: five tokens, then seven, under either name give the states of twelve at once, the cache comes back
+    under the name of the installed version, and it holds all twelve tokens."""
+    model = narlm("mixed", "sdpa")
+    if part == "base":
+        model = model.model
+    elif part == "classifier":
+        model = NarLMForSequenceClassification(model.config).eval()
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        expected = model(tokens, use_cache=False)[0][:, -1]
+        model(tokens[:, :5], **{name: cache}, use_cache=True)
+        output = model(tokens[:, 5:], **{name: cache}, use_cache=True)
+    torch.testing.assert_close(output[0][:, -1] if part != "classifier" else output.logits[:, -1], expected, **CLOSE)
+    assert output[CACHE_NAME] is cache
+    assert cache.get_seq_length() == 12
+
+
+def test_a_cache_under_an_unknown_name_is_refused(narlm, tokens):
+    """It would be swallowed with the other keywords, and the model would see the last tokens only."""
+    model = narlm("paper", "sdpa")
+    for part in (model, model.model, model.model.layers[0]):
+        given = model.model.embed_tokens(tokens) if part is model.model.layers[0] else tokens
+        with pytest.raises(TypeError, match=r"unknown name 'cache_params'.*'cache' or 'past_key_values'"):
+            part(given, cache_params=DynamicCache())
+    with pytest.raises(TypeError, match="two key-value caches"):
+        model(tokens, cache=DynamicCache(), past_key_values=DynamicCache())
+    same = DynamicCache()
+    assert model(tokens, cache=same, past_key_values=same, use_cache=True).logits.shape == (2, 12, 61)
+    assert same.get_seq_length() == 12
+
+
+def test_gradient_checkpointing_takes_the_cache_away(narlm, tokens):
+    """The backward pass runs each layer again, and would append its keys a second time: no layer gets a cache, under
+    whichever name the installed version looks for it, so the gradients are those without checkpointing."""
+    gradients = []
+    for checkpointing in (False, True):
+        model = narlm("paper", "sdpa").train()
+        cache = None
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            cache = DynamicCache()
+        model(tokens, labels=tokens, cache=cache, use_cache=checkpointing).loss.backward()
+        gradients.append(model.model.layers[0].self_attn.k_proj.weight.grad)
+    assert cache.get_seq_length() == 0
+    torch.testing.assert_close(*gradients)
 
 
 def padded(tokens: torch.Tensor, side: str) -> tuple[torch.Tensor, torch.Tensor]:

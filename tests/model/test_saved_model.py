@@ -23,6 +23,7 @@ from pipeline.model import (
     NarLMModel,
 )
 
+CODE_FILES = ("configuration_narlm.py", "modeling_narlm.py", "versions_narlm.py")
 WITHOUT_US = """
 import sys
 
@@ -85,7 +86,7 @@ def test_loads_without_our_package(narlm, tmp_path):
         "NarLMForCausalLM",
     ]
     for folder in ("model", "again"):
-        assert {"configuration_narlm.py", "modeling_narlm.py"} <= {path.name for path in (tmp_path / folder).iterdir()}
+        assert set(CODE_FILES) <= {path.name for path in (tmp_path / folder).iterdir()}
 
 
 @pytest.mark.parametrize("trust", [None, False, True])
@@ -120,12 +121,14 @@ def test_every_class_writes_the_whole_auto_map(narlm, tmp_path):
 
 
 def test_code_files_stand_alone():
-    """The two files that travel import torch, transformers, huggingface_hub, the standard library and each other."""
+    """The files saved with a model import torch, transformers, huggingface_hub, the stdlib and each other."""
     folder = Path(pipeline.model.__file__).parent
-    for name in ("configuration_narlm.py", "modeling_narlm.py"):
+    assert sorted(path.name for path in folder.glob("*_narlm.py")) == sorted(CODE_FILES)
+    for name in CODE_FILES:
         for node in ast.walk(ast.parse((folder / name).read_text())):
             if isinstance(node, ast.ImportFrom) and node.level:
-                assert (node.level, node.module) == (1, "configuration_narlm"), name
+                assert node.level == 1, name
+                assert f"{node.module}.py" in CODE_FILES, name
             elif isinstance(node, ast.ImportFrom | ast.Import):
                 modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
                 for module in modules:
