@@ -97,6 +97,8 @@ def parse_map(dataset_map: str | Mapping[str, str] | None) -> dict[str, str]:
             old, equals, new = (piece.strip() for piece in part.partition("="))
             if not (old and equals and new):
                 raise UserError(f"dataset_map {dataset_map!r}: {part.strip()!r} is not old=new (old=new,old2=new2)")
+            if old in renames:
+                raise UserError(f"dataset_map {dataset_map!r} gives column {old!r} two names")
             renames[old] = new
     if len(set(renames.values())) < len(renames):
         raise UserError(f"dataset_map {dataset_map!r} gives two columns one name")

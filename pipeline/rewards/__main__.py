@@ -2,9 +2,10 @@
 
     python -m pipeline.rewards --reward numeric --file rows.jsonl --out scores.jsonl --dataset_map gold=answer
 
-Each row of the JSONL file carries ``completion`` (text, or a list of messages), the columns of its reward (``answer``
-for numeric, math, logic, exact and choice; ``tests`` for code) and, where the reward wants it, ``prompt``. The rows of
-the output are those of the input with ``score``, ``verdict`` and, for numeric, ``lenient_score`` added.
+Each row of the file (jsonl, json, csv or parquet, as the stages read it) has ``completion`` (text, or a list of
+messages), the columns of its reward (``answer`` for numeric, math, logic, exact and choice; ``tests`` for code) and,
+where the reward wants it, ``prompt``. The rows of the output are those of the input with ``score``, ``verdict`` and,
+for numeric, ``lenient_score`` added.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pipeline.data.files import Row, RowError, read_rows
+from pipeline.data.formats import check_map, parse_map
 from pipeline.rewards.judging import VERDICTS, Judgement, completion_text
 from pipeline.rewards.registry import get_reward, names, parse_options
 from pipeline.runtime.entry import run_and_exit
@@ -41,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reward", required=True, help="a name, package.module:function, or a sum: 'math + 0.2*format'"
     )
-    parser.add_argument("--file", required=True, type=Path, help="JSONL file of rows with a completion each")
+    parser.add_argument(
+        "--file", required=True, type=Path, help="file of rows with a completion each (jsonl, json, csv, parquet)"
+    )
     parser.add_argument("--out", required=True, type=Path, help="JSONL file to write, as a whole or not at all")
     parser.add_argument("--dataset_map", default="", help="old=new,… renames columns, such as gold=answer")
     parser.add_argument("--options", default="", help="options of the reward, such as limit=128 or deadline=5")
@@ -53,68 +58,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_map(text: str) -> dict[str, str]:
-    """``"old=new,…"`` as a dictionary. Raises UserError where it is malformed or names a column twice."""
-    renames: dict[str, str] = {}
-    for pair in filter(None, (part.strip() for part in text.split(","))):
-        old, equals, new = (part.strip() for part in pair.partition("="))
-        if not (old and equals and new):
-            raise UserError(f"dataset_map: cannot read '{pair}'; write it as old=new,old=new")
-        if old in renames or new in renames.values():
-            raise UserError(f"dataset_map: '{pair}' names a column twice")
-        renames[old] = new
-    return renames
-
-
-def _parse_integer(digits: str) -> int | str:
-    """An integer, or its digits where Python would refuse to convert them."""
-    return int(digits) if len(digits) <= 4300 else digits
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; blank lines are skipped. Raises UserError with file and row where one is no object."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as cause:
-        raise UserError(f"{path}: cannot read it: {cause.strerror}") from cause
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_int=_parse_integer)
-        except UnicodeDecodeError as cause:
-            raise UserError(f"{path} row {number}: not UTF-8 text at byte {cause.start}") from cause
-        except (json.JSONDecodeError, RecursionError) as cause:
-            raise UserError(f"{path} row {number}: not JSON ({cause}); write one object a line") from cause
-        if not isinstance(row, dict):
-            raise UserError(f"{path} row {number}: a row must be an object with fields, not {type(row).__name__}")
-        rows.append(row)
+def all_rows(path: Path) -> list[Row]:
+    """Every row of a data file, read as the stages read it. UserError at the first bad row, or where there is none."""
+    rows = list(read_rows(path))
+    for row in rows:
+        if isinstance(row.content, RowError):
+            raise UserError(f"{path}, row {row.number}: {row.content}")
     if not rows:
-        raise UserError(f"{path}: has no rows")
+        raise UserError(f"{path} is empty: it has no rows")
     return rows
 
 
-def as_columns(rows: list[dict[str, Any]], renames: dict[str, str], path: Path) -> dict[str, list]:
+def as_columns(rows: list[Row], renames: dict[str, str], path: Path) -> dict[str, list]:
     """The rows as columns under their new names; a field that a row lacks is None there.
 
     Raises UserError where a renamed column is in no row, a new name is taken, or a completion is missing or no text.
     """
-    present = dict.fromkeys(name for row in rows for name in row)
-    for old, new in renames.items():
-        if old not in present:
-            raise UserError(f"dataset_map: {path} has no column '{old}'; it has: {', '.join(present)}")
-        if new in present and new not in renames:
-            raise UserError(f"dataset_map: {path} has a column '{new}' already; '{old}' cannot take its name")
-    columns = {renames.get(name, name): [row.get(name) for row in rows] for name in present}
+    present = dict.fromkeys(name for row in rows for name in row.content)
+    check_map(renames, present, str(path))
+    columns = {renames.get(name, name): [row.content.get(name) for row in rows] for name in present}
     source = {new: old for old, new in renames.items()}.get("completion", "completion")
-    for number, row in enumerate(rows, start=1):
-        if row.get(source) is None:
-            raise UserError(f"{path} row {number}: field '{source}' is missing; every row needs a completion")
+    for row in rows:
+        if row.content.get(source) is None:
+            raise UserError(f"{path}, row {row.number}: {source} is missing: every row needs a completion")
         try:
-            completion_text(row[source])
+            completion_text(row.content[source])
         except TypeError as cause:
-            raise UserError(f"{path} row {number}: field '{source}': {cause}") from cause
+            raise UserError(f"{path}, row {row.number}: {source}: {cause}") from cause
     return columns
 
 
@@ -128,7 +98,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         raise UserError(f"{path}: cannot write there: {cause.strerror}") from cause
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.writelines(json.dumps(row, default=str) + "\n" for row in rows)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException as cause:
@@ -177,15 +147,15 @@ def main(arguments: list[str] | None = None) -> None:
     reward = get_reward(given.reward, **options)
     if given.out.is_dir():
         raise UserError(f"{given.out}: is a folder; --out names a file")
-    rows = read_rows(given.file)
+    rows = all_rows(given.file)
     columns = as_columns(rows, parse_map(given.dataset_map), given.file)
     completions, prompts = columns.pop("completion"), columns.pop("prompt", None)
     judgements = reward.judge(prompts, completions, **columns)
 
     with_lenient = given.reward.strip() == "numeric"
-    write_rows(given.out, [_scored_row(row, j, with_lenient) for row, j in zip(rows, judgements, strict=True)])
+    write_rows(given.out, [_scored_row(row.content, j, with_lenient) for row, j in zip(rows, judgements, strict=True)])
     print("\n".join(summary(judgements)))
-    unjudged = [(number, j) for number, j in enumerate(judgements, start=1) if j.verdict in ("unscorable", "error")]
+    unjudged = [(row.number, j) for row, j in zip(rows, judgements) if j.verdict in ("unscorable", "error")]
     for number, judgement in unjudged[:_REASONS_SHOWN]:
         print(f"warning: row {number}: {judgement.verdict}: {judgement.reason}", file=sys.stderr)
     if len(unjudged) > _REASONS_SHOWN:

@@ -223,7 +223,12 @@ def test_dataset_map():
     assert parse_map("") == parse_map(None) == {}
     assert rename({"a": 1, "x": 2}, {"a": "b"}) == {"b": 1, "x": 2}
     check_map({"a": "b", "b": "a"}, ["a", "b"], "f")  # two may change places
-    for bad, message in (("a", "'a' is not old=new"), ("a=", "not old=new"), ("a=c,b=c", "one name")):
+    for bad, message in (
+        ("a", "'a' is not old=new"),
+        ("a=", "not old=new"),
+        ("a=c,b=c", "one name"),
+        ("a=b,a=c", "two names"),
+    ):
         with pytest.raises(UserError, match=message):
             parse_map(bad)
     with pytest.raises(UserError, match=r"no column 'qestion' to rename.*did you mean 'question'"):

@@ -300,7 +300,7 @@ def test_loading_does_not_import_torch(tmp_path):
         ("math", "prompt", "problem=prompt", 1500, 0),
         ("truthfulqa/mc_task.json", "prompt", "question=prompt", 400, 0),
         ("sycophancy", "prompt", "", 2000, 0),
-        ("halueval", "sft", "user_query=prompt,chatgpt_response=completion", 1500, 0),
+        ("halueval/general_data.jsonl", "sft", "user_query=prompt,chatgpt_response=completion", 1500, 0),
         ("continual/agnews_train.jsonl", "sft", "sentence=prompt,label=completion", 1000, 0),
     ],
 )

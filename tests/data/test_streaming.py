@@ -1,13 +1,15 @@
 """A stream gives the same blocks however it is interrupted, sharded or skipped, and leaves out what judges it."""
 
+import gzip
 import json
+import re
 from itertools import chain, islice
 
 import datasets
 import numpy as np
 import pytest
 
-from pipeline.data import loading, streaming
+from pipeline.data import check, loading, streaming
 from pipeline.data.arguments import DataArguments
 from pipeline.data.loading import load_data
 from pipeline.data.mixing import Source
@@ -209,6 +211,37 @@ def test_evaluation_documents_are_not_in_the_stream(corpus):
         0,
     )
     assert len(named.evaluation) == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.csv", b'text\nw1\n"w2\nw3\n', r"a\.csv, row 2, which begins at line 3: a quote opens a cell"),
+        ("a.csv", b"text\nw1\nw2,w3\n", r"a\.csv, row 2: cells: 2, columns in the header: 1"),
+        ("a.json", b'[{"text": "w1"}, {"text": "\\ud800"}]', r"a\.json, row 2: half a surrogate pair"),
+        ("a.json", b'[{"text": "w1"}, {"text":' + b"[" * 9999, r"a\.json, row 2: JSON nested too deeply"),
+        ("a.jsonl", b'{"text": "w1"}\n{"text": "w', r"a\.jsonl, row 2: not valid JSON.*is it cut"),
+        ("a.jsonl.gz", b'{"text": "w1"}\n', r"a\.jsonl\.gz is not a gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "w1"}\n' * 9)[:-9], r"a\.jsonl\.gz is a cut or damaged gzip file"),
+        ("a.txt", "w1\n".encode("utf-16"), r"a\.txt is in UTF-16"),
+        ("a.parquet", b"PAR1", r"a\.parquet is not a parquet file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_error_in_every_way_to_read_it(tmp_path, capsys, name, data, message):
+    """`load_data` is what every stage calls; a stream meets the fault when it comes to it; the check only counts bad
+    rows, unless the rest of the file is unreadable."""
+    (tmp_path / name).write_bytes(data)
+    for streaming_on in (False, True):
+        arguments = DataArguments(dataset_name=str(tmp_path / name), dataset_streaming=streaming_on, eval_rows=0)
+        with pytest.raises(UserError, match=message) as error:
+            list(load_data(arguments, "text", seed=0).train.texts())
+        assert "\n" not in str(error.value)
+    try:
+        check.main([str(tmp_path / name), "--kind", "text"])
+    except UserError as error:
+        assert re.search(message, str(error))  # noqa: PT017 - bad rows are printed instead
+    else:
+        assert re.search("bad row      .*" + message, capsys.readouterr().out)
 
 
 def test_what_cannot_be_streamed(corpus, tmp_path):

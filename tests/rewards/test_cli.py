@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline.rewards.__main__ import main, parse_map, summary
+from pipeline.rewards.__main__ import main, summary
 from pipeline.rewards.judging import right, unscorable, wrong
 from pipeline.runtime.errors import UserError
 
@@ -64,9 +64,9 @@ def test_graded_rewards_have_no_lenient_score(score):
 
 
 def test_numbers_survive_as_written(score):
-    """JSON integers of 30 and of 5000 digits: the first exact, the second compared as text; dates stay text."""
+    """A JSON integer of 30 digits is exact; dates stay text; a byte order mark and blank lines are in no row."""
     rows = f'{{"completion": "#### {"1" * 30}", "answer": {"1" * 30}, "day": "2020-01-01"}}\n'
-    rows += f'\n{{"completion": "#### {"9" * 5000}", "answer": {"9" * 5000}}}\n'
+    rows += '\n{"completion": "#### 2", "answer": "2"}\n'
     scored = score("\ufeff" + rows)
     assert [row["verdict"] for row in scored] == ["right", "right"]
     assert (scored[0]["answer"], scored[0]["day"]) == (int("1" * 30), "2020-01-01")
@@ -75,15 +75,21 @@ def test_numbers_survive_as_written(score):
 @pytest.mark.parametrize(
     ("rows", "flags", "message"),
     [
-        ([{"answer": "1"}], [], r"rows.jsonl row 1: field 'completion' is missing"),
-        ([{"completion": "a", "answer": "1"}, {"completion": 3}], [], r"row 2: field 'completion': .* not int"),
+        ([{"answer": "1"}], [], r"rows.jsonl, row 1: completion is missing"),
+        ([{"completion": "a", "answer": "1"}, {"completion": 3}], [], r"row 2: completion: .* not int"),
         ([{"completion": "a", "gold": "1"}], [], r"needs the column 'answer'; the data has: gold"),
-        ([{"completion": "a"}], ["--dataset_map", "gold=answer"], r"no column 'gold'; it has: completion"),
-        ([{"completion": "a", "b": 1, "answer": 2}], ["--dataset_map", "b=answer"], r"column 'answer' already"),
-        ('{"completion": "a", "answer": "1"}\n{"completion"\n', [], r"rows.jsonl row 2: not JSON"),
-        ("[1]\n", [], r"row 1: a row must be an object"),
+        (
+            [{"completion": "a"}],
+            ["--dataset_map", "gold=answer"],
+            r"rows.jsonl has no column 'gold' to rename \(dataset_map\); it has completion",
+        ),
+        ([{"completion": "a", "b": 1, "answer": 2}], ["--dataset_map", "b=answer"], r"already has a column 'answer'"),
+        ('{"completion": "a", "answer": "1"}\n{"completion"\n', [], r"rows.jsonl, row 2: not valid JSON"),
+        ("[1]\n", [], r"row 1: a JSON object was expected, found list"),
         (b'{"completion": "\xff"}\n', [], r"row 1: not UTF-8 text at byte 16"),
-        ("\n", [], r"has no rows"),
+        ('\n{"completion": "a"}\n{"completion": "\\ud800"}\n', [], r"row 3: half a surrogate pair"),
+        (f'{{"completion": "a", "answer": {"9" * 5000}}}', [], r"row 1: an integer of 5000 digits"),
+        ("\n", [], r"is empty: it has no rows"),
         ([{"completion": "a"}], ["--options", "limit"], r"cannot read the options"),
         ([{"completion": "a"}], ["--options", "limit=3"], r"unknown option 'limit'"),
         ([{"completion": "a"}], ["--verbose"], r"unrecognized arguments: --verbose"),
@@ -102,7 +108,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_help_is_quick(tmp_path):
     )
     assert failed.returncode == 2
     assert failed.stderr.count("\n") == 1
-    assert failed.stderr.startswith("error: no.jsonl: cannot read it")
+    assert failed.stderr.startswith("error: no.jsonl cannot be read: No such file")
     start = time.perf_counter()
     shown = subprocess.run([*base, "--help"], capture_output=True, text=True, check=True)
     assert time.perf_counter() - start < 2
@@ -119,12 +125,20 @@ def test_a_failed_write_leaves_the_old_file(score, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "scores.jsonl"]
 
 
-def test_parse_map():
-    assert parse_map("a=b, c=d") == {"a": "b", "c": "d"}
-    assert parse_map("") == {}
-    for wrong_text in ("a", "a=", "=b", "a=b,a=c", "a=b,c=b"):
-        with pytest.raises(UserError, match="dataset_map"):
-            parse_map(wrong_text)
+def test_other_files_are_read_as_the_stages_read_them(tmp_path):
+    """A csv whose quote is never closed loses no row here either: row 2 is line 3."""
+    source, out = tmp_path / "rows.csv", tmp_path / "scores.jsonl"
+    command = ["--reward", "numeric", "--file", str(source), "--out", str(out)]
+    source.write_text('completion,answer\n#### 1,1\n"two\nlines #### 3",2\n')
+    main(command)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["completion"], row["verdict"]) for row in rows] == [
+        ("#### 1", "right"),
+        ("two\nlines #### 3", "wrong"),
+    ]
+    source.write_text('completion,answer\n#### 1,1\n"#### 2,2\n#### 3,3\n')
+    with pytest.raises(UserError, match=r"rows\.csv, row 2, which begins at line 3: a quote opens"):
+        main(command)
 
 
 def test_summary_of_unscorable_rows_has_no_mean():
