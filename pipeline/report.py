@@ -28,8 +28,8 @@ class ReportArguments:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the stage; see the module's docstring."""
-    from pipeline.evaluation.history import read_runs
-    from pipeline.evaluation.page import build_page
+    from pipeline.reporting.history import read_runs
+    from pipeline.reporting.page import build_page
     from pipeline.runtime.arguments import parse
 
     (args,) = parse(argv, ReportArguments, prog="report.py")
@@ -54,9 +54,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def text_table(runs: Sequence) -> str:
     """The stages and the expectations as lines for the terminal."""
-    from pipeline.evaluation.charts import short
-    from pipeline.evaluation.history import change, model_of
-    from pipeline.evaluation.page import duration, memory
+    from pipeline.reporting.history import change, model_of
+    from pipeline.runtime.formatting import duration, memory, short
 
     rows = [("stage", "status", "what improved", "time", "memory")]
     for run in runs:

@@ -28,7 +28,7 @@ from typing import Any
 from pipeline.runtime.arguments import parse, read_given
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.record import changed_inputs, read_record, set_aside, status_of
+from pipeline.runtime.record import RECIPE_VARIABLE, changed_inputs, read_record, set_aside, status_of
 
 
 @dataclass
@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
             if announce(item, numbers[item.name]) != "up to date":
                 print(f"    {shlex.join(launch_command_line(item, args.accelerate_config))}")
         return
+    os.environ[RECIPE_VARIABLE] = args.recipe  # each stage records it
     started = time.monotonic()
     ran = run_entries(chosen, numbers, args.jobs, args.accelerate_config)
     print(f"recipe done in {time.monotonic() - started:.0f} s" if ran else "everything is up to date", flush=True)

@@ -21,6 +21,7 @@ ORDER = [
     ("rewards",),
     ("trainers",),
     ("evaluation",),
+    ("reporting",),
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 STAGE_RANK = len(ORDER)

@@ -21,7 +21,9 @@ def test_the_wheel_holds_configs_and_cards(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"pipeline/configs/{path.relative_to(ROOT / 'configs')}" for path in CONFIGS}
     expected |= {f"pipeline/model_cards/{path.name}" for path in (ROOT / "model_cards").glob("*.md")}
-    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "pipeline").rglob("*.py")}
+    expected |= {
+        str(path.relative_to(ROOT)) for path in (ROOT / "pipeline").rglob("*") if path.suffix in (".py", ".j2")
+    }
     assert expected - names == set()
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.formatting import number
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _CLAIM = re.compile(
@@ -93,8 +94,6 @@ def judge_claims(
 
 def describe(claim: dict[str, Any]) -> str:
     """One line for the terminal about an expectation."""
-    from pipeline.evaluation.page import number
-
     if claim["met"] is None:
         return f"  not judged: {claim['claim']} ({claim['reason']})"
     verdict = "as expected" if claim["met"] else "NOT AS EXPECTED"

@@ -25,6 +25,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.fingerprints import files_sha256, path_sha256, weights_sha256
 
 SCHEMA = 1
+RECIPE_VARIABLE = "NARLM_RECIPE"  # set by pipeline.run: the recipe of which this run is an entry
 PACKAGES = ("narlm", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed", "bitsandbytes")
 SECRETS = ("token", "hub_token", "vllm_api_key")
 # Given values that do not change what is learned: changing them never makes a finished run stale.
@@ -231,6 +232,7 @@ class Run:
         return {
             "schema": SCHEMA,
             "stage": self.stage,
+            "recipe": os.environ.get(RECIPE_VARIABLE),
             "status": "running",
             "parents": [],
             "given": {key: value for key, value in _plain(self.given).items() if key not in SECRETS},

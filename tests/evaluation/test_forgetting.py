@@ -149,21 +149,3 @@ def test_drift_is_zero_for_the_same_model_and_one_for_a_sign():
     assert drift(states, states) == 0
     assert drift([-s for s in states], states) == pytest.approx(4.0)
     assert drift([2 * s for s in states], states) == pytest.approx(1.0)
-
-
-def test_the_report_shows_the_matrix():
-    """R of a run as a heat map and as curves; a run without one shows nothing, names are escaped."""
-    from pathlib import Path
-
-    from pipeline.evaluation.history import RunView
-    from pipeline.evaluation.page import sequences
-
-    rows = [{"scores": [{"accuracy": 0.25}, {"accuracy": 0.5}]}, {"scores": [{"accuracy": 0.75}, {"accuracy": 1.0}]}]
-    record = {"metrics": {"plasticity": 0.875}, "forgetting": {"names": ["a", "<b>"], "rows": rows}}
-    page = sequences([RunView("x", Path("x"), "completed", record), RunView("y", Path("y"), "completed", {})])
-    assert page.count('class="heat"') == 4
-    assert [f">{value:.2f}<" in page for value in (0.25, 0.5, 0.75, 1.0)] == [True] * 4
-    assert "&lt;b&gt;" in page
-    assert "<b>" not in page
-    assert "plasticity 0.875" in page
-    assert sequences([RunView("y", Path("y"), "completed", {})]) == ""

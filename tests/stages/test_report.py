@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import report
 from pipeline.runtime.errors import UserError
-from tests.evaluation.test_history import put
+from tests.reporting.test_history import put
 
 EVIL = '<script>alert("x")</script>'
 VOID = {"meta", "br", "hr", "img", "link", "input"}

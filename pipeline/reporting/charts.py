@@ -8,8 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from markupsafe import Markup
+
+from pipeline.runtime.formatting import clip, short
+
 WIDTH, HEIGHT = 360, 216
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its caption, as the page shows it."""
+
+    caption: str
+    svg: Markup
 
 
 @dataclass(frozen=True)
@@ -21,11 +33,11 @@ class Curve:
     marked: bool = False
 
 
-def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: str) -> str:
+def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: str) -> Markup:
     """Curves over a common axis, told apart by colour, dash and marker, single points by name; '' for nothing."""
     curves = [curve for curve in curves if curve.points]
     if not curves:
-        return ""
+        return Markup()
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]
     x_low = min(0.0, min(xs))
@@ -83,7 +95,7 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: st
     )
     if len(curves) > 1 and keys:
         parts.append(f'<div class="keys">{keys}</div>')
-    return "".join(parts)
+    return Markup("".join(parts))
 
 
 def _labels(points: Sequence[tuple[float, float, str]]) -> list[str]:
@@ -106,10 +118,10 @@ def _labels(points: Sequence[tuple[float, float, str]]) -> list[str]:
     return parts
 
 
-def heat_map(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], *, title: str) -> str:
+def heat_map(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], *, title: str) -> Markup:
     """A table of shares as coloured cells with their figures, '' where there is nothing: 0 is empty, 1 is full."""
     if not values or not values[0]:
-        return ""
+        return Markup()
     wide, high, left, top = 66, 26, 112, 44
     width, height = left + wide * len(columns) + 4, top + high * len(rows) + 4
     parts = [
@@ -133,10 +145,10 @@ def heat_map(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Se
                 f'fill-opacity="{0.06 + 0.6 * share:.3f}"/><text class="axis" text-anchor="middle" '
                 f'x="{x + wide / 2:.0f}" y="{y + 17}">{value:.2f}</text>'
             )
-    return "".join(parts) + "</svg>"
+    return Markup("".join(parts) + "</svg>")
 
 
-def interval_bar(value: float, low: float | None, high: float | None, scale: tuple[float, float]) -> str:
+def interval_bar(value: float, low: float | None, high: float | None, scale: tuple[float, float]) -> Markup:
     """A dot with its interval on a track from ``scale[0]`` to ``scale[1]``."""
     bottom, top = scale
     span = top - bottom or 1.0
@@ -149,14 +161,14 @@ def interval_bar(value: float, low: float | None, high: float | None, scale: tup
         band = (
             f'<rect class="band" x="{x(low):.1f}" y="2.5" width="{max(x(high) - x(low), 0.8):.1f}" height="5" rx="2"/>'
         )
-    return (
+    return Markup(
         '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
         f'<line class="track" x1="2" x2="98" y1="5" y2="5"/>{band}'
         f'<rect class="point" x="{x(value) - 0.9:.1f}" y="0.8" width="1.8" height="8.4" rx="0.9"/></svg>'
     )
 
 
-def family_tree(nodes: Sequence[tuple[str, str, str, Sequence[str]]]) -> str:
+def family_tree(nodes: Sequence[tuple[str, str, str, Sequence[str]]]) -> Markup:
     """A left-to-right graph of runs.
 
     Args:
@@ -197,7 +209,7 @@ def family_tree(nodes: Sequence[tuple[str, str, str, Sequence[str]]]) -> str:
             f'<text class="below" x="{x + 12}" y="{y + 36}">{escape(clip(below, 22))}</text>'
             f"<title>{escape(name)}: {escape(below)}</title></g>"
         )
-    return "".join(parts) + "</svg>"
+    return Markup("".join(parts) + "</svg>")
 
 
 def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -222,22 +234,3 @@ def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, 
         stretch = points[start : start + size]
         kept += sorted({min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])})
     return kept
-
-
-def short(value: float) -> str:
-    """A number as an axis or a table has room for it."""
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if size >= 1e6:
-        return f"{value / 1e6:.3g}M"
-    if size >= 1e4:
-        return f"{value / 1e3:.3g}k"
-    if size < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-")
-    return f"{value:.4g}" if size >= 1 else f"{value:.3g}"
-
-
-def clip(text: str, length: int) -> str:
-    """The text, shortened with an ellipsis where it is too long."""
-    return text if len(text) <= length else text[: length - 1] + "…"

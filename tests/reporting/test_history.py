@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.evaluation.history import change, read_runs, series
+from pipeline.reporting.history import change, read_runs, series
 from pipeline.runtime.errors import UserError
 
 

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.evaluation.charts import (
+from pipeline.reporting.charts import (
     BOTTOM,
     HEIGHT,
     LEFT,
@@ -17,7 +17,6 @@ from pipeline.evaluation.charts import (
     interval_bar,
     line_chart,
     nice_ticks,
-    short,
     thin,
 )
 
@@ -91,9 +90,3 @@ def test_a_branch_takes_a_row_of_its_own():
     assert corners[1][0] == corners[2][0]  # b and c: the same generation
     assert corners[3][1] == corners[1][1]  # d straight on from b
     assert len(re.findall('class="edge"', svg)) == 3
-
-
-def test_short_numbers():
-    assert [short(v) for v in (0, 0.5, 12.3456, 12345, 2_500_000, 0.00012, -0.25)] == [
-        "0", "0.5", "12.35", "12.3k", "2.5M", "1e-4", "-0.25",
-    ]  # fmt: skip

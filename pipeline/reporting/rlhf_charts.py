@@ -2,22 +2,22 @@
 
 import re
 from collections.abc import Sequence
-from html import escape
 
-from pipeline.evaluation.charts import Curve, line_chart, short
-from pipeline.evaluation.history import RunView, model_of, series
+from pipeline.reporting.charts import Chart, Curve, line_chart
+from pipeline.reporting.history import RunView, model_of, series
+from pipeline.runtime.formatting import short
 
 
-def own_charts(run: RunView) -> list[str]:
+def own_charts(run: RunView) -> list[Chart]:
     """Captioned charts that only a reward model, PPO or rejection sampling has; [] for any other run."""
     return [chart for chart in (calibration(run), rewards_apart(run), *selections(run)) if chart]
 
 
-def calibration(run: RunView) -> str:
+def calibration(run: RunView) -> Chart | None:
     """The reliability diagram of a reward model: predicted probability against observed share, held-out pairs."""
     table = run.record.get("reliability") or []
     if not table:
-        return ""
+        return None
     points = [(predicted, observed) for predicted, observed, _ in table]
     error = run.metrics.get("held_out_ece")
     caption = "calibration on held-out pairs" + (f" (ECE {error:.3f})" if isinstance(error, float) else "")
@@ -25,7 +25,7 @@ def calibration(run: RunView) -> str:
     return _figure(caption, lines, "predicted P(first preferred)", "observed share")
 
 
-def rewards_apart(run: RunView) -> str:
+def rewards_apart(run: RunView) -> Chart | None:
     """Every reward that PPO logged, by name, where there are several, along the KL: a watched one that falls while the
     optimised one rises is over-optimisation. Each from its start, since rewards are known up to a constant only."""
     found = dict.fromkeys(name for entry in run.history for name in entry if re.fullmatch(r"rewards/.+/mean", name))
@@ -35,13 +35,13 @@ def rewards_apart(run: RunView) -> str:
         points = [(kl[step], value) for step, value in series(run.history, name) if step in kl]
         lines.append(Curve(name.split("/")[1], [(x, value - points[0][1]) for x, value in points], True))
     if len(lines) < 2:
-        return ""
+        return None
     return _figure(
         "the rewards, optimised and watched", lines, "KL to pi_ref (nats a completion)", "gain since the first step"
     )
 
 
-def selections(run: RunView) -> list[str]:
+def selections(run: RunView) -> list[Chart | None]:
     """Of rejection sampling: reward of best-of-n against its exact KL, and that KL below its bound, by round."""
     rounds = run.record.get("selection") or {}
     if not rounds:
@@ -55,7 +55,7 @@ def selections(run: RunView) -> list[str]:
     ]
 
 
-def against_best_of_n(judged: Sequence[RunView]) -> str:
+def against_best_of_n(judged: Sequence[RunView]) -> list[Chart]:
     """Each judged policy as a point of reward and KL over the curve of best-of-N from pi_ref."""
     figures, first = [], "/best of 1/kl"
     for run in judged:
@@ -73,10 +73,10 @@ def against_best_of_n(judged: Sequence[RunView]) -> str:
             low, high = (run.metrics.get(f"{name}/advantage_{end}", gain) for end in ("low", "high"))
             caption = f"{model}: {gain:+.2f} ({short(low)} to {short(high)}) over best-of-N at the same KL"
             figures.append(_figure(caption, lines, "KL to pi_ref (nats a completion)", "reward"))
-    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+    return [chart for chart in figures if chart]
 
 
-def frontier(judged: Sequence[RunView]) -> str:
+def frontier(judged: Sequence[RunView]) -> list[Chart]:
     """Every judged policy by its reward and KL, a chart an evaluation; the curve of optima where it is known."""
     end = "/objective"
     every = dict.fromkeys(metric.removesuffix(end) for run in judged for metric in run.metrics if metric.endswith(end))
@@ -89,7 +89,7 @@ def frontier(judged: Sequence[RunView]) -> str:
             lines.append(Curve(model_of(run), [(run.metrics[f"{name}/kl"], run.metrics[f"{name}/reward"])], True))
         caption = name.removesuffix("/exact")
         figures.append(_figure(caption, lines, "KL to pi_ref (nats a completion)", "E[reward]"))
-    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+    return [chart for chart in figures if chart]
 
 
 def _optima(run: RunView, name: str) -> Curve:
@@ -103,6 +103,6 @@ def _optima(run: RunView, name: str) -> Curve:
     return Curve("pi* at any beta", sorted(points))
 
 
-def _figure(caption: str, lines: Sequence[Curve], x_label: str, y_label: str) -> str:
-    chart = line_chart(lines, x_label=x_label, y_label=y_label, title=caption)
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{chart}</figure>" if chart else ""
+def _figure(caption: str, lines: Sequence[Curve], x_label: str, y_label: str) -> Chart | None:
+    svg = line_chart(lines, x_label=x_label, y_label=y_label, title=caption)
+    return Chart(caption, svg) if svg else None

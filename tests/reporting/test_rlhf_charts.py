@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from pipeline.evaluation.history import RunView
-from pipeline.evaluation.rlhf_charts import against_best_of_n, frontier, own_charts
+from pipeline.reporting.history import RunView
+from pipeline.reporting.rlhf_charts import against_best_of_n, frontier, own_charts
 
 
 def view(record=None, history=(), metrics=None, parents=()):
@@ -15,16 +15,16 @@ def view(record=None, history=(), metrics=None, parents=()):
 
 def test_a_run_without_such_figures_has_no_chart():
     assert own_charts(view(history=[{"step": i, "rewards/only/mean": i} for i in range(3)])) == []
-    assert against_best_of_n([view(metrics={"corpus/loss": 1.0})]) == ""
+    assert against_best_of_n([view(metrics={"corpus/loss": 1.0})]) == []
 
 
 def test_a_reward_model_is_drawn_against_the_diagonal():
     """Two bins are two dots; the diagonal is a second line; the calibration error stands above."""
     table = [(0.2, 0.25, 40), (0.8, 0.75, 60)]
     (chart,) = own_charts(view({"reliability": table}, metrics={"held_out_ece": 0.05}))
-    assert "calibration on held-out pairs (ECE 0.050)" in chart
-    assert chart.count("<polyline") == 2
-    assert chart.count("<circle") == 2
+    assert chart.caption == "calibration on held-out pairs (ECE 0.050)"
+    assert chart.svg.count("<polyline") == 2
+    assert chart.svg.count("<circle") == 2
 
 
 def test_ppos_rewards_stand_side_by_side_over_the_kl():
@@ -37,20 +37,20 @@ def test_ppos_rewards_stand_side_by_side_over_the_kl():
             ]
         )
     )
-    learned, true = re.findall(r'points="([^"]+)"', chart)
+    learned, true = re.findall(r'points="([^"]+)"', chart.svg)
     (x0, y0), (x1, y1) = ([[*map(float, point.split(","))] for point in line.split()][::2] for line in (learned, true))
     assert x0 == x1
     assert y0[1] < x0[1] < y1[1]
-    assert ">rm<" in chart
-    assert ">true<" in chart
+    assert ">rm<" in chart.svg
+    assert ">true<" in chart.svg
 
 
 def test_rounds_of_rejection_sampling_stand_against_the_bound():
     """Two charts: each round's reward over its KL, and its KL over n with the bound as one line more."""
     curve = [{"n": n, "kl": 0.1 * n, "reward": 1.0 * n, "bound": 0.2 * n} for n in (1, 2, 4)]
     won, far = own_charts(view({"selection": {"1": curve, "2": curve}}))
-    assert (won.count("<polyline"), far.count("<polyline")) == (2, 3)
-    assert "round 2" in won
+    assert (won.svg.count("<polyline"), far.svg.count("<polyline")) == (2, 3)
+    assert "round 2" in won.svg
 
 
 def test_a_policy_is_a_point_over_best_of_n():
@@ -63,9 +63,9 @@ def test_a_policy_is_a_point_over_best_of_n():
         "bon/advantage_low": -0.1,
         "bon/advantage_high": 0.6,
     }
-    page = against_best_of_n([view(metrics=curve | gain, parents=["ppo"])])
-    assert page.count("<circle") == 4
-    assert "ppo: +0.25 (-0.1 to 0.6) over best-of-N at the same KL" in page
+    (chart,) = against_best_of_n([view(metrics=curve | gain, parents=["ppo"])])
+    assert chart.svg.count("<circle") == 4
+    assert chart.caption == "ppo: +0.25 (-0.1 to 0.6) over best-of-N at the same KL"
 
 
 def test_policies_stand_on_one_frontier_an_evaluation():
@@ -88,11 +88,10 @@ def test_policies_stand_on_one_frontier_an_evaluation():
             ("pi_ref", {"objective": 0.0, "kl": 0.0, "reward": 0.0}),
         )
     ]
-    page = frontier(judged)
-    assert page.count("<figure") == 1  # the exact figures, not their estimates beside them
-    assert page.count("<circle") == 2
-    assert page.count("<polyline") == 3
-    assert ">ppo</text>" in page
-    assert ">pi_ref</text>" in page
-    assert "pi* at any beta" in page
-    assert frontier([view(metrics={"corpus/loss": 1.0})]) == ""
+    (chart,) = frontier(judged)  # the exact figures, not their estimates beside them
+    assert chart.svg.count("<circle") == 2
+    assert chart.svg.count("<polyline") == 3
+    assert ">ppo</text>" in chart.svg
+    assert ">pi_ref</text>" in chart.svg
+    assert "pi* at any beta" in chart.svg
+    assert frontier([view(metrics={"corpus/loss": 1.0})]) == []
