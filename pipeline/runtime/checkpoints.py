@@ -62,7 +62,7 @@ def check_saved(folder: Path, trained: bool = True) -> None:
             they start from) means the training was lost, as ZeRO-3 can do while saving.
 
     Raises:
-        RuntimeError: no weights, an empty tensor, or an adapter equal to its initialisation.
+        RuntimeError: no weights, a tensor that is empty or not finite, or an adapter equal to its initialisation.
     """
     from safetensors import safe_open
 
@@ -76,6 +76,8 @@ def check_saved(folder: Path, trained: bool = True) -> None:
                 tensor = tensors.get_tensor(name)
                 if tensor.numel() == 0:
                     raise RuntimeError(f"{file}: tensor {name} was saved empty")
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise RuntimeError(f"{file}: tensor {name} holds numbers that are not finite")
                 if "lora_B" in name:
                     lora_b_seen = True
                     lora_b_nonzero = lora_b_nonzero or bool(tensor.any())

@@ -10,7 +10,7 @@ import typing
 import warnings
 from collections.abc import Callable
 
-from pipeline.runtime.errors import PushError, UserError
+from pipeline.runtime.errors import DivergedError, PushError, UserError
 
 # The flags people use, with TRL's and Transformers' own names. A test checks that every training stage has each one.
 COMMON_FLAGS = {
@@ -81,8 +81,9 @@ def run_and_exit(main: Callable[..., None], *arguments: object) -> typing.NoRetu
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
-    except PushError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    except (PushError, DivergedError) as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -11,3 +11,9 @@ class UserError(Exception):
 
 class PushError(RuntimeError):
     """The upload to the Hub failed; the run on disk is complete. The message says how to push again; exit code 1."""
+
+
+class DivergedError(RuntimeError):
+    """Training met a number that is not finite. The message says at which step, what to try and what was kept; exit
+    code 1, and the run's status is ``failed``.
+    """

@@ -13,7 +13,8 @@ from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.callbacks import PushCheckpoints, StopOnSignal
 from pipeline.runtime.cards import write_card
 from pipeline.runtime.checkpoints import check_saved, newest_checkpoint, require_same_shards
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import DivergedError, UserError
+from pipeline.runtime.finite import ADVICE, StopWhenNotFinite, diverged_in_sampling
 from pipeline.runtime.hub import push_run
 from pipeline.runtime.progress import show_progress
 from pipeline.runtime.record import Run
@@ -86,8 +87,10 @@ def train_from_newest(run: Run, trainer: Trainer, folder: Path) -> TrainOutput:
     Raises:
         UserError: the checkpoint cannot be read by so many processes, or ``loraplus_lr_ratio`` does not apply.
         SystemExit: 130 or 143 after a signal, once a checkpoint is written.
+        DivergedError: a loss, gradient or weight was not finite; the checkpoints before it are kept.
     """
     trainer.add_callback(StopOnSignal(run))
+    trainer.add_callback(StopWhenNotFinite(trainer, run.stage))  # after it: a checkpoint may have been asked for
     faster_b(trainer, run.record["arguments"].get("loraplus_lr_ratio"))
     show_progress(trainer)
     checkpoint = newest_checkpoint(folder)
@@ -95,8 +98,16 @@ def train_from_newest(run: Run, trainer: Trainer, folder: Path) -> TrainOutput:
         if run.is_main:
             print(f"{run.stage}: resuming from {checkpoint}", flush=True)
         require_same_shards(checkpoint, trainer.args.world_size)
-    with run.training():
-        return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        with run.training():
+            return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except RuntimeError as error:
+        if not diverged_in_sampling(error):
+            raise
+        step = trainer.state.global_step + 1
+        raise DivergedError(
+            f"{run.stage} diverged: sampling for step {step} met probabilities that are not finite. {ADVICE}"
+        ) from error
 
 
 def forget_deepspeed() -> None:

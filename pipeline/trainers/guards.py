@@ -1,8 +1,8 @@
 """Guards on reinforcement learning: a run that no longer learns, or learns the wrong thing, says so and stops.
 
 A callback for ``GRPOTrainer`` and our PPO. It reads what they log, warns when a line looks bad, and after ``patience``
-bad lines in a row saves a checkpoint and stops the run with one clear message. What is not finite stops it within the
-step, before the optimizer can spread it: Trainer alone would go on, and log a loss of 0.
+bad lines in a row saves a checkpoint and stops the run with one clear message. (``runtime.finite`` stops every stage
+where a number is not finite.)
 """
 
 import math
@@ -11,10 +11,8 @@ from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
-from pipeline.runtime.callbacks import agreed
 from pipeline.runtime.errors import UserError
 
 # Ceilings on the KL where none is given, in nats, by what the trainer logs: GRPO's is a mean over tokens (the k3
@@ -61,39 +59,11 @@ class Guards(TrainerCallback):
         self._best: tuple[float, float] | None = None  # (strict, reward) means of the window with the best strict
         self._first: dict[str, float] = {}
 
-    # --- what is not finite: before the optimizer steps --------------------------------------------------------------
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
-        """Drop gradients that are not finite, so that the weights stay as they are, and stop.
-
-        Under fp16 the gradient scaler skips such steps by itself, and they are no sign of a broken run.
-        """
-        if args.fp16 or model is None:
-            return
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        if agreed(bool(gradients) and not _all_finite(gradients)):
-            for parameter in model.parameters():
-                parameter.grad = None
-            self._stop(
-                f"the loss or its gradient is not finite at step {state.global_step + 1}; the weights are those "
-                "before it: lower learning_rate, set max_grad_norm, look for empty completions or enormous rewards",
-                control,
-            )
-
-    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
-        """No checkpoint of weights that are not finite, however they came to be (sharded gradients are not seen)."""
-        if control.should_save and model is not None and agreed(not _all_finite(model.parameters())):
-            self._stop(f"the weights are not finite after step {state.global_step}; not saved", control, save=False)
-
     # --- what is logged ----------------------------------------------------------------------------------------------
 
-    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, model=None, **kwargs) -> None:
+    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
         """Judge one line of the log of training."""
         if logs is None or "reward" not in logs or self.message is not None:
-            return
-        if any(_number(logs, name) is not None and not math.isfinite(logs[name]) for name in ("loss", "grad_norm")):
-            clean = model is None or not agreed(not _all_finite(model.parameters()))
-            self._stop(f"the loss or its gradient is not finite at step {state.global_step}", control, save=clean)
             return
         for name, check in self._checks().items():
             problem = check(logs)
@@ -111,10 +81,9 @@ class Guards(TrainerCallback):
         if self.message is not None:
             raise UserError(f"stopped by a guard: {self.message}; the last checkpoint is in {args.output_dir}")
 
-    def _stop(self, message: str, control, save: bool = True) -> None:
+    def _stop(self, message: str, control) -> None:
         self.message = self.message or message
-        control.should_training_stop = True
-        control.should_save = save
+        control.should_training_stop = control.should_save = True
 
     def _checks(self) -> dict[str, Callable[[dict[str, Any]], str | None]]:
         return {
@@ -197,7 +166,3 @@ class Guards(TrainerCallback):
 def _number(logs: dict[str, Any], name: str) -> float | None:
     value = logs.get(name)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _all_finite(tensors) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)

@@ -54,6 +54,9 @@ def test_a_saved_folder_must_hold_what_was_trained(tmp_path):
     save_file({"w": torch.zeros(0)}, tmp_path / "b.safetensors")
     with pytest.raises(RuntimeError, match="saved empty"):
         check_saved(tmp_path)
+    save_file({"w": torch.tensor([1.0, float("nan")])}, tmp_path / "b.safetensors")
+    with pytest.raises(RuntimeError, match=r"b\.safetensors: tensor w holds numbers that are not finite"):
+        check_saved(tmp_path)
 
 
 def test_a_mistyped_model_folder_is_not_looked_for_on_the_hub(tmp_path):

@@ -1,14 +1,12 @@
 """Each guard fires where it is provoked and is silent in a healthy run."""
 
 import importlib.util
-import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-from transformers import Trainer, TrainerControl, TrainingArguments
+from transformers import TrainerControl
 
 import pipeline.trainers.guards
 from pipeline.runtime.errors import UserError
@@ -119,78 +117,3 @@ def test_lines_of_evaluation_and_the_summary_are_not_judged():
 def test_patience_must_be_positive():
     with pytest.raises(UserError, match="patience"):
         Guards(patience=0)
-
-
-class Line(torch.nn.Module):
-    """y = w x with w = 1; the loss is not finite from training step ``broken`` (counted from 1) on."""
-
-    def __init__(self, broken):
-        super().__init__()
-        self.w = torch.nn.Parameter(torch.ones(1))
-        self.broken, self.calls = broken, 0
-
-    def forward(self, x):
-        self.calls += 1
-        loss = ((self.w * x) ** 2).mean()
-        return {"loss": loss * float("nan") if self.calls >= self.broken else loss}
-
-
-def train(tmp_path, broken, guards, steps=6):
-    config = TrainingArguments(
-        str(tmp_path), max_steps=steps, per_device_train_batch_size=1, learning_rate=0.1, save_steps=1,
-        logging_steps=1,
-        lr_scheduler_type="constant", optim="sgd", report_to=[], use_cpu=True, disable_tqdm=True, max_grad_norm=0.0,
-    )  # fmt: skip
-    data = [{"x": torch.ones(1)}] * 8
-    return Trainer(Line(broken), config, train_dataset=data, callbacks=[guards] if guards else None)
-
-
-def saved_weights(tmp_path):
-    """{step: w} of the checkpoints."""
-    from safetensors.torch import load_file
-
-    return {
-        int(path.parent.name.partition("-")[2]): load_file(path)["w"].item()
-        for path in tmp_path.glob("checkpoint-*/model.safetensors")
-    }
-
-
-def test_a_loss_that_is_not_finite_stops_within_the_step_and_no_checkpoint_holds_it(tmp_path):
-    """w is 1, then 0.8 and 0.64 after steps 1 and 2 (SGD: w - 0.1 * 2 w). Step 3 breaks: the checkpoint of step 3,
-    the last one, holds 0.64, and there is no step 4."""
-    trainer = train(tmp_path, 3, Guards())
-    with pytest.raises(UserError, match=r"not finite at step 3; the weights are those before it"):
-        trainer.train()
-    assert saved_weights(tmp_path) == {1: pytest.approx(0.8), 2: pytest.approx(0.64), 3: pytest.approx(0.64)}
-    assert json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())["global_step"] == 3
-
-
-def test_without_the_guard_trainer_goes_on_and_saves_what_is_not_finite(tmp_path):
-    """The reason for the guard: if this fails, Trainer has learned to stop by itself."""
-    train(tmp_path, 3, None).train()
-    weights = saved_weights(tmp_path)
-    assert max(weights) == 6
-    assert math.isnan(weights[6])
-
-
-def test_a_finite_run_trains_as_without_guards(tmp_path):
-    train(tmp_path, 99, Guards()).train()
-    assert saved_weights(tmp_path)[6] == pytest.approx(0.8**6)
-
-
-def test_weights_that_are_not_finite_are_not_saved():
-    """However they came to be: a sharded optimizer shows no gradients to look at."""
-    guards, control = Guards(), TrainerControl(should_save=True)
-    guards.on_step_end(ARGS, STATE, control, model=torch.nn.Linear(1, 1))
-    assert control.should_save
-    assert not control.should_training_stop
-    broken = torch.nn.Linear(1, 1)
-    broken.weight.data.fill_(float("inf"))
-    guards.on_step_end(ARGS, STATE, control, model=broken)
-    assert (control.should_save, control.should_training_stop) == (False, True)
-
-
-def test_a_logged_loss_that_is_not_finite_stops_at_once():
-    guards = Guards()
-    assert stopped_after(guards, [healthy(0), {**healthy(1), "grad_norm": float("inf")}]) == 2
-    assert "not finite" in guards.message
