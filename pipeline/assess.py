@@ -52,6 +52,9 @@ class AssessArguments:
         default="float32", metadata={"help": "Weights' precision.", "choices": ["float32", "bfloat16", "float16"]}
     )
     seed: int = field(default=42, metadata={"help": "Of every sample and interval."})
+    allow_unsafe_code_execution: bool = field(
+        default=False, metadata={"help": "Run the programs of completions without a sandbox where none can be had."}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the model repository's own code."})
     force: bool = field(default=False, metadata={"help": "Move an existing output folder aside and start anew."})
 
@@ -84,7 +87,8 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = load_tokenizer(args.model_name_or_path, args.trust_remote_code)
         model = load_model(args.model_name_or_path, **options).to(device)
         run.add_parent(args.model_name_or_path)
-        defaults: dict[str, Any] = {"seed": args.seed, **recorded}
+        unsafe = args.allow_unsafe_code_execution
+        defaults: dict[str, Any] = {"seed": args.seed, "allow_unsafe_code_execution": unsafe, **recorded}
         if args.batch_size is not None:
             defaults["batch_size"] = args.batch_size
         reference = args.reference_model_name_or_path or lineage.recorded_reference(args.model_name_or_path)

@@ -5,7 +5,7 @@
     accelerate launch pipeline/grpo.py --config configs/quickstart/grpo.yaml
 
 Data: prompt, and the columns that the reward reads (answer for numeric). --reward names one of the registry's rewards
-(numeric, math, code, exact, …) or is a dotted path package.module:function.
+(numeric, math, code, exact, …), a weighted sum of them, a reward-model folder, or package.module:function.
 
 Paper: Part 2, section 3. TRL's default beta is 0, which is no KL at all: write beta and scale_rewards: none for the
 paper's objective. The KL stands inside the loss, so its fixed point is per prefix, not pi* (docs/errata.md, line 9).
@@ -27,7 +27,7 @@ class GRPOArguments(RolloutArguments):
 
     reward: str = field(
         default="numeric",
-        metadata={"help": "Reward by registry name, weighted sum of names, or package.module:function."},
+        metadata={"help": "A registry name, a weighted sum, a reward-model folder, or package.module:function."},
     )
     prefilter_samples: int = field(
         default=0,
@@ -37,9 +37,6 @@ class GRPOArguments(RolloutArguments):
     )
     curriculum: bool = field(
         default=False, metadata={"help": "With prefilter_samples: train on the easiest prompts first."}
-    )
-    allow_unsafe_code_execution: bool = field(
-        default=False, metadata={"help": "Let the code reward run without its sandbox; recorded in run and card."}
     )
 
 
@@ -53,15 +50,16 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
         from pipeline.model.policy import ModelArguments, load_policy
-        from pipeline.rewards.registry import get_reward
+        from pipeline.rewards.resolve import record_reward, resolve
         from pipeline.runtime.training import train_and_save
         from pipeline.trainers.guards import Guards
         from pipeline.trainers.prefilter import pass_rates, worth_learning
         from pipeline.trainers.rollouts import RolloutTrainer
 
         own, data_args, model_args, config = run.parse(GRPOArguments, DataArguments, ModelArguments, GRPOConfig)
-        reward = get_reward(own.reward, allow_unsafe_code_execution=own.allow_unsafe_code_execution)
+        reward = resolve(own.reward, allow_unsafe_code_execution=own.allow_unsafe_code_execution)
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
+        record_reward(run, reward)
         data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
         train = data.train
@@ -74,7 +72,6 @@ def main(argv: list[str] | None = None) -> None:
             train, dropped = worth_learning(train, rates, easiest_first=own.curriculum)
             run.add_metrics(dropped)
             config.shuffle_dataset = config.shuffle_dataset and not own.curriculum
-        run.record["sandbox"] = reward.sandbox
         guards = Guards(reward.strict_metric, max_kl=own.max_kl, patience=own.guard_patience or sys.maxsize)
         trainer = RolloutTrainer(
             model=policy.model,

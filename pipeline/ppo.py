@@ -44,8 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
         from pipeline.model.policy import ModelArguments, load_policy
-        from pipeline.rewards.learned import reward_spec
-        from pipeline.rewards.registry import get_reward
+        from pipeline.rewards.resolve import record_reward, resolve, strict_metric
         from pipeline.runtime.training import train_and_save
         from pipeline.trainers.guards import Guards
         from pipeline.trainers.ppo import AdapterReward, PPOConfig, PPOTrainer
@@ -54,17 +53,23 @@ def main(argv: list[str] | None = None) -> None:
         own, data_args, model_args, config = run.parse(PPOArguments, DataArguments, ModelArguments, PPOConfig)
         if not own.reward:
             raise UserError("reward is missing: name a reward-model folder, a reward of the registry, or both")
+        unsafe = own.allow_unsafe_code_execution
+        resolved = [resolve(name, allow_unsafe_code_execution=unsafe) for name in own.reward]
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
         rewards = []
-        for name in own.reward:
-            if Path(name).is_dir():
-                run.add_parent(name)
+        for name, reward in zip(own.reward, resolved):
+            record_reward(run, reward)
             # Only one reward can lie on the shared backbone; a second one is a model of its own.
             shares = config.critic == "shared" and not any(isinstance(r, AdapterReward) for r in rewards)
-            fits = shares and same_backbone(policy.model, name)
-            rewards.append(AdapterReward(name) if fits else get_reward(reward_spec(name)))
+            rewards.append(AdapterReward(name) if shares and same_backbone(policy.model, name) else reward)
         data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
+        guards = Guards(
+            strict_metric(rewards, config.reward_weights),
+            grouped=False,
+            max_kl=own.max_kl,
+            patience=own.guard_patience or sys.maxsize,
+        )
         trainer = PPOTrainer(
             model=policy.model,
             reward_funcs=rewards,
@@ -73,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
             eval_dataset=data.evaluation if config.eval_strategy != "no" else None,
             processing_class=policy.tokenizer,
             peft_config=policy.peft_config,
-            callbacks=[Guards(grouped=False, max_kl=own.max_kl, patience=own.guard_patience or sys.maxsize)],
+            callbacks=[guards],
         )
 
         def finish(folder: Path) -> None:

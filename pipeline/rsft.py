@@ -18,17 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pipeline.runtime.arguments import StageArguments
+from pipeline.runtime.arguments import RewardArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
 
 
 @dataclass
-class RSFTArguments(StageArguments):
+class RSFTArguments(RewardArguments):
     """How candidates are made and chosen; everything else is TRL's ``SFTConfig``, used in every round."""
 
-    reward: str | None = field(default=None, metadata={"help": "As for grpo.py, or a reward-model folder."})
+    reward: str | None = field(default=None, metadata={"help": "As for grpo.py."})
     select: Literal["best", "top_k", "threshold", "softmax"] = field(
         default="best", metadata={"help": "Which candidates of a prompt are imitated."}
     )
@@ -66,17 +66,15 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
         from pipeline.model.policy import ModelArguments
-        from pipeline.rewards.learned import reward_spec
-        from pipeline.rewards.registry import get_reward
+        from pipeline.rewards.resolve import record_reward, resolve
         from pipeline.runtime.training import train_and_save
         from pipeline.trainers import rejection, rounds
 
         own, data_args, model_args, config = run.parse(RSFTArguments, DataArguments, ModelArguments, SFTConfig)
         rule = rejection.Selection(own.select, own.top_k, own.threshold, own.tau, own.draws)
         check(own, config)
-        reward = get_reward(reward_spec(own.reward)) if own.reward else None
-        if own.reward and Path(own.reward).is_dir():
-            run.add_parent(own.reward)
+        unsafe = own.allow_unsafe_code_execution
+        reward = resolve(own.reward, allow_unsafe_code_execution=unsafe) if own.reward else None
         held_out: list[dict] = []
         if own.from_candidates:
             rows, source = rounds.read_foreign(own.from_candidates, data_args.dataset_map)
@@ -92,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
             if here.done():
                 continue
             if own.from_candidates:
-                groups = rejection.foreign_candidates(rows, reward)
+                groups = rejection.foreign_candidates(rows, reward, here.tokenizer())
             else:
                 groups = here.candidates(rows, reward, own)
             here.report(rejection.selection_metrics(groups, rule, number))
@@ -101,6 +99,8 @@ def main(argv: list[str] | None = None) -> None:
             if own.mine_pairs:
                 here.write_pairs(rejection.mine_pairs(groups))
             policy = here.policy()
+            if reward is not None and number == own.rounds:
+                record_reward(run, reward)
             trainer = SFTTrainer(
                 model=policy.model,
                 args=here.config(),

@@ -16,9 +16,9 @@ from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.scores import bootstrap_interval, with_interval
 from pipeline.inference.decoding import encode_prompts, sample
 from pipeline.objectives.divergences import best_of_candidates
-from pipeline.rewards.registry import get_reward
+from pipeline.rewards.judging import score
+from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError
-from pipeline.trainers.rejection import score
 
 MOST = 2.0**20  # from here on best of n is the argmax
 
@@ -35,6 +35,7 @@ def best_of_n(
     n: int = 8,
     batch_size: int = 256,
     seed: int = 0,
+    allow_unsafe_code_execution: bool = False,
     **data: Any,
 ) -> Result:
     """Reward and KL of a policy, and the reward of best-of-N from pi_ref at that KL, on held-out prompts.
@@ -55,6 +56,7 @@ def best_of_n(
         n: completions of the policy a prompt.
         batch_size: sequences a forward pass.
         seed: of all samples.
+        allow_unsafe_code_execution: see ``resolve``.
         data: which prompts, see ``rows.read_rows``.
 
     Raises:
@@ -65,7 +67,8 @@ def best_of_n(
     require_recorded(reference=reference, reward=reward, max_new_tokens=max_new_tokens)
     rows, source = read_rows(kind="prompt", **data)
     prompts, other = [row["prompt"] for row in rows], reference()
-    judges = [get_reward(reward)] + ([get_reward(true_reward)] if true_reward else [])
+    named = [reward, true_reward] if true_reward else [reward]
+    judges = [resolve(spec, allow_unsafe_code_execution=allow_unsafe_code_execution) for spec in named]
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     # Each a seed of its own: the same numbers would make policy and pi_ref alike, and the interval too narrow.
     drawn = sample(model, tokenizer, prompts, n=n, seed=seed, **options)

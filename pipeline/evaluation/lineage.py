@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.registry import label
-from pipeline.rewards.learned import reward_spec
+from pipeline.rewards.resolve import reward_spec, weighted_spec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import read_record, write_json
 
@@ -74,11 +74,7 @@ def recorded_objective(model: str) -> dict[str, Any]:
     given = record.get("arguments", {})
     rewards, weights = given.get("reward"), given.get("reward_weights")
     if isinstance(rewards, list):
-        weights = weights or [1.0] * len(rewards)
-        rewards = [
-            f"{float(w):g}*{reward_spec(name)}" for name, w in zip(rewards, weights, strict=True) if float(w) != 0
-        ]
-        rewards = [text.removeprefix("1*") for text in rewards]
+        rewards = weighted_spec(rewards, weights)
     elif rewards is not None:
         rewards = reward_spec(str(rewards))
     found = {

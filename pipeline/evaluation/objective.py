@@ -22,9 +22,10 @@ from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.scores import Z95, bootstrap_interval, with_interval
 from pipeline.inference.decoding import encode_prompts, sample
 from pipeline.objectives.divergences import exact_kl, full_kl, log_partition, tilted_law
-from pipeline.rewards.registry import get_reward
+from pipeline.rewards.judging import score
+from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError
-from pipeline.trainers.rejection import padded_batches, score
+from pipeline.trainers.rejection import padded_batches
 from pipeline.worlds import enumerable
 
 FRONTIER = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 4.0)  # betas at which pi* is told, for the report's curve
@@ -296,6 +297,7 @@ def evaluate(
     optimum_samples: int = 0,
     batch_size: int = 64,
     seed: int = 0,
+    allow_unsafe_code_execution: bool = False,
     **data: Any,
 ) -> Result:
     """``E[R] - beta KL(pi || pi_ref)`` of a policy on given prompts, from samples at temperature 1.
@@ -305,13 +307,14 @@ def evaluate(
 
     Args:
         reference: gives pi_ref; default: what the model's run record names.
-        reward: what ``get_reward`` takes; default: what the model was trained on, by its run record.
+        reward: what ``resolve`` takes; default: what the model was trained on, by its run record.
         beta: weight of the KL; default: by the run record.
         max_new_tokens: length of a completion; default: by the run record.
         n: samples a prompt; one gives no standard error.
         optimum_samples: on ``world/enumerable``: write as many exact samples of pi* a prompt to ``optimum.jsonl``.
         batch_size: sequences a forward pass.
         seed: of the samples.
+        allow_unsafe_code_execution: see ``resolve``.
         data: which prompts, see ``rows.read_rows``.
 
     Raises:
@@ -323,7 +326,7 @@ def evaluate(
     drawn = sample(model, tokenizer, prompts, n=n, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
     flat = [(i, completion) for i, group in enumerate(drawn) for completion in group]
     texts, ids = [c.text for _, c in flat], [c.token_ids for _, c in flat]
-    judge = get_reward(reward)
+    judge = resolve(reward, allow_unsafe_code_execution=allow_unsafe_code_execution)
     scores = score(judge, [rows[i] for i, _ in flat], texts, ids)
     if all(value is None for value in scores):
         raise UserError("the reward judged none of the completions: check its columns, or its messages above")

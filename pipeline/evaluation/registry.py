@@ -5,7 +5,6 @@ the table below, or by the dotted path of anybody's own function, ``package.modu
 """
 
 import difflib
-import importlib
 import inspect
 import re
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.evaluation.rows import read_rows
+from pipeline.runtime.dotted import import_function
 from pipeline.runtime.errors import UserError
 
 EVALUATIONS = {
@@ -67,11 +67,7 @@ def get_evaluation(kind: str) -> Callable[..., Result]:
         near = difflib.get_close_matches(kind, EVALUATIONS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"type: there is no evaluation {kind!r}; choose of {', '.join(EVALUATIONS)}{hint}")
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"type: {kind!r} cannot be imported: {error}") from error
+    return import_function(path, "type")
 
 
 def check_entries(entries: list[dict[str, Any]]) -> None:

@@ -16,8 +16,8 @@ from pipeline.evaluation.scores import (
 )
 from pipeline.inference.decoding import Completion, Prompt, sample
 from pipeline.rewards.answers import marked_answer, visible_text
-from pipeline.rewards.judging import Judgement
-from pipeline.rewards.registry import get_reward
+from pipeline.rewards.judging import Judgement, judge
+from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError
 
 
@@ -36,6 +36,7 @@ def accuracy(
     stop: Sequence[str] = (),
     batch_size: int = 256,
     seed: int = 0,
+    allow_unsafe_code_execution: bool = False,
     **data: Any,
 ) -> Result:
     """Share of held-out prompts whose completion a verifier finds right.
@@ -46,7 +47,7 @@ def accuracy(
     counted in ``unscored`` and left out, never taken for a zero.
 
     Args:
-        reward: the verifier: a registry name or what ``get_reward`` takes.
+        reward: the verifier: a registry name or what ``resolve`` takes.
         max_new_tokens: length of a completion; ``finished`` says how many ended within it.
         n: samples a prompt.
         k: for which k to give pass@k; default 1 and n.
@@ -57,6 +58,7 @@ def accuracy(
         stop: a completion is judged up to the first of these strings.
         batch_size: sequences decoded together.
         seed: of the samples.
+        allow_unsafe_code_execution: see ``resolve``.
         data: which rows, see ``rows.read_rows``.
     """
     rows, source = read_rows(kind="prompt", **data)
@@ -72,7 +74,7 @@ def accuracy(
         temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     texts = [[c.text for c in row] for row in done]
-    judgements = _judge(reward, rows, texts)
+    judgements = _judge(reward, rows, done, allow_unsafe_code_execution)
     strict = [[j.score for j in group] for group in judgements]
     # A verdict without a lenient score (unscorable, timeout) says the same to both.
     lenient = [[j.score if j.lenient is None else j.lenient for j in group] for group in judgements]
@@ -108,12 +110,13 @@ def reward(
     template: str | None = None,
     batch_size: int = 256,
     seed: int = 0,
+    allow_unsafe_code_execution: bool = False,
     **data: Any,
 ) -> Result:
     """Mean reward E[R(x, y)] of samples y ~ pi(. | x) on held-out prompts, with a bootstrap interval over prompts.
 
     Args:
-        reward: what ``get_reward`` takes, a learned reward too.
+        reward: what ``resolve`` takes, a learned reward too.
         max_new_tokens: length of a completion.
         n: samples a prompt.
         temperature: 1 samples the policy itself.
@@ -121,6 +124,7 @@ def reward(
         template: as in ``accuracy``.
         batch_size: sequences decoded together.
         seed: of the samples.
+        allow_unsafe_code_execution: see ``resolve``.
         data: which rows, see ``rows.read_rows``.
     """
     rows, source = read_rows(kind="prompt", **data)
@@ -129,7 +133,7 @@ def reward(
         temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     texts = [[c.text for c in row] for row in done]
-    scores = [[j.score for j in group] for group in _judge(reward, rows, texts)]
+    scores = [[j.score for j in group] for group in _judge(reward, rows, done, allow_unsafe_code_execution)]
     means = [sum(kept) / len(kept) for row in scores if (kept := [s for s in row if s is not None])]
     if not means:
         raise UserError("the reward judged none of the completions: check its columns, or its messages above")
@@ -222,15 +226,15 @@ def _until(completion: Completion, stop: Sequence[str]) -> Completion:
     return replace(completion, text=text[: min(places)], finished=True) if places else completion
 
 
-def _judge(spec: Any, rows: Sequence[dict[str, Any]], texts: Sequence[Sequence[str]]) -> list[list[Judgement]]:
-    """One judgement a prompt and sample; completions go to the reward in the form that TRL gives them."""
-    flat = [(row, text) for row, group in zip(rows, texts, strict=True) for text in group]
-    completions = [
-        text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}] for row, text in flat
-    ]
-    columns = {name: [row[name] for row, _ in flat] for name in rows[0] if name != "prompt"}
-    judgements = iter(get_reward(spec).judge([row["prompt"] for row, _ in flat], completions, **columns))
-    return [[next(judgements) for _ in group] for group in texts]
+def _judge(
+    spec: Any, rows: Sequence[dict[str, Any]], done: Sequence[Sequence[Completion]], unsafe: bool
+) -> list[list[Judgement]]:
+    """One judgement per prompt and sample."""
+    flat = [(row, completion) for row, group in zip(rows, done, strict=True) for completion in group]
+    texts, ids = [c.text for _, c in flat], [c.token_ids for _, c in flat]
+    reward = resolve(spec, allow_unsafe_code_execution=unsafe)
+    judgements = iter(judge(reward, [row for row, _ in flat], texts, ids))
+    return [[next(judgements) for _ in group] for group in done]
 
 
 def _figures(

@@ -19,8 +19,9 @@ from typing import Any, NoReturn
 
 from pipeline.data.files import Row, RowError, read_rows
 from pipeline.data.formats import check_map, parse_map
-from pipeline.rewards.judging import VERDICTS, Judgement, completion_text
-from pipeline.rewards.registry import get_reward, names, parse_options
+from pipeline.rewards.judging import VERDICTS, Judgement, completion_text, judge
+from pipeline.rewards.registry import names, parse_options
+from pipeline.rewards.resolve import resolve
 from pipeline.runtime.entry import run_and_exit
 from pipeline.runtime.errors import UserError
 
@@ -42,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--reward", required=True, help="a name, package.module:function, or a sum: 'math + 0.2*format'"
+        "--reward",
+        required=True,
+        help="a name, a sum ('math + 0.2*format'), package.module:function, or the folder of a reward model",
     )
     parser.add_argument(
         "--file", required=True, type=Path, help="file of rows with a completion each (jsonl, json, csv, parquet)"
@@ -50,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, type=Path, help="JSONL file to write, as a whole or not at all")
     parser.add_argument("--dataset_map", default="", help="old=new,… renames columns, such as gold=answer")
     parser.add_argument("--options", default="", help="options of the reward, such as limit=128 or deadline=5")
+    parser.add_argument(
+        "--tokenizer_name", help="model folder or Hub id whose tokens `length` counts; rows may bring completion_ids"
+    )
     parser.add_argument(
         "--allow_unsafe_code_execution",
         action="store_true",
@@ -114,6 +120,15 @@ def _umask() -> int:
     return mask
 
 
+def _tokenizer(name: str | None, columns: dict[str, list]) -> Any:
+    """The tokenizer that counts a completion's tokens, where one is named and the rows do not bring their own."""
+    if name is None or "completion_ids" in columns:
+        return None
+    from pipeline.model.loading import load_tokenizer
+
+    return load_tokenizer(name)
+
+
 def _scored_row(row: dict[str, Any], judgement: Judgement, with_lenient: bool) -> dict[str, Any]:
     lenient = {"lenient_score": judgement.lenient} if with_lenient else {}
     return {**row, "score": judgement.score, **lenient, "verdict": judgement.verdict}
@@ -142,15 +157,14 @@ def main(arguments: list[str] | None = None) -> None:
     """
     given = _parser().parse_args(arguments)
     options = parse_options(given.options)
-    if given.allow_unsafe_code_execution:
-        options["allow_unsafe_code_execution"] = True
-    reward = get_reward(given.reward, **options)
+    reward = resolve(given.reward, allow_unsafe_code_execution=given.allow_unsafe_code_execution, **options)
     if given.out.is_dir():
         raise UserError(f"{given.out}: is a folder; --out names a file")
     rows = all_rows(given.file)
     columns = as_columns(rows, parse_map(given.dataset_map), given.file)
-    completions, prompts = columns.pop("completion"), columns.pop("prompt", None)
-    judgements = reward.judge(prompts, completions, **columns)
+    completions = columns.pop("completion")
+    renamed = [dict(zip(columns, values)) for values in zip(*columns.values())] if columns else [{} for _ in rows]
+    judgements = judge(reward, renamed, completions, tokenizer=_tokenizer(given.tokenizer_name, columns))
 
     with_lenient = given.reward.strip() == "numeric"
     write_rows(given.out, [_scored_row(row.content, j, with_lenient) for row, j in zip(rows, judgements, strict=True)])

@@ -1,4 +1,4 @@
-"""What a verdict is, what a judge sees, and where the text of a completion comes from.
+"""What a verdict is, what a judge sees, where the text of a completion comes from, and how a reward is called.
 
 A judge takes one :class:`Sample` and returns one :class:`Judgement`. The verdicts and their scores:
 
@@ -14,6 +14,7 @@ verdict        score        meaning
 =============  ===========  =========================================================================
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 VERDICTS = ("right", "wrong", "timeout", "scored", "unscorable", "error")
@@ -96,3 +97,67 @@ def completion_text(completion: Any) -> str:
         spoken = [message for message in completion if message.get("role", "assistant") == "assistant"]
         return message_text(spoken[-1].get("content")) if spoken else ""
     raise TypeError(f"a completion must be a string or a list of messages, not {type(completion).__name__}")
+
+
+def call_arguments(
+    rows: Sequence[dict[str, Any]],
+    completions: Sequence[Any],
+    token_ids: Sequence[list[int]] | None = None,
+    tokenizer: Any = None,
+) -> dict[str, Any]:
+    """What a reward is called with for one completion per row, in the form that TRL's trainers give it.
+
+    Completions are messages where the prompt is a dialogue, else text; every column of the rows is a list with one
+    entry per completion (None where a row lacks it), and so is ``completion_ids``.
+
+    Args:
+        rows: the columns of each completion, ``prompt`` among them where there is one.
+        completions: text, or messages as they are.
+        token_ids: the tokens of each completion, the end of its turn included.
+        tokenizer: makes the tokens of the text where ``token_ids`` is not given; without either the column
+            ``completion_ids`` is the rows', if they have one.
+    """
+    names = dict.fromkeys(name for row in rows for name in row if name not in ("prompt", "completion"))
+    columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in names}
+    if token_ids is None and tokenizer is not None:
+        token_ids = [completion_tokens(tokenizer, completion_text(completion)) for completion in completions]
+    if token_ids is not None:
+        columns["completion_ids"] = [list(ids) for ids in token_ids]
+    has_prompts = any(row.get("prompt") is not None for row in rows)
+    return {
+        "prompts": [row.get("prompt") for row in rows] if has_prompts else None,
+        "completions": [_as_answer(row.get("prompt"), y) for row, y in zip(rows, completions, strict=True)],
+        **columns,
+    }
+
+
+def completion_tokens(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a completion that is known as text only, and one that ends its turn, as if it had been sampled."""
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def _as_answer(prompt: Any, completion: Any) -> Any:
+    chat = prompt is not None and not isinstance(prompt, str)
+    return [{"role": "assistant", "content": completion}] if chat and isinstance(completion, str) else completion
+
+
+def score(
+    reward: Callable[..., list[float | None]],
+    rows: Sequence[dict[str, Any]],
+    completions: Sequence[Any],
+    token_ids: Sequence[list[int]] | None = None,
+    tokenizer: Any = None,
+) -> list[float | None]:
+    """Scores of one completion per row: the one way to call a reward outside TRL's trainers (see `call_arguments`)."""
+    return reward(**call_arguments(rows, completions, token_ids, tokenizer)) if rows else []
+
+
+def judge(
+    reward: Any,
+    rows: Sequence[dict[str, Any]],
+    completions: Sequence[Any],
+    token_ids: Sequence[list[int]] | None = None,
+    tokenizer: Any = None,
+) -> list[Judgement]:
+    """As ``score``, with the verdicts beside the scores; for rewards of the registry."""
+    return reward.judge(**call_arguments(rows, completions, token_ids, tokenizer)) if rows else []

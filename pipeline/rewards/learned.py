@@ -39,11 +39,6 @@ def prepare(model: str = "", batch_size: int = 64) -> None:
         raise UserError(f"reward 'reward_model': batch_size must be at least 1, got {batch_size}")
 
 
-def reward_spec(text: str) -> str:
-    """What the registry calls a reward that a user named: a folder is a reward model, all else stands as it is."""
-    return f"reward_model(model={text!r})" if Path(text).is_dir() else text
-
-
 @lru_cache(maxsize=4)
 def load_reward_model(name: str) -> tuple[Any, Any]:
     """A reward model for use, its adapter merged, on the GPU if there is one, and its tokenizer; loaded once.

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.rewards.judging import Judgement, Sample, completion_text, error, scored
+from pipeline.runtime.dotted import import_function
 from pipeline.runtime.errors import UserError
 
 # name -> (module, function, columns it needs, whether the function judges a whole batch at once). A module is imported
@@ -33,12 +34,14 @@ _BUILT_IN: dict[str, tuple[str, str, tuple[str, ...], bool]] = {
     "reward_model": ("pipeline.rewards.learned", "judge", (), True),
 }
 # Those that say whether an answer is really right: what hacking of a sum is noticed by.
-_VERIFIERS = frozenset({"numeric", "math", "logic", "code", "exact", "choice"})
+VERIFIERS = frozenset({"numeric", "math", "logic", "code", "exact", "choice"})
 # Options that say how this machine may be used, not what the reward is: rewards that do not know them pass over them.
 _MACHINE_OPTIONS = frozenset({"allow_unsafe_code_execution"})
 # What TRL hands to a reward beside the columns of the data.
 _NOT_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
-_TERM = re.compile(r"\s*(?:(?P<weight>[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*\*\s*)?(?P<name>[A-Za-z_][\w.]*(?::\w+)?)\s*")
+# A name, package.module:function, or the path of a Python file and a function of it.
+_NAME = r"[\w./~-]*\.py:\w+|[A-Za-z_][\w.]*(?::\w+)?"
+_TERM = re.compile(rf"\s*(?:(?P<weight>[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*\*\s*)?(?P<name>{_NAME})\s*")
 
 
 def names() -> list[str]:
@@ -124,7 +127,7 @@ class CustomReward(_Judge):
     def __init__(self, path: str, options: dict[str, Any]):
         super().__init__()
         self.path, self.options = path, options
-        self._function = _imported(path)
+        self._function = import_function(path, "reward")
         self.__name__ = path.rpartition(":")[2]
 
     def __reduce__(self):
@@ -154,7 +157,7 @@ class WeightedSum(_Judge):
         self.parts = parts
         self.columns = tuple(dict.fromkeys(column for _, part in parts for column in part.columns))
         self.sandbox = next((part.sandbox for _, part in parts if part.sandbox), None)
-        verifier = next((part.__name__ for weight, part in parts if part.__name__ in _VERIFIERS and weight > 0), None)
+        verifier = next((part.__name__ for weight, part in parts if part.__name__ in VERIFIERS and weight > 0), None)
         self.strict_metric = f"reward_parts/{verifier}" if verifier else None
         terms = [part.__name__ if weight == 1 else f"{weight:g}*{part.__name__}" for weight, part in parts]
         self.__name__ = "+".join(terms).replace("+-", "-")
@@ -205,12 +208,23 @@ def get_reward(spec: str | list[str], **options: Any) -> Callable[..., list[floa
     )
 
 
+def weighed(spec: str, weight: float) -> str:
+    """The sum that ``spec`` is, written out with every term multiplied by ``weight``."""
+    written = []
+    for factor, name, options in _terms(spec):
+        call = f"({', '.join(f'{key}={value!r}' for key, value in options.items())})" if options else ""
+        total = weight * factor
+        written.append(f"{'' if total == 1 else f'{total:.12g}*'}{name}{call}")
+    return " + ".join(written).replace("+ -", "- ")
+
+
 def _single(name: str, options: dict[str, Any]) -> Reward | CustomReward:
     if ":" in name:
         return CustomReward(name, options)
     if name not in _BUILT_IN:
         raise UserError(
-            f"reward: unknown name '{name}'; known: {', '.join(names())}, or a dotted path package.module:function"
+            f"reward: unknown name '{name}'; known: {', '.join(names())}, package.module:function, or the folder of a "
+            "reward model"
         )
     return Reward(name, options)
 
@@ -218,6 +232,8 @@ def _single(name: str, options: dict[str, Any]) -> Reward | CustomReward:
 def _terms(text: str) -> list[tuple[float, str, dict[str, Any]]]:
     """``"numeric - 0.5*length(limit=9)"`` as ``[(1.0, "numeric", {}), (-0.5, "length", {"limit": 9})]``."""
     terms, position, sign = [], 0, 1.0
+    if text.lstrip().startswith("-"):
+        position, sign = text.index("-") + 1, -1.0
     while position < len(text):
         match = _TERM.match(text, position)
         if match is None:
@@ -273,17 +289,6 @@ def _known(name: str, options: dict[str, Any]) -> dict[str, Any]:
         return {}
     module, function, *_ = _BUILT_IN[name]
     return {key: value for key, value in options.items() if key in _accepted(module, function)}
-
-
-def _imported(path: str) -> Callable:
-    module, _, attribute = path.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as cause:
-        raise UserError(f"reward: cannot import '{path}': {cause}") from cause
-    if not callable(function):
-        raise UserError(f"reward: '{path}' is not callable")
-    return function
 
 
 def _rebuilt(name: str, options: dict[str, Any]) -> Reward:

@@ -34,7 +34,17 @@ class StageArguments:
 
 
 @dataclass
-class RolloutArguments(StageArguments):
+class RewardArguments(StageArguments):
+    """Fields of the stages that call a reward."""
+
+    allow_unsafe_code_execution: bool = field(
+        default=False,
+        metadata={"help": "Run the programs of completions without a sandbox where none can be had; recorded."},
+    )
+
+
+@dataclass
+class RolloutArguments(RewardArguments):
     """Fields of the stages that learn from their own samples, which guards watch."""
 
     guard_patience: int = field(

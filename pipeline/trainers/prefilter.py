@@ -15,6 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from pipeline.inference.decoding import sample
+from pipeline.rewards.judging import score
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import write_json
 
@@ -51,13 +52,11 @@ def pass_rates(
                 model.to(state.device), tokenizer, [row["prompt"] for row in rows],
                 n=samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
             )  # fmt: skip
-            flat = [(row, answer.text) for row, group in zip(rows, answers) for answer in group]
-            columns = {name: [row[name] for row, _ in flat] for name in dataset.column_names if name != "prompt"}
-            scores = reward(
-                prompts=[row["prompt"] for row, _ in flat], completions=[text for _, text in flat], **columns
-            )
+            flat = [(row, answer) for row, group in zip(rows, answers) for answer in group]
+            texts, ids = [answer.text for _, answer in flat], [answer.token_ids for _, answer in flat]
+            scores = score(reward, [row for row, _ in flat], texts, ids)
             groups = [scores[start : start + samples] for start in range(0, len(scores), samples)]
-            known = [[score for score in group if score is not None] for group in groups]
+            known = [[value for value in group if value is not None] for group in groups]
             rates[0] = [fmean(group) if group else None for group in known]
             write_json(cache, rates[0])
     broadcast_object_list(rates)

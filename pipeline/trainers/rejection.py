@@ -28,6 +28,7 @@ from pipeline.objectives.divergences import (
     effective_sample_size,
     exact_kl,
 )
+from pipeline.rewards.judging import completion_text, score
 from pipeline.runtime.errors import UserError
 
 Rule = Literal["best", "top_k", "threshold", "softmax"]
@@ -251,24 +252,6 @@ def check_sampler(model: Any, prompts: Sequence[list[int]], drawn: Sequence[tupl
         )
 
 
-def score(
-    reward: Callable[..., list[float | None]],
-    rows: Sequence[dict[str, Any]],
-    completions: Sequence[str],
-    token_ids: Sequence[list[int]] | None = None,
-) -> list[float | None]:
-    """Rewards of one completion a row, in the form trainers give them: messages where the prompt is a dialogue."""
-    chat = not isinstance(rows[0]["prompt"], str)
-    columns = {name: [row.get(name) for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
-    if token_ids is not None:
-        columns["completion_ids"] = list(token_ids)
-    return reward(
-        prompts=[row["prompt"] for row in rows],
-        completions=[[{"role": "assistant", "content": text}] if chat else text for text in completions],
-        **columns,
-    )
-
-
 def padded_batches(
     pairs: Sequence[tuple[list[int], list[int]]], batch_size: int, device: Any
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
@@ -328,34 +311,32 @@ def read_candidates(files: Sequence[Path]) -> Iterator[list[dict[str, Any]]]:
 
 
 def foreign_candidates(
-    rows: Sequence[dict[str, Any]], reward: Callable[..., list[float | None]] | None
+    rows: Sequence[dict[str, Any]], reward: Callable[..., list[float | None]] | None, tokenizer: Any = None
 ) -> list[list[dict[str, Any]]]:
     """Candidates made elsewhere, grouped by prompt: rows of ``prompt`` + ``completion``, scored where ``reward`` is
     missing from them.
+
+    Args:
+        rows: the candidates and the columns that the reward reads.
+        reward: TRL's callable; needed only where a row has no ``reward``.
+        tokenizer: counts the tokens of a completion for the rewards that read them.
 
     Raises:
         UserError: a row has no completion, or no reward and none is given.
     """
     missing = [row for row in rows if row.get("reward") is None]
+    scores: Iterator[float | None] = iter(())
     if missing:
         if reward is None:
             raise UserError("from_candidates: rows without a reward column need --reward to be scored")
-        for row in missing:
-            row["reward"] = None
-        texts = [_text(row["completion"]) for row in missing]
-        for row, value in zip(
-            missing, score(reward, [{k: v for k, v in r.items() if k != "reward"} for r in missing], texts)
-        ):
-            row["reward"] = value
+        columns = [{name: value for name, value in row.items() if name != "reward"} for row in missing]
+        scores = iter(score(reward, columns, [completion_text(row["completion"]) for row in missing], None, tokenizer))
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        candidate = {"prompt": row["prompt"], "completion": _text(row["completion"]), "reward": row["reward"]}
+        value = next(scores) if row.get("reward") is None else row["reward"]
+        candidate = {"prompt": row["prompt"], "completion": completion_text(row["completion"]), "reward": value}
         groups.setdefault(json.dumps(row["prompt"], sort_keys=True), []).append(candidate)
     return list(groups.values())
-
-
-def _text(completion: Any) -> str:
-    return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 # ---------------------------------------------------------------------- what the candidates become

@@ -19,12 +19,13 @@ from pipeline.inference.decoding import sample
 from pipeline.inference.engine import vllm_sampler
 from pipeline.model.loading import adapter_base, load_model, load_tokenizer
 from pipeline.model.policy import ModelArguments, Policy, load_policy
+from pipeline.rewards.judging import score
 from pipeline.runtime.checkpoints import check_saved
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.fingerprints import path_sha256, weights_sha256
 from pipeline.runtime.record import Run, write_json
 from pipeline.runtime.training import forget_deepspeed, train_from_newest
-from pipeline.trainers.rejection import read_candidates, sample_candidates, score
+from pipeline.trainers.rejection import read_candidates, sample_candidates
 
 
 class Round:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from pipeline.rewards.learned import encode_dialogue, reward_spec, score_sequences
+from pipeline.rewards.learned import encode_dialogue, score_sequences
 from pipeline.rewards.registry import get_reward
+from pipeline.rewards.resolve import reward_spec
 from pipeline.runtime.errors import UserError
 
 

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.reward_model import comparisons, main
-from pipeline.rewards.learned import encode_dialogue, load_reward_model, reward_spec
+from pipeline.rewards.learned import encode_dialogue, load_reward_model
 from pipeline.rewards.registry import get_reward
+from pipeline.rewards.resolve import reward_spec
 from pipeline.runtime.errors import UserError
 from tests.stages.conftest import flags, read_metrics, write_rows
 

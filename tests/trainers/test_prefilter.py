@@ -30,7 +30,7 @@ def test_pass_rates_are_the_mean_reward_and_are_kept(tmp_path):
 
     calls = []
 
-    def alternating(prompts, completions, answer):
+    def alternating(prompts, completions, completion_ids, answer):
         calls.append((prompts, answer))
         return [(1.0, 0.0, None)[index % 3] for index in range(len(completions))]
 

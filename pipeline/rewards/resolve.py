@@ -1,0 +1,84 @@
+"""From what ``--reward`` says to one callable, the same in every stage.
+
+A reward is a name of the registry, a weighted sum of names, ``package.module:function`` (or ``file.py:function``), or
+the folder of a reward model.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.rewards.registry import VERIFIERS, WeightedSum, get_reward, names, weighed
+
+
+def reward_spec(text: str) -> str:
+    """What the registry calls a reward that a user named: a folder is a reward model, all else stays as it is."""
+    is_folder = text not in names() and Path(text).expanduser().is_dir()
+    return f"reward_model(model={text!r})" if is_folder else text
+
+
+def resolve(spec: str | Sequence[str], *, allow_unsafe_code_execution: bool = False, **options: Any) -> Any:
+    """The reward that ``spec`` names (a list is a sum), checked before any model of it is loaded.
+
+    Args:
+        spec: see the module's docstring.
+        allow_unsafe_code_execution: let the parts that run code run it without a sandbox where none can be had.
+        options: of a single reward, such as ``limit`` of ``length``.
+
+    Raises:
+        UserError: an unknown name or option, a function that cannot be imported, a sum that cannot be read, no model,
+            no sandbox.
+    """
+    specs = [spec] if isinstance(spec, str) else list(spec)
+    return get_reward(
+        [reward_spec(text) for text in specs], allow_unsafe_code_execution=allow_unsafe_code_execution, **options
+    )
+
+
+def record_reward(run: Any, reward: Any) -> None:
+    """Put what a reward is made of into the record of a run: its models as parents, what programs run in as
+    ``sandbox``. Called after the policy is loaded, whose start is the first parent.
+    """
+    for part in parts_of(reward):
+        if part.__name__ == "reward_model":
+            run.add_parent(part.options["model"])
+    run.record["sandbox"] = reward.sandbox or run.record.get("sandbox")
+
+
+def parts_of(reward: Any) -> Iterator[Any]:
+    """The terms of a weighted sum, or the reward itself."""
+    if isinstance(reward, WeightedSum):
+        for _, part in reward.parts:
+            yield from parts_of(part)
+    else:
+        yield reward
+
+
+def weighted_spec(specs: Sequence[str], weights: Sequence[float] | None = None) -> str:
+    """Several rewards and their weights (TRL's ``reward_weights``) as one sum; a weight of 0 leaves its reward out.
+
+    Raises:
+        UserError: not as many weights as rewards, or a sum that cannot be read.
+    """
+    weights = [1.0] * len(specs) if weights is None else [float(weight) for weight in weights]
+    terms = [weighed(reward_spec(text), weight) for text, weight in zip(specs, weights, strict=True) if weight]
+    return " + ".join(terms).replace("+ -", "- ")
+
+
+def strict_metric(rewards: Sequence[Any], weights: Sequence[float] | None = None) -> str | None:
+    """The metric that TRL's trainers log for the verifier among several rewards; None where that is the reward itself.
+
+    A verifier counts before a reward that is only watched (weight 0), and that before the verifier inside a sum.
+    """
+    weights = [1.0] * len(rewards) if weights is None else list(weights)
+    pairs = list(zip(rewards, weights, strict=True))
+    learned = [reward for reward, weight in pairs if weight]
+    if len(learned) == 1 and learned[0].__name__ in VERIFIERS:
+        return None
+    for reward, _ in pairs:
+        if reward.__name__ in VERIFIERS:
+            return f"rewards/{reward.__name__}/mean"
+    for reward, weight in pairs:
+        if not weight:
+            return f"rewards/{reward.__name__}/mean"
+    return next((metric for reward in learned if (metric := getattr(reward, "strict_metric", None))), None)

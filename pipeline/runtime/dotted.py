@@ -1,0 +1,72 @@
+"""Functions of the user's own, named as ``package.module:function`` or ``file.py:function``."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from pipeline.runtime.errors import UserError
+
+
+def import_function(path: str, what: str) -> Callable:
+    """The function that ``path`` names; modules are also looked for in the current folder.
+
+    A stage started as ``python pipeline/grpo.py`` has only the folder of the script on Python's path, so the current
+    folder is added at its end: what is installed is found first.
+
+    Args:
+        path: ``package.module:function``, or ``folder/file.py:function``.
+        what: the option that names it, for messages.
+
+    Raises:
+        UserError: no such module or function, or a module that fails while it is imported.
+    """
+    module, _, name = path.rpartition(":")
+    try:
+        function = getattr(_file(Path(module)) if module.endswith(".py") else _module(module), name)
+    except Exception as cause:
+        raise UserError(f"{what}: cannot import '{path}': {_reason(cause)}") from cause
+    if not callable(function):
+        raise UserError(f"{what}: '{path}' is not callable")
+    return function
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as cause:
+        here = os.getcwd()
+        if here in sys.path or cause.name not in (name, name.partition(".")[0]):
+            raise
+        sys.path.append(here)
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+
+
+def _file(path: Path) -> ModuleType:
+    """A file as a module of its own, loaded once per process; its folder is on the path for what it imports."""
+    path = path.expanduser().resolve()
+    name = f"_file_{path.stem}_{abs(hash(str(path))):x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _reason(cause: Exception) -> str:
+    text = " ".join(str(cause).split())
+    says_it = isinstance(cause, ImportError | AttributeError | FileNotFoundError)
+    return text if says_it else f"{type(cause).__name__}: {text}"
