@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
+        from pipeline.inference.stopping import declare_stops
         from pipeline.model.policy import ModelArguments, load_policy
         from pipeline.runtime.training import train_and_save
         from pipeline.trainers.callbacks import WarnWhenChosenFalls
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
         data = load_data(data_args, "preference", config.seed)
         run.add_data(data.sources)
+        declare_stops(policy.model, policy.tokenizer, data.train[0])
         trainer = DPOTrainer(
             model=policy.model,
             args=config,

@@ -3,10 +3,13 @@
     python pipeline/generate.py --model_name_or_path runs/quickstart/grpo --prompt "What is 17+25?"
     python pipeline/generate.py --model_name_or_path runs/quickstart/grpo --chat
 
-With --prompt one completion a prompt is printed as it comes; with --chat a conversation goes on in the terminal until
-an empty line. A model with a chat template is spoken to through it; --raw gives it the text as it is.
+With --prompt one completion per prompt is printed as it is drawn; with --chat a conversation continues in the terminal
+until an empty line. A prompt goes through the model's chat template, if it has one; --raw leaves that out. An answer
+ends at the first end token of tokenizer, generation config or template (pipeline/inference/stopping.py), or at
+max_new_tokens. Sampling is that of assess.py: the same seed gives the same answers.
 """
 
+import itertools
 import sys
 from dataclasses import dataclass, field
 
@@ -41,37 +44,27 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse(argv, GenerateArguments, prog="generate.py")
     if bool(args.prompt) == args.chat:
         raise UserError("give either --prompt (one or more) or --chat")
-    if args.temperature < 0:
-        raise UserError(f"--temperature is {args.temperature}: it must be 0 (greedy) or positive")
-    from transformers import TextStreamer, set_seed
+    from transformers import TextStreamer
 
+    from pipeline.inference.decoding import check_options, sample
     from pipeline.model.loading import load_model, load_tokenizer
 
-    set_seed(args.seed)
+    sampling = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k")}
+    check_options(n=1, **sampling)
     tokenizer = load_tokenizer(args.model_name_or_path, args.trust_remote_code)
+    plain = args.raw or not tokenizer.chat_template
+    if plain and args.system:
+        raise UserError("--system needs a chat template, which this model does not have or --raw leaves out")
     model = load_model(args.model_name_or_path, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
-    sampling = {"do_sample": False}
-    if args.temperature > 0:
-        sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
+
+    seeds = itertools.count(args.seed)  # each answer is a draw of its own
 
     def answer(messages: list[dict[str, str]]) -> str:
         """Stream one answer to the terminal and return it."""
-        if args.raw or tokenizer.chat_template is None:
-            inputs = tokenizer(messages[-1]["content"], return_tensors="pt")
-        else:
-            inputs = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
-        inputs = inputs.to(model.device)
-        output = model.generate(
-            **inputs,
-            **sampling,
-            max_new_tokens=args.max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        )
-        return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        prompt = messages[-1]["content"] if plain else messages
+        streamer = TextStreamer(tokenizer, skip_special_tokens=True)
+        [[completion]] = sample(model, tokenizer, [prompt], **sampling, seed=next(seeds), streamer=streamer)
+        return completion.text
 
     start = [{"role": "system", "content": args.system}] if args.system else []
     for prompt in args.prompt or []:

@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
+        from pipeline.inference.stopping import declare_stops
         from pipeline.model.policy import ModelArguments
         from pipeline.rewards.resolve import record_reward, resolve
         from pipeline.runtime.training import train_and_save
@@ -101,6 +102,7 @@ def main(argv: list[str] | None = None) -> None:
             policy = here.policy()
             if reward is not None and number == own.rounds:
                 record_reward(run, reward)
+            declare_stops(policy.model, policy.tokenizer, rows[0])
             trainer = SFTTrainer(
                 model=policy.model,
                 args=here.config(),

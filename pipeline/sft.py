@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
+        from pipeline.inference.stopping import declare_stops
         from pipeline.model.policy import ModelArguments, load_policy
         from pipeline.model.tokenizer import ensure_training_chat_template
         from pipeline.runtime.training import require_supervision, train_and_save
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         run.add_data(data.sources)
         if "messages" in data.train.column_names:
             ensure_training_chat_template(policy.tokenizer)
+        declare_stops(policy.model, policy.tokenizer, data.train[0])
         trainer = SFTTrainer(
             model=policy.model,
             args=config,

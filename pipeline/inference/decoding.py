@@ -1,4 +1,4 @@
-r"""Sampling completions, batched and with a KV cache: eqs. (15)-(17), one token at a time.
+r"""Sampling completions, batched and with a KV cache: eqs. (1) and (10), one token at a time.
 
     x_{t+1} ~ softmax((W_out s_t + b_out) / tau),   tau -> 0: argmax
 
@@ -50,6 +50,7 @@ def sample(
     top_k: int = 0,
     batch_size: int = 64,
     seed: int = 0,
+    streamer: Any = None,
 ) -> list[list[Completion]]:
     """Draw ``n`` completions of each prompt, in input order.
 
@@ -62,11 +63,12 @@ def sample(
         top_k: keep the k likeliest tokens (0 keeps all).
         batch_size: sequences decoded together; completions do not depend on it.
         seed: of the uniform numbers; the global random state is neither read nor changed.
+        streamer: transformers' ``TextStreamer``, given the first completion token by token as it is drawn.
 
     Raises:
         UserError: an option out of range, an empty prompt, or a prompt with no room left in the model's positions.
     """
-    _check_options(n, max_new_tokens, temperature, top_p, top_k, batch_size)
+    check_options(n, max_new_tokens, temperature, top_p, top_k, batch_size)
     prompts = list(prompts)
     if not prompts:
         return []
@@ -104,8 +106,12 @@ def sample(
             for alive, tokens in steps:
                 for index, token in zip(alive, tokens, strict=True):
                     drawn[batch[index]].append(token)
+                    if streamer is not None and batch[index] == 0:
+                        streamer.put(torch.tensor([token]))
     finally:
         model.train(was_training)
+    if streamer is not None:
+        streamer.end()
 
     texts = tokenizer.batch_decode(drawn, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     done = [Completion(text, ids, ids[-1] in stop) for text, ids in zip(texts, drawn, strict=True)]
@@ -239,7 +245,10 @@ def _accepted_arguments(model: Any) -> set[str]:
     return set(inspect.signature(base.forward).parameters)
 
 
-def _check_options(n: int, max_new_tokens: int, temperature: float, top_p: float, top_k: int, batch_size: int) -> None:
+def check_options(
+    n: int, max_new_tokens: int, temperature: float, top_p: float, top_k: int, batch_size: int = 1
+) -> None:
+    """Refuse options of `sample` that are out of range, with their names (UserError)."""
     for name, value, low in (("n", n, 1), ("max_new_tokens", max_new_tokens, 1), ("batch_size", batch_size, 1)):
         if value < low:
             raise UserError(f"{name} is {value}: give {low} or more")

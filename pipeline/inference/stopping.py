@@ -1,5 +1,12 @@
-"""Where a completion ends: the end-of-sequence tokens of model and tokenizer, and a chat template's end of turn."""
+"""Where a completion ends. Every sampler (generate, assess, rollouts, rejection sampling, vLLM) asks `stop_token_ids`.
 
+Three places know an end token: the tokenizer (its eos), the model's ``generation_config`` (one id or a list), and the
+chat template, whose end of turn is often neither: plain ChatML over a base ends a turn with ``<|im_end|>`` while the
+base's eos is ``<|endoftext|>``. `declare_stops` writes the union into ``generation_config``, from where ``generate()``
+of transformers and vLLM take it.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 _PROBE = "narlm probe"
@@ -11,22 +18,37 @@ def stop_token_ids(model: Any, tokenizer: Any, *, chat: bool) -> list[int]:
     The tokenizer's eos, the eos ids of the model's generation config (many chat models list several), and, for chat
     prompts, the token with which the chat template closes an assistant turn.
     """
-    ids = {tokenizer.eos_token_id}
     listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids.update(listed if isinstance(listed, list | tuple) else [listed])
+    ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list | tuple) else [listed])}
     if chat:
         ids.add(end_of_turn_id(tokenizer))
     ids.discard(None)
     return sorted(ids)
 
 
+def declare_stops(model: Any, tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
+    """Write the stop ids of a model that trains on rows like this one into its ``generation_config``; return them.
+
+    A dialogue (messages in any column) adds the template's end of turn, so that the saved model stops there under
+    anybody's ``generate()``.
+    """
+    ids = stop_token_ids(model, tokenizer, chat=is_dialogue(row))
+    model.generation_config.eos_token_id = ids[0] if len(ids) == 1 else ids
+    return ids
+
+
+def is_dialogue(row: Mapping[str, Any]) -> bool:
+    """Whether a training row holds messages rather than plain text."""
+    return any(isinstance(row.get(name), list) for name in ("messages", "prompt", "completion", "chosen"))
+
+
 def end_of_turn_id(tokenizer: Any) -> int | None:
-    """The special token that the chat template writes right after an assistant's content, or None."""
+    """The special token that the chat template writes after an assistant's content (white space aside), or None."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     turn = [{"role": "user", "content": "narlm"}, {"role": "assistant", "content": _PROBE}]
     text = tokenizer.apply_chat_template(turn, tokenize=False)
-    tail = text[text.rindex(_PROBE) + len(_PROBE) :] if _PROBE in text else ""
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail.strip() else []
+    tail = text[text.rindex(_PROBE) + len(_PROBE) :].strip() if _PROBE in text else ""
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
     special = [*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder]
     return ids[0] if ids and ids[0] in special else None

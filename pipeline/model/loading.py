@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 import pipeline.model  # noqa: F401 - registers NarLM with the Auto classes
@@ -61,13 +68,16 @@ def load_model(
     """A model for use, not for training: adapters are merged into their base, the model is in evaluation mode.
 
     Raises:
-        UserError: no such model.
+        UserError: no such model, or a reward model where a language model is asked for.
     """
     require_model_folder(name)
+    if auto_class is AutoModelForCausalLM:
+        require_language_model(name, trust_remote_code)
     kwargs |= {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
     base = adapter_base(name)
     model = from_pretrained(auto_class, base or name, **kwargs)
     if base is not None:
+        take_end_tokens(model, name)
         if is_own_config(adapter_config(name)):
             return load_adapter(model, name).eval()
         from peft import PeftModel
@@ -98,6 +108,8 @@ def load_tokenizer(
         if for_training:
             check_tokenizer(tokenizer)
         return tokenizer
+    if not Path(name).is_dir():
+        _require_reachable(name, trust_remote_code)
     raise UserError(f"model_name_or_path: no tokenizer can be loaded from {name}; save one beside the model")
 
 
@@ -122,6 +134,7 @@ def adapter_config(name: str) -> dict[str, Any] | None:
         file = Path(name) / "adapter_config.json"
         found = str(file) if file.is_file() else None
     else:
+        require_model_folder(name)
         found = cached_file(
             name,
             "adapter_config.json",
@@ -134,6 +147,34 @@ def adapter_config(name: str) -> dict[str, Any] | None:
     return json.loads(Path(found).read_text(encoding="utf-8"))
 
 
+def require_language_model(name: str, trust_remote_code: bool = False) -> None:
+    """Catch a reward model that is named as a policy: transformers would give it a random output layer and go on.
+
+    Raises:
+        UserError: a sequence classifier, or an adapter of one.
+    """
+    adapter, kinds = adapter_config(name), []
+    if adapter is not None:
+        kinds = ["sequence classification"] if adapter.get("task_type") == "SEQ_CLS" else []
+    else:
+        with contextlib.suppress(OSError, ValueError):  # not reachable, perhaps: loading the model says so
+            kinds = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code).architectures or []
+            kinds = [kind for kind in kinds if "SequenceClassification" in kind]
+    if kinds:
+        raise UserError(
+            f"model_name_or_path: {name} is a reward model ({kinds[0]}): it scores text and writes none; name the "
+            "language model here, and the reward model as a reward"
+        )
+
+
+def take_end_tokens(model: PreTrainedModel, adapter: str) -> None:
+    """Let a base stop where its adapter's ``generation_config.json`` says, which transformers and PEFT do not read."""
+    with contextlib.suppress(OSError):
+        found = GenerationConfig.from_pretrained(adapter).eos_token_id
+        if found is not None and getattr(model, "generation_config", None) is not None:
+            model.generation_config.eos_token_id = found
+
+
 def from_pretrained(auto_class: type, name: str, **kwargs: Any) -> PreTrainedModel:
     """``auto_class.from_pretrained``, with one clear error where there is no such model.
 
@@ -143,11 +184,15 @@ def from_pretrained(auto_class: type, name: str, **kwargs: Any) -> PreTrainedMod
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     try:
         return auto_class.from_pretrained(name, **kwargs)
-    except (OSError, ValueError) as error:
-        try:
-            AutoConfig.from_pretrained(name, trust_remote_code=kwargs["trust_remote_code"])
-        except (OSError, ValueError):
-            raise UserError(
-                f"model_name_or_path: {name} is neither a model folder nor a Hub repository that can be reached"
-            ) from error
+    except (OSError, ValueError):
+        _require_reachable(name, kwargs["trust_remote_code"])
         raise
+
+
+def _require_reachable(name: str, trust_remote_code: bool) -> None:
+    try:
+        AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model_name_or_path: {name} is neither a model folder nor a Hub repository that can be reached"
+        ) from error

@@ -20,7 +20,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from pipeline.model.adapters import is_own_config, load_adapter
-from pipeline.model.loading import adapter_base, adapter_config, from_pretrained, load_tokenizer
+from pipeline.model.loading import (
+    adapter_base,
+    adapter_config,
+    from_pretrained,
+    load_tokenizer,
+    require_language_model,
+    take_end_tokens,
+)
 from pipeline.runtime.adapters import stack_adapters
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.errors import UserError
@@ -50,9 +57,15 @@ class Policy:
     parent_adapter: str | None = None  # set by `stack`: the adapter that the saved one must include
 
     def finish(self, folder: Path) -> None:
-        """Make the saved folder stand alone: under ``stack`` the saved adapter takes its parent in."""
+        """Make the saved folder stand alone: under ``stack`` the saved adapter takes its parent in.
+
+        An adapter gets a ``generation_config.json``, which PEFT does not write: it says where a turn ends.
+        """
         if self.parent_adapter is not None:
             stack_adapters(self.parent_adapter, str(folder))
+        generation_config = getattr(self.model, "generation_config", None)
+        if generation_config is not None and (folder / "adapter_config.json").is_file():
+            generation_config.to_json_file(folder / "generation_config.json")
 
 
 def load_policy(
@@ -79,6 +92,8 @@ def load_policy(
     if not name:
         raise UserError("model_name_or_path is missing: give a Hub id, a model folder or an adapter folder")
     require_model_folder(name)
+    if auto_class is AutoModelForCausalLM:
+        require_language_model(name, trust_remote_code)
     run.add_parent(name, args.model_revision)
     set_seed(run.record["seed"])  # a new head, or new rows of the embedding, must be the same on every process
     tokenizer = load_tokenizer(name, trust_remote_code, args.model_revision, for_training=True)
@@ -123,6 +138,8 @@ def load_policy(
             _rename(model, base)
             parent_adapter = name
             pi_ref = f"{base} with the adapter {name}, the new adapter off"
+    if base is not None:
+        take_end_tokens(model, name)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if auto_class is AutoModelForCausalLM:  # a reward model is no policy and has no reference

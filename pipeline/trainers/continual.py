@@ -19,6 +19,7 @@ from peft import LNTuningConfig, OSFConfig
 from safetensors.torch import load_file, save_file
 from trl import DPOTrainer, SFTTrainer
 
+from pipeline.inference.stopping import declare_stops
 from pipeline.model.adapters import attach, backbone_sha256, has_own_adapter, load_adapter, save_adapter
 from pipeline.model.loading import engine
 from pipeline.model.policy import ModelArguments, Policy, load_policy
@@ -389,6 +390,7 @@ class Corpus:
         forget_deepspeed()
         config = copy.copy(self.base_config)
         config.output_dir, config.push_to_hub = str(self.folder), config.push_to_hub and self.number == self.of
+        declare_stops(policy.model, policy.tokenizer, data.train[0])
         kind, extra = ContinualSFTTrainer, {}
         if self.own.kind == "preference":
             kind = ContinualDPOTrainer

@@ -127,8 +127,8 @@ class PPOConfig(GRPOConfig):
 class PPOTrainer(RolloutTrainer):
     """GRPOTrainer with the KL in the reward, a critic and GAE.
 
-    Args: those of ``GRPOTrainer``. A reward function with a method ``attach(trainer)`` is given the trainer before
-    training (see ``AdapterReward``).
+    Args: those of ``GRPOTrainer``, by name. A reward function with a method ``attach(trainer)`` is given the trainer
+    before training (see ``AdapterReward``).
 
     Raises:
         UserError: ``critic: shared`` without an adapter, or with reentrant activation checkpointing.
@@ -143,8 +143,8 @@ class PPOTrainer(RolloutTrainer):
         "author={Ziegler, Daniel M. and others}, year=2019, eprint={arXiv:1909.08593}}",
     }
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
         # From here on the parent must not add a KL of its own; it has built pi_ref by now if beta asked for one.
         self.kl_coef, self.beta = self.args.beta, 0.0
         self._has_reference = self.args.beta != 0

@@ -8,6 +8,7 @@ import torch
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from pipeline.inference.stopping import declare_stops
 from pipeline.runtime.errors import UserError
 
 
@@ -31,6 +32,8 @@ class RolloutTrainer(GRPOTrainer):
     a vLLM with other weights, or a sampler with another temperature, would make every later gradient wrong. How far
     they were from each other, in nats a token, is kept in ``rollout_gap``.
 
+    A completion ends at the first of `stop_token_ids`; the parent and vLLM know those of the generation config alone.
+
     Raises:
         UserError: fewer prompts than one rollout takes (TRL's sampler would leave them all out and train nothing), or
             a first rollout that was not drawn from the policy.
@@ -38,8 +41,12 @@ class RolloutTrainer(GRPOTrainer):
 
     rollout_gap: float | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, **kwargs: Any):
+        args, dataset = kwargs["args"], kwargs["train_dataset"]
+        stops = declare_stops(kwargs["model"], kwargs["processing_class"], next(iter(dataset), {}))
+        if args.use_vllm:
+            args.generation_kwargs = {"stop_token_ids": stops} | (args.generation_kwargs or {})
+        super().__init__(**kwargs)
         needed = self.args.generation_batch_size // self.num_generations
         if hasattr(self.train_dataset, "__len__") and len(self.train_dataset) < needed:
             raise UserError(
