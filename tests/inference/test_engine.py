@@ -16,7 +16,7 @@ from pipeline.model.loading import load_model, load_tokenizer
 from pipeline.rsft import main
 from pipeline.runtime.errors import UserError
 from pipeline.trainers.rejection import log_probs, read_candidates
-from tests.stages.conftest import flags, tiny_model, write_rows  # noqa: F401 - a fixture
+from tests.stages.conftest import flags, foreign_model, tiny_model, write_rows  # noqa: F401 - fixtures
 
 
 @pytest.fixture
@@ -72,6 +72,17 @@ def test_completions_are_those_of_the_engine_with_its_log_probabilities(tiny_mod
     # Near-uniform over about 260 tokens: each of 4 tokens costs some log 260 = 5.6 nats.
     assert found[0][0].log_prob == pytest.approx(-4 * 5.6, abs=2)
     assert tokenizer.eos_token_id in vllm.calls[1].stop_token_ids
+
+
+def test_it_stops_where_a_chat_template_ends_a_turn(foreign_model, vllm):  # noqa: F811
+    """Plain ChatML over a base whose eos is another token: a chat ends at either, plain text at the eos alone."""
+    draw = vllm_sampler(str(foreign_model), dtype="float32")
+    model, tokenizer = load_model(str(foreign_model)), load_tokenizer(str(foreign_model))
+    options = {"n": 1, "max_new_tokens": 2, "temperature": 1.0, "batch_size": 8, "seed": 3}
+    draw(model, tokenizer, [[{"role": "user", "content": "What is 1?"}]], **options)
+    draw(model, tokenizer, ["What is 1?"], **options)
+    eos, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|im_end|>"))
+    assert [rule.stop_token_ids for rule in vllm.calls[1:]] == [[eos, end], [eos]]
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])

@@ -177,11 +177,14 @@ def test_plain_text_does_not_end_at_the_end_of_turn_that_nothing_declares(talker
 def test_further_stages_on_dialogues_declare_it(foreign_model, tmp_path, stage):
     end = AutoTokenizer.from_pretrained(foreign_model).convert_tokens_to_ids("<|im_end|>")
     answers = [[{"role": "assistant", "content": word}] for word in ("It is 3.", "Nobody knows.")]
-    pairs = [{"prompt": QUESTION, "chosen": answers[i % 2], "rejected": answers[1 - i % 2]} for i in range(4)]
+    pairs = [
+        {"prompt": [{"role": "user", "content": f"What is {i}?"}], "chosen": answers[0], "rejected": answers[1]}
+        for i in range(6)
+    ]
     rows, own = write_rows(tmp_path / "pairs.jsonl", pairs), {"dpo": {}, "continual": {"kind": "preference"}}[stage]
     {"dpo": dpo, "continual": continual}[stage].main(
         flags(
-            model_name_or_path=foreign_model, dataset_name=rows, output_dir=tmp_path / "run", eval_rows=0, max_steps=1,
+            model_name_or_path=foreign_model, dataset_name=rows, output_dir=tmp_path / "run", eval_rows=2, max_steps=1,
             save_steps=1, use_cpu=True, gradient_checkpointing=False, **own,
         )
     )  # fmt: skip
@@ -190,7 +193,7 @@ def test_further_stages_on_dialogues_declare_it(foreign_model, tmp_path, stage):
 
 @pytest.mark.parametrize("base", ["tiny_model", "foreign_model"])
 def test_every_end_token_that_the_generation_config_lists_ends_an_answer(base, request, tmp_path, capsys):
-    """A model that answers A, B, B, … and lists B as a second end token: an answer is "AB", as chat and as raw text."""
+    """A model that answers A, B, B, … and lists B as a second end token: an answer is "AB", as chat and as text."""
     folder = request.getfixturevalue(base)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     a, b = (tokenizer.convert_tokens_to_ids(token) for token in "AB")
@@ -199,9 +202,8 @@ def test_every_end_token_that_the_generation_config_lists_ends_an_answer(base, r
     GenerationConfig(eos_token_id=[eos, b]).save_pretrained(tmp_path / "model")
     words = ["--model_name_or_path", str(tmp_path / "model"), "--max_new_tokens", "5", "--prompt"]
     generate.main([*words, "What is 1?"])
-    generate.main(
-        [*words, tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False), "--raw"]
-    )
+    text = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False)
+    generate.main([*words, text, "--raw"])
     assert [line for line in capsys.readouterr().out.splitlines() if line[:1] == "A"] == ["AB", "AB"]
 
 
