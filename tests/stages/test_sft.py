@@ -83,6 +83,21 @@ def test_answers_beyond_max_length_are_an_error_not_a_nan(tiny_model, tmp_path):
         )  # fmt: skip
 
 
+def test_a_quote_that_is_never_closed_trains_nothing(tiny_model, tmp_path):
+    """Row 3 of 9 (line 4) opens the quote: six rows would be the text of one answer."""
+    lines = [f"What is {n}+1?,It is {n + 1}." for n in range(9)]
+    lines[2] = 'What is 2+1?,"It is 3.'
+    (tmp_path / "rows.csv").write_text("prompt,completion\n" + "\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"rows\.csv, row 3, which begins at line 4: a quote opens a cell"):
+        main(
+            flags(
+                model_name_or_path=tiny_model, dataset_name=tmp_path / "rows.csv", output_dir=tmp_path / "run",
+                max_steps=1, skip_bad_rows=True,
+            )
+        )  # fmt: skip
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
 def test_early_stopping_needs_to_know_what_better_means(tiny_model, sft_file, tmp_path):
     with pytest.raises(UserError, match="load_best_model_at_end"):
         main(
