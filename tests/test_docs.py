@@ -1,7 +1,9 @@
 """What the pages tell people to write is what the stages read."""
 
+import ast
 import importlib
 import re
+from functools import cache
 
 import pytest
 import yaml
@@ -32,3 +34,56 @@ def test_a_new_domain_takes_under_ten_lines_that_the_stage_reads(text, stage, tm
     parsed = parse(["--config", str(path), "--use_cpu", "--bf16", "false"], *types)
     assert parsed[1].dataset_map == yaml.safe_load(text)["dataset_map"]
     assert importlib.import_module(f"pipeline.{stage}").main
+
+
+# `file.py`, `file.py: name`, `file.py::name`; after a file, in the same cell, also `name` and `::name`.
+FILE = re.compile(r"([\w/]+\.py)(?:(?:::|: )([\w.]+))?")
+NAME = re.compile(r"(?:::)?([A-Za-z_]\w*(?:\.\w+)*)")
+# The page's own shorthand.
+ALIASES = {"model.py": "model/modeling_narlm.py"}
+
+
+@cache
+def names_in(file) -> set[str]:
+    """What a file defines at its top, and the methods and attributes of its classes as ``Class.name``."""
+    found = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        found |= {target.id for target in targets if isinstance(target, ast.Name)}
+        found |= {node.name} if isinstance(node, ast.FunctionDef | ast.ClassDef) else set()
+        for inner in ast.walk(node) if isinstance(node, ast.ClassDef) else ():
+            stored = isinstance(inner, ast.Attribute) and isinstance(inner.ctx, ast.Store)
+            name = inner.attr if stored else getattr(inner, "name", None)
+            found |= {f"{node.name}.{name}"} if name else set()
+    return found
+
+
+def references(page: str) -> list[tuple[str, str | None]]:
+    """``(file below the repository's root, name in it or None)`` of everything a page's tables point at."""
+    found = []
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for cell in re.findall(r"[^|]+", "".join(line + "|" for line in text.splitlines() if line.startswith("|"))):
+        file = None
+        for quoted in re.findall(r"`([^`]+)`", cell):
+            whole, part = FILE.fullmatch(quoted), NAME.fullmatch(quoted)
+            if whole:
+                file = ALIASES.get(whole[1], whole[1])
+                if not file.startswith(("tests/", "pipeline/", "benchmarks/")):
+                    file = ("tests/" if "test_" in file.rpartition("/")[2] else "pipeline/") + file
+                found.append((file, whole[2]))
+            elif part and (file or quoted.startswith("::")):
+                found.append((str(file), part[1]))
+    return found
+
+
+@pytest.mark.parametrize(("page", "at_least"), [("errata.md", 25), ("paper_map.md", 90)])
+def test_errata_and_paper_map_name_only_what_exists(page, at_least):
+    """A line that points at a test or a function finds it. The number keeps the test from reading nothing."""
+    found = references(page)
+    assert len(found) >= at_least
+    wrong = [
+        f"{file}: {name}"
+        for file, name in found
+        if not (ROOT / file).is_file() or (name and name not in names_in(ROOT / file))
+    ]
+    assert wrong == []

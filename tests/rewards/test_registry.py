@@ -142,8 +142,30 @@ def test_parse_options():
     assert parse_options("") == {}
 
 
-def test_every_built_in_reward_has_a_module():
-    assert set(names()) >= {"numeric", "exact", "choice", "format", "length", "repetition"}
+RIGHT_AND_WRONG = {
+    "numeric": ("#### 4", "#### 5", {"answer": "4"}),
+    "exact": ("four", "five", {"answer": "four"}),
+    "choice": ("<answer>B</answer>", "<answer>C</answer>", {"answer": "B"}),
+    "format": ("<think>2+2</think><answer>4</answer>", "4", {}),
+    "math": ("\\boxed{\\frac{1}{2}}", "\\boxed{\\frac{1}{3}}", {"answer": "0.5"}),
+    "logic": ("#### p & q", "#### p | q", {"answer": "q & p"}),
+    "code": ("def f(): return 4", "def f(): return 5", {"tests": "assert f() == 4"}),
+    "length": ("four", "four " * 10_000, {}),
+    "repetition": ("a b c d e f g h", "a b a b a b a b", {}),
+}
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_built_in_reward_tells_right_from_wrong(name):
+    """The module and function of each entry are there and give the better of two completions the higher score."""
+    if name == "reward_model":
+        with pytest.raises(UserError, match="needs its model"):
+            get_reward(name)(["p"], ["a"])
+        return
+    good, bad, columns = RIGHT_AND_WRONG[name]
+    options = {"allow_unsafe_code_execution": True} if name == "code" else {}
+    scores = get_reward(name, **options)(["p", "p"], [good, bad], **{key: [v, v] for key, v in columns.items()})
+    assert scores[0] > scores[1]
 
 
 def test_numeric_waits_for_no_heavy_import():
