@@ -72,7 +72,9 @@ def main(argv: list[str] | None = None) -> None:
             train, dropped = worth_learning(train, rates, easiest_first=own.curriculum)
             run.add_metrics(dropped)
             config.shuffle_dataset = config.shuffle_dataset and not own.curriculum
-        guards = Guards(reward.strict_metric, max_kl=own.max_kl, patience=own.guard_patience or sys.maxsize)
+        guards = Guards(
+            reward.strict_metric, rewards=[reward], max_kl=own.max_kl, patience=own.guard_patience or sys.maxsize
+        )
         trainer = RolloutTrainer(
             model=policy.model,
             reward_funcs=reward,

@@ -64,8 +64,10 @@ def main(argv: list[str] | None = None) -> None:
             rewards.append(AdapterReward(name) if shares and same_backbone(policy.model, name) else reward)
         data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
+        weights = config.reward_weights or [1.0] * len(rewards)
         guards = Guards(
             strict_metric(rewards, config.reward_weights),
+            rewards=[reward for reward, weight in zip(rewards, weights) if weight],
             grouped=False,
             max_kl=own.max_kl,
             patience=own.guard_patience or sys.maxsize,

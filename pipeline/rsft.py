@@ -94,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
                 groups = rejection.foreign_candidates(rows, reward, here.tokenizer())
             else:
                 groups = here.candidates(rows, reward, own)
+            rejection.require_scores(groups, reward)
             here.report(rejection.selection_metrics(groups, rule, number))
             run.record.setdefault("selection", {})[str(number)] = rejection.best_of_n_curve(groups)
             selected = rejection.sft_rows(groups, rule, here.tokenizer(), config.seed + number)

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import math
 import re
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -56,6 +57,7 @@ class _Judge:
         __name__: the name under which trainers log it.
         columns: columns of the data that it cannot do without.
         counts: how often each verdict was given so far.
+        reasons: how often each reason for giving no score was named so far.
         sandbox: what completions run in, "bubblewrap" or "none"; None where no completion is run.
         strict_metric: in a sum, the logged metric of its verifier (for the guards); None where that is the reward.
     """
@@ -67,6 +69,7 @@ class _Judge:
 
     def __init__(self):
         self.counts: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
 
     def judge(self, prompts: list | None, completions: list, **columns: Any) -> list[Judgement]:
         """One judgement a completion."""
@@ -77,9 +80,27 @@ class _Judge:
 
     def _recorded(self, judgements: list[Judgement], columns: dict[str, Any]) -> list[Judgement]:
         """The judgements, counted and their failures logged."""
-        self.counts.update(judgement.verdict for judgement in judgements)
+        self._count(judgements)
         _log_verdicts(self.__name__, judgements, columns.get("log_metric"))
         return judgements
+
+    def _count(self, judgements: list[Judgement]) -> None:
+        self.counts.update(judgement.verdict for judgement in judgements)
+        self.reasons.update(judgement.reason for judgement in judgements if judgement.score is None)
+
+    @property
+    def title(self) -> str:
+        """What the user calls it, for messages."""
+        return self.__name__
+
+    def no_scores(self) -> str | None:
+        """Why no completion has had a score so far; None where one had, or where none was judged."""
+        if not self.counts or self.counts.total() != self.reasons.total():
+            return None
+        reason, count = self.reasons.most_common(1)[0]
+        return (
+            f"reward '{self.title}' gave none of {self.counts.total()} completions a score ({count} times: {reason})"
+        )
 
 
 class Reward(_Judge):
@@ -133,18 +154,23 @@ class CustomReward(_Judge):
     def __reduce__(self):
         return CustomReward, (self.path, self.options)
 
+    @property
+    def title(self) -> str:
+        """Its path: the name alone may be anything."""
+        return self.path
+
     def judge(self, prompts: list | None, completions: list, **columns: Any) -> list[Judgement]:
         """Scores of the user's function as judgements: None is ``error``, any number is ``scored``.
 
-        Raises UserError where it does not return one number or None a completion.
+        Raises UserError where it fails, or does not return one number or None per completion.
         """
-        scores = self._function(prompts=prompts, completions=completions, **columns, **self.options)
-        if not isinstance(scores, list | tuple) or len(scores) != len(completions):
-            shape = f"{len(scores)} scores" if isinstance(scores, list | tuple) else type(scores).__name__
-            raise UserError(
-                f"reward '{self.path}' returned {shape} for {len(completions)} completions: "
-                "return a list with one number (or None) for each"
-            )
+        try:
+            scores = self._function(prompts=prompts, completions=completions, **columns, **self.options)
+        except UserError:
+            raise
+        except Exception as failure:
+            raise UserError(_failure_text(self.path, failure, columns)) from failure
+        scores = _listed(self.path, scores, len(completions))
         judgements = [_judgement_of(self.path, index, score) for index, score in enumerate(scores)]
         return self._recorded(judgements, columns)
 
@@ -168,7 +194,7 @@ class WeightedSum(_Judge):
     def judge(self, prompts: list | None, completions: list, **columns: Any) -> list[Judgement]:
         by_part = [part.judge(prompts, completions, **columns) for _, part in self.parts]
         judgements = [self._total(row) for row in zip(*by_part, strict=True)]
-        self.counts.update(judgement.verdict for judgement in judgements)
+        self._count(judgements)
         log_metric = columns.get("log_metric")
         for (_, part), column in zip(self.parts, by_part, strict=True):
             scores = [judgement.score for judgement in column if judgement.score is not None]
@@ -330,15 +356,38 @@ def _guarded(judge: Callable[[Sample], Judgement], sample: Sample) -> Judgement:
 
 def _judgement_of(path: str, index: int, score: Any) -> Judgement:
     if score is None:
-        return error("the reward returned None")
-    if isinstance(score, bool) or not isinstance(score, int | float):
-        try:
-            score = float(score)
-        except (TypeError, ValueError):
-            raise UserError(
-                f"reward '{path}' returned {score!r} for completion {index}: return a number or None"
-            ) from None
-    return scored(float(score)) if math.isfinite(score) else error(f"the reward returned {score}")
+        return error("it returned None")
+    try:
+        number = None if isinstance(score, str | bytes) else float(score)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None:
+        raise UserError(f"reward '{path}' returned {score!r:.80} for completion {index}: return a number or None")
+    return scored(number) if math.isfinite(number) else error(f"it returned {number}")
+
+
+def _listed(path: str, scores: Any, count: int) -> list:
+    """What a user's function returned, as a list with one entry per completion; arrays and tensors are taken too."""
+    shape = getattr(scores, "shape", None)
+    if isinstance(scores, list | tuple) and len(scores) == count:
+        return list(scores)
+    if shape is not None and tuple(shape) == (count,):
+        return scores.tolist()
+    if isinstance(scores, list | tuple):
+        found = f"{len(scores)} scores"
+    else:
+        found = type(scores).__name__ + (f" of shape {tuple(shape)}" if shape is not None else "")
+    raise UserError(
+        f"reward '{path}' returned {found} for {count} completions: return a list with one number (or None) for each"
+    )
+
+
+def _failure_text(path: str, failure: Exception, columns: dict[str, Any]) -> str:
+    """One line on an exception in a user's function: what, where, and the columns that it was given."""
+    place = traceback.extract_tb(failure.__traceback__)[-1]
+    given = ", ".join(sorted(set(columns) - _NOT_COLUMNS)) or "none"
+    what = " ".join(f"{type(failure).__name__}: {failure}".split())
+    return f"reward '{path}' failed: {what} ({place.filename}, line {place.lineno}); columns it was given: {given}"
 
 
 def _log_verdicts(name: str, judgements: list[Judgement], log_metric: Callable[[str, float], None] | None) -> None:

@@ -58,8 +58,9 @@ def check_saved(folder: Path, trained: bool = True) -> None:
 
     Args:
         folder: a model or adapter folder.
-        trained: whether training steps were taken, so that an adapter whose LoRA B matrices are all zero (the value
-            they start from) means the training was lost, as ZeRO-3 can do while saving.
+        trained: whether training steps were taken of which any may have had a gradient, so that an adapter whose LoRA
+            B matrices are all zero (the value they start from) means the training was lost, as ZeRO-3 can do while
+            saving.
 
     Raises:
         RuntimeError: no weights, a tensor that is empty or not finite, or an adapter equal to its initialisation.

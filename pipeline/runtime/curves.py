@@ -21,7 +21,7 @@ def plot_training(folder: Path, path: Path) -> None:
     history = json.loads(state.read_text(encoding="utf-8")).get("log_history", []) if state.is_file() else []
     panels = {}
     for title, names in PANELS.items():
-        curves = [[(entry["step"], entry[name]) for entry in history if name in entry] for name in names]
+        curves = [[(entry["step"], entry[name]) for entry in history if entry.get(name) is not None] for name in names]
         if max(map(len, curves)) > 1:
             panels[title] = curves
     if not panels:

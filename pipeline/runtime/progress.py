@@ -42,7 +42,8 @@ def log_line(logs: Mapping[str, Any], step: int, steps: int, seconds: float, don
     """
     judged = any(key.startswith("eval_") for key in logs)
     prefix = "eval_" if judged else ""
-    figures = {name: logs[prefix + key] for key, name in SHOWN.items() if prefix + key in logs}
+    # A figure may be None: TRL logs that where a window had nothing to average, such as no completion with a score.
+    figures = {name: logs[prefix + key] for key, name in SHOWN.items() if logs.get(prefix + key) is not None}
     if not figures:
         return None
     words = [f"{name} {float(value):.4g}" for name, value in figures.items()]

@@ -16,6 +16,7 @@ from pipeline.runtime.checkpoints import check_saved, newest_checkpoint, require
 from pipeline.runtime.errors import DivergedError, UserError
 from pipeline.runtime.finite import ADVICE, StopWhenNotFinite, diverged_in_sampling
 from pipeline.runtime.hub import push_run
+from pipeline.runtime.learning import WatchGradients, could_learn
 from pipeline.runtime.progress import show_progress
 from pipeline.runtime.record import Run
 
@@ -62,7 +63,7 @@ def train_and_save(
         (run.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same in plain text
         if finish is not None:
             finish(run.folder)
-        check_saved(run.folder, trained=trainer.state.global_step > 0)
+        check_saved(run.folder, trained=could_learn(trainer))
     run.complete()
     if run.is_main:
         write_card(run.folder, run.record)
@@ -91,6 +92,7 @@ def train_from_newest(run: Run, trainer: Trainer, folder: Path) -> TrainOutput:
     """
     trainer.add_callback(StopOnSignal(run))
     trainer.add_callback(StopWhenNotFinite(trainer, run.stage))  # after it: a checkpoint may have been asked for
+    trainer.add_callback(WatchGradients(trainer))
     faster_b(trainer, run.record["arguments"].get("loraplus_lr_ratio"))
     show_progress(trainer)
     checkpoint = newest_checkpoint(folder)
@@ -100,7 +102,7 @@ def train_from_newest(run: Run, trainer: Trainer, folder: Path) -> TrainOutput:
         require_same_shards(checkpoint, trainer.args.world_size)
     try:
         with run.training():
-            return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except RuntimeError as error:
         if not diverged_in_sampling(error):
             raise
@@ -108,6 +110,15 @@ def train_from_newest(run: Run, trainer: Trainer, folder: Path) -> TrainOutput:
         raise DivergedError(
             f"{run.stage} diverged: sampling for step {step} met probabilities that are not finite. {ADVICE}"
         ) from error
+    if trainer.state.global_step > 0 and not could_learn(trainer):
+        run.record["nothing_learned"] = True
+        if run.is_main:
+            print(
+                f"warning: nothing was learned: the gradient of every one of {trainer.state.global_step} steps was "
+                "zero, so the weights are those that the run started from",
+                flush=True,
+            )
+    return result
 
 
 def forget_deepspeed() -> None:

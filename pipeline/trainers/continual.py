@@ -27,6 +27,7 @@ from pipeline.model.routing import Router, load_routed, prompt_features, save_ro
 from pipeline.objectives import regularisers
 from pipeline.runtime.checkpoints import check_saved
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.learning import could_learn
 from pipeline.runtime.record import COSMETIC, Run, write_json
 from pipeline.runtime.training import forget_deepspeed, train_from_newest
 
@@ -431,7 +432,7 @@ class Corpus:
             copy.deepcopy(trainer.model).merge_and_unload().save_pretrained(folder)
         trainer.remember(rows, self.own.fisher_decay)
         trainer.omega.memory.save(folder)
-        check_saved(folder, trained=trainer.state.global_step > 0)
+        check_saved(folder, trained=could_learn(trainer))
 
     def route(
         self, folder: Path, model: Any, prompts: Sequence[list[int]], known: Sequence[list[int]]

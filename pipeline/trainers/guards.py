@@ -7,17 +7,19 @@ where a number is not finite.)
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
 from transformers import TrainerCallback
 
+from pipeline.runtime.callbacks import agreed
 from pipeline.runtime.errors import UserError
 
 # Ceilings on the KL where none is given, in nats, by what the trainer logs: GRPO's is a mean over tokens (the k3
 # estimator), PPO's a mean over completions.
 KL_CEILINGS = {"objective/kl": 50.0, "kl": 1.0}
+UNSCORED = "no completion could be scored: look at the verdicts, and at the data's gold answers"
 _ENTROPIES = ("objective/entropy", "entropy")
 
 
@@ -27,6 +29,7 @@ class Guards(TrainerCallback):
     Args:
         strict: the logged metric that says whether answers are really right, such as ``rewards/numeric/mean`` or
             ``reward_parts/numeric``; compared with ``reward`` to notice hacking. None where they are the same.
+        rewards: what the run learns from, which say why they gave no score.
         grouped: rewards are compared within the answers to a prompt (GRPO). Else (PPO) within the batch.
         max_kl: ceiling on the KL to the reference, in the unit of the trainer's own metric; None takes KL_CEILINGS.
         patience: bad log lines in a row before the run is stopped.
@@ -40,6 +43,7 @@ class Guards(TrainerCallback):
         self,
         strict: str | None = None,
         *,
+        rewards: Sequence[Any] = (),
         grouped: bool = True,
         max_kl: float | None = None,
         patience: int = 10,
@@ -50,6 +54,7 @@ class Guards(TrainerCallback):
     ):
         if patience < 1 or window < 1:
             raise UserError(f"guards: patience and window must be at least 1, got {patience} and {window}")
+        self.rewards = [reward for reward in rewards if hasattr(reward, "no_scores")]
         self.strict, self.grouped, self.max_kl, self.patience = strict, grouped, max_kl, patience
         self.max_clipped, self.entropy_floor, self.margin = max_clipped, entropy_floor, margin
         self.message: str | None = None
@@ -77,9 +82,17 @@ class Guards(TrainerCallback):
                 print(f"warning: step {state.global_step}: {problem}", flush=True)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        """Raises UserError where a guard stopped the run, after its checkpoint is written."""
+        """Raises UserError where a guard stopped the run, after its checkpoint is written, and where a whole run had
+        no score to learn from.
+        """
         if self.message is not None:
             raise UserError(f"stopped by a guard: {self.message}; the last checkpoint is in {args.output_dir}")
+        scored = any(_number(entry, "reward") is not None for entry in state.log_history)
+        for reward in self.rewards:
+            judged = agreed(bool(reward.counts))
+            some = agreed(bool(reward.counts) and reward.no_scores() is None)
+            if judged and not some and not scored:
+                raise UserError(f"nothing could be learned: {reward.no_scores() or UNSCORED}")
 
     def _stop(self, message: str, control) -> None:
         self.message = self.message or message
@@ -97,7 +110,7 @@ class Guards(TrainerCallback):
     def _no_signal(self, logs: dict[str, Any]) -> str | None:
         reward = _number(logs, "reward")
         if reward is None or math.isnan(reward):
-            return "no completion could be scored: look at the verdicts, and at the data's gold answers"
+            return next((why for r in self.rewards if (why := r.no_scores())), None) or UNSCORED
         share, spread = _number(logs, "frac_reward_zero_std"), _number(logs, "reward_std")
         if self.grouped and share is not None and share > 0.999:
             return (

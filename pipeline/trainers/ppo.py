@@ -185,6 +185,11 @@ class PPOTrainer(RolloutTrainer):
             trust_remote_code=self.args.trust_remote_code,
         )
 
+    @staticmethod
+    def saves(name: str) -> bool:
+        """Whether a parameter is the policy's, not one that was added for the critic or a reward."""
+        return not shared.is_added(name)
+
     # ------------------------------------------------------------------ rollout
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:

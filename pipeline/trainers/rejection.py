@@ -97,9 +97,10 @@ def selection_metrics(groups: Sequence[Sequence[dict]], rule: Selection, rounds:
     """What a round's selection did, as means over prompts.
 
     ``reward_before`` and ``reward_after`` (the selection law's mean), ``effective_sample_size`` of its weights,
-    ``no_acceptable_share``, ``selection_kl_bound`` for N^rounds, and ``selection_kl`` in nats: for best-of-N the exact
-    KL(best of N || law) at the candidates' own distribution of rewards, ties counted; for the other rules the KL
-    of the weights to equal ones, which the law's own KL does not exceed.
+    ``no_acceptable_share``, ``unscored_share`` (of all candidates), ``selection_kl_bound`` for N^rounds, and
+    ``selection_kl`` in nats: for best-of-N the exact KL(best of N || law) at the candidates' own distribution of
+    rewards, ties counted; for the other rules the KL of the weights to equal ones, which the law's own KL does not
+    exceed.
     """
     before, after, sizes, kls, empty, widest = [], [], [], [], 0, 1
     for group in groups:
@@ -120,6 +121,7 @@ def selection_metrics(groups: Sequence[Sequence[dict]], rule: Selection, rounds:
             if rule.rule == "best"
             else exact_kl(law[known], even).item()
         )
+    every = [candidate for group in groups for candidate in group]
     return {
         "reward_before": _mean(before),
         "reward_after": _mean(after),
@@ -127,7 +129,23 @@ def selection_metrics(groups: Sequence[Sequence[dict]], rule: Selection, rounds:
         "selection_kl": _mean(kls),
         "selection_kl_bound": best_of_n_bound(widest, rounds),
         "no_acceptable_share": empty / max(1, len(groups)),
+        "unscored_share": sum(c["reward"] is None for c in every) / max(1, len(every)),
     }
+
+
+def require_scores(groups: Sequence[Sequence[dict]], reward: Any = None) -> None:
+    """Refuse candidates of which none has a score, with the reward's own reason where it judged them in this process.
+
+    Raises:
+        UserError: no candidate has a score.
+    """
+    every = [candidate for group in groups for candidate in group]
+    if every and all(candidate["reward"] is None for candidate in every):
+        why = reward.no_scores() if hasattr(reward, "no_scores") else None
+        raise UserError(
+            f"nothing to select from: {why or f'none of {len(every)} candidates has a score'}; see the data's gold "
+            "answers and what the reward returns"
+        )
 
 
 def best_of_n_curve(groups: Sequence[Sequence[dict]]) -> list[dict[str, float]]:

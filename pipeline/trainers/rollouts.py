@@ -61,6 +61,14 @@ class RolloutTrainer(GRPOTrainer):
         sampler.__class__ = EpochSampler
         return sampler
 
+    def _determine_best_metric(self, metrics: dict[str, Any], trial: Any) -> bool:
+        """The parent's; an evaluation in which nothing could be scored has no metric and is not the best."""
+        name = self.args.metric_for_best_model
+        names = () if name is None else (name, f"eval_{name}")
+        if any(key in metrics and metrics[key] is None for key in names):
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """The parent's rollout; the first one of training is checked."""

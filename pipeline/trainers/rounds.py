@@ -23,6 +23,7 @@ from pipeline.rewards.judging import score
 from pipeline.runtime.checkpoints import check_saved
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.fingerprints import path_sha256, weights_sha256
+from pipeline.runtime.learning import could_learn
 from pipeline.runtime.record import Run, write_json
 from pipeline.runtime.training import forget_deepspeed, train_from_newest
 from pipeline.trainers.rejection import read_candidates, sample_candidates
@@ -129,7 +130,7 @@ class Round:
         if self.run.is_main:
             (self.folder / "training_args.bin").unlink(missing_ok=True)
             policy.finish(self.folder)
-            check_saved(self.folder, trained=trainer.state.global_step > 0)
+            check_saved(self.folder, trained=could_learn(trainer))
             write_json(self.folder / "round.json", self.metrics)  # last: it says that the round is whole
         trainer.accelerator.wait_for_everyone()
 

@@ -47,3 +47,10 @@ def test_training_prints_lines_and_no_dictionaries(tmp_path, capsys, quiet):
     assert lines[-1].endswith("0:00 left")
     assert "{" not in captured.out + captured.err
     assert "it/s" not in captured.err
+
+
+def test_a_figure_may_be_missing():
+    """TRL logs None where a window had nothing to average."""
+    assert log_line({"loss": 0.5, "reward": None, "kl": None}, 1, 4, 0.0, 0) == "step 1/4  loss 0.5"
+    assert log_line({"reward": None}, 1, 4, 0.0, 0) is None
+    assert log_line({"eval_reward": None, "eval_loss": 1.0}, 1, 4, 0.0, 0) == "step 1/4  held out:  loss 1"

@@ -80,3 +80,14 @@ def test_a_first_rollout_by_another_law_stops_the_run(tiny_model, tmp_path, monk
     else:
         main(words)
         assert trainers[0].rollout_gap < 0.2
+
+
+def test_an_evaluation_without_a_score_is_not_the_best():
+    """Trainer would compare None with a number; with a score the parent decides."""
+    from types import SimpleNamespace
+
+    from pipeline.trainers.rollouts import RolloutTrainer
+
+    for name in ("reward", "eval_reward"):
+        trainer = SimpleNamespace(args=SimpleNamespace(metric_for_best_model=name))
+        assert RolloutTrainer._determine_best_metric(trainer, {"eval_reward": None}, None) is False
