@@ -25,6 +25,8 @@ def vllm(monkeypatch):
 
     ``shift`` is added to every log-probability that it tells, as an engine with other weights would.
     """
+    import trl  # noqa: F401 - looks for vLLM when it is first imported, and must not find this one
+
     module = ModuleType("vllm")
     module.calls, module.shift = [], 0.0
 
