@@ -199,17 +199,44 @@ def rank_correlation(xs: list[float], ys: list[float]) -> float:
     return statistics.correlation(ranks(xs), ranks(ys))
 
 
-def overlaps(rows: list[dict]) -> dict[str, tuple[list[float], list[float]]]:
-    """Gradient overlap while corpus k is learned, and the accuracy on what came before that was lost by it."""
-    points: dict[str, tuple[list[float], list[float]]] = {}
+def overlaps(rows: list[dict]) -> dict[str, tuple[list[float], list[float], list[float]]]:
+    """By variant: gradient overlap while corpus k is learned, and what that costs on what came before it.
+
+    The cost is the accuracy lost and the rise of the loss in nats per token, each a mean over the
+    earlier corpora; column 0 is what was known before the first.
+    """
+    points: dict[str, tuple[list[float], list[float], list[float]]] = {}
     for row in rows:
-        xs, ys = points.setdefault(row["variant"], ([], []))
+        found, lost, risen = points.setdefault(row["variant"], ([], [], []))
         for k, overlap in enumerate(row["gradient_overlap"], 1):
-            lost = [row["accuracy"][k - 1][j] - row["accuracy"][k][j] for j in range(k)]  # column 0: known before
             if overlap is not None:
-                xs.append(overlap)
-                ys.append(statistics.fmean(lost))
+                found.append(overlap)
+                lost.append(statistics.fmean(row["accuracy"][k - 1][j] - row["accuracy"][k][j] for j in range(k)))
+                risen.append(statistics.fmean(row["loss"][k][j] - row["loss"][k - 1][j] for j in range(k)))
     return points
+
+
+def correlations(rows: list[dict]) -> list[str]:
+    """Spearman's rank correlations of overlap and drift with forgetting, by accuracy and by loss; a line each."""
+    points = overlaps(rows)
+    overlap, lost, risen = ([value for part in points.values() for value in part[i]] for i in range(3))
+    if len(overlap) < 3:
+        return []
+    means = [[statistics.fmean(part[i]) for part in points.values() if part[0]] for i in range(3)]
+    drift = [row["drift"][-1] for row in rows]
+    measured = {
+        f"overlap of gradients, accuracy lost by the corpus; {len(overlap)} corpora of all runs": (overlap, lost),
+        "the same, rise of the loss by the corpus": (overlap, risen),
+        f"overlap, accuracy lost; means of {len(means[0])} variants": (means[0], means[1]),
+        "the same, rise of the loss": (means[0], means[2]),
+        f"drift of hidden states at the end, forgetting; {len(drift)} runs": (
+            drift,
+            [row["forgetting"] for row in rows],
+        ),
+        "the same, forgetting by loss": (drift, [row["forgetting_loss"] for row in rows]),
+    }
+    lines = [f"- {what}: {rank_correlation(xs, ys):+.2f}" for what, (xs, ys) in measured.items()]
+    return ["", "Spearman's rank correlation:", *lines]
 
 
 def table(rows: list[dict]) -> str:
@@ -229,22 +256,7 @@ def table(rows: list[dict]) -> str:
             f"{statistics.fmean(run['cpu_seconds'] for run in runs):.0f}",
         ]
         lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
-    points = overlaps(rows)
-    xs = [x for part in points.values() for x in part[0]]
-    ys = [y for part in points.values() for y in part[1]]
-    if len(xs) > 2:
-        centres = [(statistics.fmean(x), statistics.fmean(y)) for x, y in points.values() if x]
-        drifts = [(row["drift"][-1], row["forgetting"]) for row in rows]
-        measured = {
-            f"overlap of gradients, accuracy lost by the corpus; {len(xs)} corpora of all variants and seeds": (
-                xs,
-                ys,
-            ),
-            f"the same, means of {len(centres)} variants": zip(*centres),
-            f"drift of hidden states at the end, forgetting; {len(drifts)} runs": zip(*drifts),
-        }
-        lines += ["", "Spearman's rank correlation:"]
-        lines += [f"- {what}: {rank_correlation(*map(list, pair)):.2f}" for what, pair in measured.items()]
+    lines += correlations(rows)
     return "\n".join(lines)
 
 

@@ -1,7 +1,8 @@
 """What the pages tell people to write is what the stages read."""
 
 import ast
-import importlib
+import importlib.util
+import json
 import re
 from functools import cache
 
@@ -87,3 +88,18 @@ def test_errata_and_paper_map_name_only_what_exists(page, at_least):
         if not (ROOT / file).is_file() or (name and name not in names_in(ROOT / file))
     ]
     assert wrong == []
+
+
+def test_the_page_s_correlations_are_the_benchmark_s():
+    """The runs kept in benchmarks/continual.jsonl give the figures that docs/continual.md argues from."""
+    file = ROOT / "benchmarks" / "continual.py"
+    spec = importlib.util.spec_from_file_location("continual_benchmark", file)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    rows = [json.loads(line) for line in file.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()]
+    found = [line.rpartition(": ")[2] for line in benchmark.correlations(rows)[2:]]
+    page = " ".join((ROOT / "docs" / "continual.md").read_text(encoding="utf-8").split())
+    lost, risen, mean_lost, mean_risen, by_accuracy, by_loss = found
+    assert f"correlation is {lost} with the accuracy lost and {risen} with the rise of" in page
+    assert f"({mean_lost} and {mean_risen} over the means of 21 variants)" in page
+    assert f"{by_accuracy[1:]} with forgetting by accuracy and {by_loss[1:]} by loss, over 63 runs" in page
