@@ -51,9 +51,8 @@ def main(argv: list[str] | None = None) -> None:
             return
         (args,) = run.parse(MergeArguments)
         import torch
-        from peft import PeftModel
 
-        from pipeline.model.loading import adapter_base, load_model, load_tokenizer
+        from pipeline.model.loading import adapter_base, attach_adapter, load_model, load_tokenizer, merged
         from pipeline.runtime.cards import write_card
         from pipeline.runtime.checkpoints import check_saved, require_model_folder
         from pipeline.runtime.hub import push_run
@@ -71,15 +70,15 @@ def main(argv: list[str] | None = None) -> None:
         ids = torch.randint(len(tokenizer), (2, 64), generator=torch.Generator().manual_seed(0))
         ids = ids.to(next(model.parameters()).device)
         with torch.no_grad():
-            tuned = PeftModel.from_pretrained(model, args.model_name_or_path).eval()
+            tuned = attach_adapter(model, args.model_name_or_path).eval()
             before = tuned(ids).logits.float()
             if getattr(model, "is_quantized", False):
                 # Loaded anew: on a CPU bitsandbytes packs NF4 weights at the first forward pass, beyond undoing.
                 model = load_base(base, args)[0].dequantize(dtype=torch.float32)
                 model.config.pad_token_id = tokenizer.pad_token_id
-                tuned = PeftModel.from_pretrained(model, args.model_name_or_path).eval()
-            merged = tuned.merge_and_unload(safe_merge=True)  # safe: a weight that is not finite is an error
-            moved = difference(before, merged(ids).logits)
+                tuned = attach_adapter(model, args.model_name_or_path).eval()
+            plain = merged(tuned)
+            moved = difference(before, plain(ids).logits)
         run.add_metrics({"logit_difference": moved})
         tolerance = max(args.tolerance, QUANTISED_TOLERANCE) if args.allow_4bit else args.tolerance
         if not moved <= tolerance:
@@ -87,16 +86,20 @@ def main(argv: list[str] | None = None) -> None:
                 f"the merged model answers differently: its logits moved by {moved:.2g} of the largest, more than "
                 f"{tolerance:g}; nothing was saved"
             )
-        merged.to(stored).save_pretrained(run.folder, max_shard_size=args.save_merged_shards)
+        plain.to(stored).save_pretrained(run.folder, max_shard_size=args.save_merged_shards)
         tokenizer.save_pretrained(run.folder)
-        check_saved(run.folder)
+        check_saved(run.folder, trained=False)
         again = load_model(
             str(run.folder), dtype=str(stored).removeprefix("torch."), trust_remote_code=args.trust_remote_code,
             auto_class=auto_class,
         )  # fmt: skip
         with torch.no_grad():
-            run.add_metrics({"saved_logit_difference": difference(before, again(ids.to(again.device)).logits)})
-        run.add_metrics({"parameters": again.num_parameters()})
+            saved = difference(before, again(ids.to(again.device)).logits)
+        run.add_metrics({"saved_logit_difference": saved, "parameters": again.num_parameters()})
+        if stored == torch.float32 and not saved <= tolerance:
+            raise RuntimeError(
+                f"the files in {run.folder} answer differently: logits moved by {saved:.2g} of the largest"
+            )
         print(
             "merge: logits moved by {logit_difference:.2g} of the largest in float32, {saved_logit_difference:.2g} "
             "as saved".format(**run.record["metrics"]),

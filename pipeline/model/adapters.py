@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pipeline.runtime.adapters import adapter_folder
 from pipeline.runtime.errors import UserError
 
 PEFT_TYPE = "NARLM"
@@ -100,8 +100,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = Fals
     Raises:
         UserError: it was made for another model, or the folder holds several adapters and a router.
     """
-    if not Path(folder).is_dir():
-        folder = snapshot_download(str(folder), allow_patterns=["adapter_*"])
+    folder = adapter_folder(folder)
     if not has_own_adapter(model):
         config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
         if config["method"] == "routed":

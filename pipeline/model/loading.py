@@ -1,6 +1,7 @@
-"""Models and tokenizers for use: from a Hub id, a full-model folder, or an adapter folder. Needs neither TRL nor PEFT.
+"""Models and tokenizers: from a Hub id, a full-model folder, or an adapter folder. Needs PEFT only for its adapters.
 
-What a training stage starts from, and what its reference is, stands in ``pipeline.model.policy``.
+`attach_adapter` is the one place where a base and a saved adapter meet. What a training stage starts from, and what
+its reference is, is decided in ``pipeline.model.policy``.
 """
 
 import contextlib
@@ -8,9 +9,10 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,9 +25,13 @@ from transformers.utils import cached_file
 
 import pipeline.model  # noqa: F401 - registers NarLM with the Auto classes
 from pipeline.model.adapters import is_own_config, load_adapter
-from pipeline.model.tokenizer import check_tokenizer, ensure_pad_token
+from pipeline.model.pad_token import with_pad_token
+from pipeline.model.tokenizer import check_tokenizer
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @contextlib.contextmanager
@@ -76,35 +82,106 @@ def load_model(
     kwargs |= {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
     base = adapter_base(name)
     model = from_pretrained(auto_class, base or name, **kwargs)
-    if base is not None:
-        take_end_tokens(model, name)
-        if is_own_config(adapter_config(name)):
-            return load_adapter(model, name).eval()
-        from peft import PeftModel
+    return (model if base is None else merged(attach_adapter(model, name))).eval()
 
-        model = PeftModel.from_pretrained(model, name).merge_and_unload()
-    return model.eval()
+
+def attach_adapter(
+    model: PreTrainedModel,
+    name: str,
+    *,
+    trainable: bool = False,
+    revision: str | None = None,
+    adapter_name: str = "default",
+) -> "PreTrainedModel | PeftModel":
+    """The base with a saved adapter on it, and with its end tokens.
+
+    An adapter of a causal LM also fits the sequence classifier of the same base, whose score head is then new. An
+    adapter that was saved with an embedding of another number of rows (other tools add rows for new tokens) gets them.
+
+    Args:
+        model: the base, or a model that carries adapters of other names already.
+        name: the adapter's folder or repository on the Hub.
+        trainable: it is trained on.
+        revision: of the repository.
+        adapter_name: what PEFT calls it.
+
+    Raises:
+        UserError: it was made for another base.
+    """
+    take_end_tokens(model, name)
+    if is_own_config(adapter_config(name, revision)):
+        return load_adapter(model, name, trainable=trainable)
+    from peft import PeftConfig, PeftModel
+
+    if isinstance(model, PeftModel):
+        model.load_adapter(name, adapter_name=adapter_name, is_trainable=trainable, revision=revision)
+        return model
+    config = PeftConfig.from_pretrained(name, revision=revision)
+    if hasattr(model, "score") and config.task_type != "SEQ_CLS":
+        # PEFT adds the score head to the modules that are saved whole.
+        config.task_type = "SEQ_CLS"
+        present = {part for module, _ in model.named_modules() for part in module.split(".")[-1:]}
+        config.modules_to_save = [module for module in config.modules_to_save or [] if module in present]
+    rows = _saved_rows(model, name, revision)
+    if rows is not None and rows != model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    try:
+        return PeftModel.from_pretrained(
+            model, name, is_trainable=trainable, config=config, revision=revision, adapter_name=adapter_name
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the adapter in {name} does not fit its base: was it trained on another model? "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def merged(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
+    """The plain model that answers as base and adapter do; an adapter of `pipeline.model.adapters` stays attached."""
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = model.get_base_model()
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    tied = head is not None and getattr(base.config, "tie_word_embeddings", False)
+    if tied and any(isinstance(layer, BaseTunerLayer) for layer in (head, embedding)):
+        # What is merged into one of the two must not change the other, which the adapter left as it was.
+        whole = getattr(head, "base_layer", head)
+        whole.weight = torch.nn.Parameter(whole.weight.detach().clone(), requires_grad=False)
+    plain = model.merge_and_unload(safe_merge=True)  # safe: a weight that is not finite is an error
+    if tied:
+        plain.config.tie_word_embeddings = torch.equal(
+            plain.get_output_embeddings().weight, plain.get_input_embeddings().weight
+        )
+    return plain
 
 
 def load_tokenizer(
     name: str, trust_remote_code: bool = False, revision: str | None = None, *, for_training: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer saved with a model or adapter (else its base's), with a pad token.
+    """The tokenizer saved with a model or adapter (else its base's), with a pad token (`with_pad_token`).
 
     Args:
         name: Hub id, model folder or adapter folder.
-        for_training: the pad token must be one of its own, added if need be (the embeddings may then have to grow).
-            For use alone EOS will do where there is no other, since padding is masked.
+        for_training: the pad token must not be EOS; where no token of the vocabulary serves, one is added and the
+            embeddings must grow. For use alone EOS will do, since padding is masked.
 
     Raises:
         UserError: there is none, or it cannot be used as it is.
     """
-    for source in filter(None, (name, adapter_base(name))):
+    base = adapter_base(name, revision)
+    for source, its_revision in ((name, revision), (base, None)):
+        if source is None:
+            continue
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, trust_remote_code=trust_remote_code, revision=its_revision
+            )
         except (OSError, ValueError, KeyError):
             continue
-        ensure_pad_token(tokenizer, may_add=for_training)
+        rows = _vocab_size(base or name, trust_remote_code)
+        tokenizer = with_pad_token(tokenizer, rows, may_add=for_training, trust_remote_code=trust_remote_code)
         if for_training:
             check_tokenizer(tokenizer)
         return tokenizer
@@ -113,13 +190,13 @@ def load_tokenizer(
     raise UserError(f"model_name_or_path: no tokenizer can be loaded from {name}; save one beside the model")
 
 
-def adapter_base(name: str) -> str | None:
+def adapter_base(name: str, revision: str | None = None) -> str | None:
     """The base model's name of an adapter (a folder, or a repository on the Hub); None for a full model.
 
     Raises:
         UserError: the adapter names no base.
     """
-    config = adapter_config(name)
+    config = adapter_config(name, revision)
     if config is None:
         return None
     base = config.get("base_model_name_or_path")
@@ -128,23 +205,46 @@ def adapter_base(name: str) -> str | None:
     return base
 
 
-def adapter_config(name: str) -> dict[str, Any] | None:
+def adapter_config(name: str, revision: str | None = None) -> dict[str, Any] | None:
     """``adapter_config.json`` of an adapter folder or repository; None for a full model."""
+    found = _file_of(name, "adapter_config.json", revision)
+    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+
+
+def _file_of(name: str, file: str, revision: str | None) -> str | None:
+    """Path of a file of a folder or repository; None where it is not there or cannot be reached."""
     if Path(name).is_dir():
-        file = Path(name) / "adapter_config.json"
-        found = str(file) if file.is_file() else None
-    else:
-        require_model_folder(name)
-        found = cached_file(
-            name,
-            "adapter_config.json",
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-        )
-    if found is None:
-        return None  # not reachable, perhaps: loading the model says so
-    return json.loads(Path(found).read_text(encoding="utf-8"))
+        return str(Path(name) / file) if (Path(name) / file).is_file() else None
+    require_model_folder(name)
+    return cached_file(
+        name,
+        file,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+
+
+def _saved_rows(model: PreTrainedModel, name: str, revision: str | None) -> int | None:
+    """Rows of the embedding that an adapter was saved with; None where it holds none."""
+    embedding = model.get_input_embeddings()
+    place = next(module for module, found in model.named_modules() if found is embedding)
+    file = _file_of(name, "adapter_model.safetensors", revision)
+    if file is None:
+        return None
+    with safe_open(file, framework="pt") as tensors:
+        key = f"base_model.model.{place}.weight"
+        return tensors.get_slice(key).get_shape()[0] if key in tensors.keys() else None  # noqa: SIM118
+
+
+def _vocab_size(name: str, trust_remote_code: bool) -> int | None:
+    """Rows of a model's embedding by its config; None where there is none, as for a tokenizer alone."""
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError):
+        return None
+    return getattr(config.get_text_config(), "vocab_size", None)
 
 
 def require_language_model(name: str, trust_remote_code: bool = False) -> None:

@@ -16,19 +16,26 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 from peft import PeftConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from pipeline.model.adapters import is_own_config, load_adapter
+from pipeline.model.adapters import is_own_config
 from pipeline.model.loading import (
     adapter_base,
     adapter_config,
+    attach_adapter,
     from_pretrained,
     load_tokenizer,
+    merged,
     require_language_model,
-    take_end_tokens,
 )
-from pipeline.runtime.adapters import stack_adapters
+from pipeline.runtime.adapters import adapter_folder, check_stackable, stack_adapters
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
@@ -54,7 +61,7 @@ class Policy:
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     peft_config: PeftConfig | None
-    parent_adapter: str | None = None  # set by `stack`: the adapter that the saved one must include
+    parent_adapter: Path | None = None  # set by `stack`: the adapter that the saved one must include
 
     def finish(self, folder: Path) -> None:
         """Make the saved folder stand alone: under ``stack`` the saved adapter takes its parent in.
@@ -62,7 +69,7 @@ class Policy:
         An adapter gets a ``generation_config.json``, which PEFT does not write: it says where a turn ends.
         """
         if self.parent_adapter is not None:
-            stack_adapters(self.parent_adapter, str(folder))
+            stack_adapters(self.parent_adapter, folder)
         generation_config = getattr(self.model, "generation_config", None)
         if generation_config is not None and (folder / "adapter_config.json").is_file():
             generation_config.to_json_file(folder / "generation_config.json")
@@ -104,49 +111,84 @@ def load_policy(
         "quantization_config": get_quantization_config(args),
     }
     peft_config, parent_adapter = get_peft_config(args), None
-    base = adapter_base(name)
+    base, mode = adapter_base(name, args.model_revision), args.adapter_mode
     if base is None:
         model = from_pretrained(auto_class, name, revision=args.model_revision, **kwargs)
         pi_ref = f"{name} (the start{', adapter off' if peft_config else ', frozen copy'})"
-    elif is_own_config(adapter_config(name)):
-        if args.adapter_mode != "continue":
-            raise UserError(f"adapter_mode {args.adapter_mode}: {name} is no LoRA adapter; it can only be continued")
-        model = load_adapter(from_pretrained(auto_class, base, **kwargs), name, trainable=True)
-        peft_config, pi_ref = None, f"{base} with a frozen copy of the adapter {name}"
-    elif args.adapter_mode == "continue":
-        model = PeftModel.from_pretrained(from_pretrained(auto_class, base, **kwargs), name, is_trainable=True)
-        peft_config, pi_ref = None, f"{base} with a frozen copy of the adapter {name}"
     else:
-        if kwargs["quantization_config"] is not None:
-            raise UserError(
-                f"adapter_mode {args.adapter_mode} merges {name} into its base, which loses precision in a quantised "
-                "base: use --adapter_mode continue, or merge first in full precision"
-            )
-        model = PeftModel.from_pretrained(from_pretrained(auto_class, base, **kwargs), name).merge_and_unload()
-        model.requires_grad_(True)  # PEFT froze the base; whether it is trained is now the stage's own choice
-        if args.adapter_mode == "merge":
-            start = run.folder / "start"
-            if run.is_main and not (start / "config.json").is_file():
-                model.save_pretrained(start)
-                tokenizer.save_pretrained(start)
-            PartialState().wait_for_everyone()
-            _rename(model, str(start))
-            pi_ref = f"{start} (base {base} with {name} merged in)"
+        _check_mode(args, peft_config, scores=auto_class is AutoModelForSequenceClassification)
+        model = from_pretrained(auto_class, base, **kwargs)
+        model = attach_adapter(model, name, trainable=mode == "continue", revision=args.model_revision)
+        if mode == "continue":
+            peft_config, pi_ref = None, f"{base} with a frozen copy of the adapter {name}"
         else:
-            if peft_config is None:
-                raise UserError("adapter_mode stack trains a new adapter over the old one: add --use_peft")
-            _rename(model, base)
-            parent_adapter = name
-            pi_ref = f"{base} with the adapter {name}, the new adapter off"
-    if base is not None:
-        take_end_tokens(model, name)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            model = merged(model)
+            model.requires_grad_(True)  # PEFT froze the base; whether it is trained is now the stage's own choice
+    _fit_vocabulary(model, tokenizer, adapter=bool(peft_config or (base and mode == "continue")))
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # a score is read off the last other token
+    if base and mode == "merge":
+        start = run.folder / "start"
+        if run.is_main and not (start / "config.json").is_file():
+            model.save_pretrained(start)
+            tokenizer.save_pretrained(start)
+        PartialState().wait_for_everyone()
+        _rename(model, str(start))
+        pi_ref = f"{start} (base {base} with {name} merged in)"
+    elif base and mode == "stack":
+        _rename(model, base)
+        parent_adapter = adapter_folder(name, args.model_revision)
+        pi_ref = f"{base} with the adapter {name}, the new adapter off"
     if auto_class is AutoModelForCausalLM:  # a reward model is no policy and has no reference
         run.record["pi_ref"] = name  # by every mode the reference is the start as it was, and this loads it
         if run.is_main:
             print(f"{run.stage}: pi_ref is {pi_ref}", flush=True)
     return Policy(model, tokenizer, peft_config, parent_adapter)
+
+
+def _check_mode(args: ModelArguments, peft_config: PeftConfig | None, *, scores: bool) -> None:
+    """Refuse what cannot be done with the adapter that is the start, before its base is loaded.
+
+    Raises:
+        UserError: an adapter that can only be continued, or that no score head is saved with, a quantised base, or two
+            adapters that have no sum.
+    """
+    name, mode = args.model_name_or_path, args.adapter_mode
+    own = is_own_config(adapter_config(name, args.model_revision))
+    if own and scores:
+        raise UserError(
+            f"{name} is no LoRA adapter, and no score head can be trained over it: start from a full model"
+        )
+    if mode == "continue":
+        return
+    if own:
+        raise UserError(f"adapter_mode {mode}: {name} is no LoRA adapter; it can only be continued")
+    if get_quantization_config(args) is not None:
+        raise UserError(
+            f"adapter_mode {mode} merges {name} into its base, which loses precision in a quantised base: use "
+            "--adapter_mode continue, or merge first in full precision"
+        )
+    if mode == "stack":
+        if peft_config is None:
+            raise UserError("adapter_mode stack trains a new adapter over the old one: add --use_peft")
+        check_stackable(adapter_folder(name, args.model_revision), peft_config.to_dict())
+
+
+def _fit_vocabulary(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, adapter: bool) -> None:
+    """Grow the embedding of a model that is trained whole where its tokenizer has more tokens.
+
+    Raises:
+        UserError: an adapter is trained, which would not load onto the base as it is.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) <= rows:
+        return
+    if adapter:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens and the embedding {rows} rows: an adapter trained on a larger "
+            "embedding would not load onto this base; resize the base, save it and start from there, or train without "
+            "--use_peft"
+        )
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
 
 def with_adapter(policy: Policy) -> PreTrainedModel | PeftModel:

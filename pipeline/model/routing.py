@@ -120,19 +120,14 @@ def load_routed(folder: str | Path, **kwargs: Any) -> tuple[Any, Router]:
     Raises:
         UserError: the folder is no routed one.
     """
-    from peft import PeftModel
-
-    from pipeline.model.loading import adapter_config, load_model
+    from pipeline.model.loading import adapter_config, attach_adapter, load_model
 
     config = adapter_config(str(folder))
     if not config or config.get("method") != "routed":
         raise UserError(f"{folder} is not a folder of routed adapters: it has no adapter_config.json of that method")
     model, router = load_model(config["base_model_name_or_path"], **kwargs), Router.load(folder)
     for place in sorted((Path(folder) / "routes").iterdir(), key=lambda path: int(path.name)):
-        if isinstance(model, PeftModel):
-            model.load_adapter(str(place), adapter_name=place.name)
-        else:
-            model = PeftModel.from_pretrained(model, str(place), adapter_name=place.name)
+        model = attach_adapter(model, str(place), adapter_name=place.name)
     return model.eval(), router
 
 

@@ -148,34 +148,6 @@ def ensure_training_chat_template(tokenizer: PreTrainedTokenizerBase) -> PreTrai
     return tokenizer
 
 
-def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, may_add: bool = True) -> None:
-    """Give a base whose tokenizer has no pad token of its own one, in place.
-
-    Many bases pad with EOS or with nothing. A reserved token the tokenizer already has is taken where there is one, so
-    that the vocabulary stays the base's; only otherwise is ``<|pad|>`` added, and the embeddings must grow by a row
-    (or, where nothing may be added, EOS taken).
-    """
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
-        return
-    vocabulary = tokenizer.get_vocab()
-    for token in (
-        "<|finetune_right_pad_id|>",
-        "<pad>",
-        "[PAD]",
-        "<|endoftext|>",
-        "<|reserved_special_token_0|>",
-        "<unk>",
-    ):
-        if token in vocabulary and vocabulary[token] not in taken:
-            tokenizer.pad_token = token
-            return
-    if may_add:
-        tokenizer.add_special_tokens({"pad_token": PAD})
-    elif tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-
-
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """Hold the tokenizer to what training and generation rely on.
 

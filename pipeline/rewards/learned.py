@@ -44,19 +44,32 @@ def load_reward_model(name: str) -> tuple[Any, Any]:
     """A reward model for use, its adapter merged, on the GPU if there is one, and its tokenizer; loaded once.
 
     Raises:
-        UserError: no name, no such model, or one with another number of outputs.
+        UserError: no name, no such model, or one that was saved without a score head: transformers would give it a
+            random one.
     """
     if not name:
         raise UserError("reward 'reward_model' needs its model: reward_model(model='runs/quickstart/reward_model')")
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from pipeline.model.loading import load_model, load_tokenizer
+    from pipeline.model.loading import adapter_config, load_model, load_tokenizer
 
-    classifier = load_model(name, auto_class=AutoModelForSequenceClassification, num_labels=1)
+    classifier, adapter = (
+        load_model(name, auto_class=AutoModelForSequenceClassification, num_labels=1),
+        adapter_config(name),
+    )
+    kinds = classifier.config.architectures or [] if adapter is None else [adapter.get("task_type") or ""]
+    if kinds and not any(kind == "SEQ_CLS" or kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise UserError(
+            f"reward_model: {name} was saved without a score head ({', '.join(kinds)}), it is no reward model"
+        )
+    tokenizer = load_tokenizer(name)
+    classifier.config.get_text_config().pad_token_id = (
+        tokenizer.pad_token_id
+    )  # a score is read off the last other token
     if torch.cuda.is_available():
         classifier.to(torch.cuda.current_device())
-    return classifier, load_tokenizer(name)
+    return classifier, tokenizer
 
 
 def encode_dialogue(tokenizer: Any, prompt: str | list[dict[str, str]], answer: str) -> list[int]:

@@ -63,7 +63,8 @@ def check_saved(folder: Path, trained: bool = True) -> None:
             saving.
 
     Raises:
-        RuntimeError: no weights, a tensor that is empty or not finite, or an adapter equal to its initialisation.
+        RuntimeError: no weights, a tensor that is empty or not finite, an adapter equal to its initialisation, or a
+            tokenizer that pads with EOS: whoever trains on it masks the end of every answer.
     """
     from safetensors import safe_open
 
@@ -82,8 +83,20 @@ def check_saved(folder: Path, trained: bool = True) -> None:
                 if "lora_B" in name:
                     lora_b_seen = True
                     lora_b_nonzero = lora_b_nonzero or bool(tensor.any())
+    if trained:
+        _check_pad_token(Path(folder) / "tokenizer_config.json")
     if trained and lora_b_seen and not lora_b_nonzero:
         raise RuntimeError(f"{folder}: every LoRA B matrix is zero, so the adapter was saved untrained")
+
+
+def _check_pad_token(file: Path) -> None:
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    pad, eos = (
+        token["content"] if isinstance(token, dict) else token
+        for token in (config.get("pad_token"), config.get("eos_token"))
+    )
+    if pad is not None and pad == eos:
+        raise RuntimeError(f"{file}: the tokenizer was saved with its EOS token {eos!r} as its pad token")
 
 
 def require_model_folder(name_or_path: str) -> None:

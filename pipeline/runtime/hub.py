@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.runtime.adapters import stack_adapters
+from pipeline.runtime.adapters import adapter_folder, stack_adapters
 from pipeline.runtime.cards import write_card
 from pipeline.runtime.curves import plot_training
 from pipeline.runtime.entry import run_and_exit
@@ -187,17 +187,13 @@ def check_base(api: Any, folder: Path) -> None:
         ) from error
 
 
-def merged_into(start: Path) -> str | None:
-    """The adapter that a run merged into its ``start`` folder (see ``adapter_mode: merge``), or None."""
+def merged_into(start: Path) -> Path | None:
+    """The folder of the adapter that a run merged into its ``start`` folder (see ``adapter_mode: merge``), or None."""
     record = read_record(start.parent) if start.name == "start" else None
     if not record or record["arguments"].get("adapter_mode") != "merge" or not record["parents"]:
         return None
     parent = record["parents"][0]
-    if "path" in parent:
-        return parent["path"]
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(parent["repo"], revision=parent.get("revision"), allow_patterns=["adapter_*"])
+    return adapter_folder(parent.get("path") or parent["repo"], parent.get("revision"))
 
 
 def retried(call: Callable[[], T]) -> T:

@@ -86,10 +86,12 @@ def train_from_newest(run: Run, trainer: Trainer, folder: Path) -> TrainOutput:
     """Train from the newest whole checkpoint in ``folder``: the run's own, or that of one of its rounds or corpora.
 
     Raises:
-        UserError: the checkpoint cannot be read by so many processes, or ``loraplus_lr_ratio`` does not apply.
+        UserError: the checkpoint cannot be read by so many processes, ``loraplus_lr_ratio`` does not apply, or
+            padding ends answers.
         SystemExit: 130 or 143 after a signal, once a checkpoint is written.
         DivergedError: a loss, gradient or weight was not finite; the checkpoints before it are kept.
     """
+    require_pad_token(trainer)
     trainer.add_callback(StopOnSignal(run))
     trainer.add_callback(StopWhenNotFinite(trainer, run.stage))  # after it: a checkpoint may have been asked for
     trainer.add_callback(WatchGradients(trainer))
@@ -179,6 +181,20 @@ def first_evaluation(log_history: list[dict[str, Any]]) -> dict[str, float]:
         if any(name.startswith("eval_") for name in entry):
             return {f"first_{name}": value for name, value in entry.items() if name.startswith("eval_")}
     return {}
+
+
+def require_pad_token(trainer: Trainer) -> None:
+    """Refuse ``--pad_token`` and ``--eos_token`` that are one: the end of every answer would be masked as padding.
+
+    Raises:
+        UserError: they are.
+    """
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    if tokenizer is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise UserError(
+            f"pad_token and eos_token are both {tokenizer.pad_token!r}: the model would never learn to stop; leave "
+            "pad_token out, or name a token that occurs in no text"
+        )
 
 
 def require_rows(dataset: Any, name: str | Path) -> None:
