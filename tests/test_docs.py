@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 import yaml
 
+from pipeline.data.formats import parse_map
 from pipeline.runtime.arguments import parse
 from tests.conftest import ROOT
 from tests.test_configs import parsers
@@ -33,7 +34,12 @@ def test_a_new_domain_takes_under_ten_lines_that_the_stage_reads(text, stage, tm
     if len(types) == 1:  # continual's trainer is SFT's unless its kind is preference
         types = (*types, *parsers("sft")[1:])
     parsed = parse(["--config", str(path), "--use_cpu", "--bf16", "false"], *types)
-    assert parsed[1].dataset_map == yaml.safe_load(text)["dataset_map"]
+    written = yaml.safe_load(text)["dataset_map"]
+    assert parsed[1].dataset_map == written
+    # The same as a mapping, which YAML offers as naturally.
+    path.write_text(yaml.safe_dump(yaml.safe_load(text) | {"dataset_map": parse_map(written)}))
+    mapped = parse(["--config", str(path), "--use_cpu", "--bf16", "false"], *types)[1].dataset_map
+    assert parse_map(mapped) == mapped == parse_map(written)
     assert importlib.import_module(f"pipeline.{stage}").main
 
 

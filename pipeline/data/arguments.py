@@ -34,9 +34,9 @@ class DataArguments:
         default=False,
         metadata={"help": "Read a pretraining corpus that is larger than memory as a stream; needs max_steps."},
     )
-    dataset_map: str | None = field(
+    dataset_map: dict[str, str] | str | None = field(
         default=None,
-        metadata={"help": "Renames columns, old=new,…: question=prompt,answer=completion."},
+        metadata={"help": "Renames columns, old=new,…: question=prompt,answer=completion; in YAML also a mapping."},
     )
     datasets: list[dict[str, Any]] | None = field(
         default=None,

@@ -82,7 +82,7 @@ class Form(NamedTuple):
 
 
 def parse_map(dataset_map: str | Mapping[str, str] | None) -> dict[str, str]:
-    """``old=new,…`` as ``{old: new}``.
+    """``old=new,…``, or a mapping from YAML, as ``{old: new}``.
 
     Raises:
         UserError: a part without ``=``, or two columns renamed to one.
@@ -90,7 +90,10 @@ def parse_map(dataset_map: str | Mapping[str, str] | None) -> dict[str, str]:
     if not dataset_map:
         return {}
     if isinstance(dataset_map, Mapping):
-        renames = {str(old): str(new) for old, new in dataset_map.items()}
+        renames = {str(old): new for old, new in dataset_map.items()}
+        for old, new in renames.items():
+            if not (isinstance(new, str) and new):
+                raise UserError(f"dataset_map: {old}: the new name of a column must be text, found {new!r}")
     else:
         renames = {}
         for part in str(dataset_map).split(","):

@@ -15,7 +15,7 @@ def read_rows(
     *,
     kind: str,
     config: str | None = None,
-    dataset_map: str | None = None,
+    dataset_map: dict[str, str] | str | None = None,
     where: Mapping[str, Any] | None = None,
     limit: int | None = None,
     skip_bad_rows: bool = False,
@@ -28,7 +28,7 @@ def read_rows(
         split: its split; a slice such as ``test[:200]`` is allowed.
         kind: text, sft, preference, prompt or ranked (``pipeline.data.formats``).
         config: configuration of a Hub dataset.
-        dataset_map: renames columns, ``old=new,…``.
+        dataset_map: renames columns, ``old=new,…`` or a mapping.
         where: keep rows whose columns have these values, e.g. ``{kind: with passage}``.
         limit: at most this many rows, evenly spaced over the split.
         skip_bad_rows: leave out rows that do not fit instead of stopping.

@@ -183,7 +183,7 @@ class Round:
         return model.to(torch.cuda.current_device()) if torch.cuda.is_available() else model
 
 
-def read_foreign(name: str, dataset_map: str | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def read_foreign(name: str, dataset_map: dict[str, str] | str | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of candidates made elsewhere, and their entry for the run record.
 
     Raises:

@@ -223,6 +223,8 @@ def test_dataset_map():
     assert parse_map("") == parse_map(None) == {}
     assert rename({"a": 1, "x": 2}, {"a": "b"}) == {"b": 1, "x": 2}
     check_map({"a": "b", "b": "a"}, ["a", "b"], "f")  # two may change places
+    with pytest.raises(UserError, match="dataset_map: a: the new name of a column must be text, found None"):
+        parse_map({"a": None})
     for bad, message in (
         ("a", "'a' is not old=new"),
         ("a=", "not old=new"),
