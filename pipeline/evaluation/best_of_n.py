@@ -1,8 +1,9 @@
 """Is training worth more than choosing? A policy's reward against that of best-of-N from pi_ref at the same KL.
 
-Of each held-out prompt pi_ref gives a set of candidates, which stands for its law. The best of n draws from that law
-has a known law, so its reward and its KL to pi_ref are exact there, ties counted, for every real n >= 1. The n whose
-mean KL is the policy's is found by bisection; what the policy gains over it is the figure.
+Of each held-out prompt pi_ref gives a set of candidates. The reward of the best of n is the mean over all subsets of n
+of them (order statistics without replacement), which is unbiased; the KL of the best of n to pi_ref is exact at the
+candidates' empirical distribution, ties counted. Both are defined for every real n >= 1. The n whose mean KL is the
+policy's is found by bisection; what the policy gains over it is the figure.
 """
 
 import math

@@ -64,24 +64,47 @@ def best_of_n_law(law: torch.Tensor, rewards: torch.Tensor, count: float) -> tor
     levels, level = rewards.unique(return_inverse=True)
     mass = law.new_zeros(len(levels)).index_add_(0, level, law)
     upto = mass.cumsum(0)
-    selected = upto**count - (upto - mass).clamp(min=0) ** count
+    below = torch.cat([upto.new_zeros(1), upto[:-1]])
+    selected = upto**count - below**count
     return law * (selected / mass.clamp(min=torch.finfo(law.dtype).tiny))[level]
 
 
-def best_of_n_kl(law: torch.Tensor, rewards: torch.Tensor, count: int) -> torch.Tensor:
+def best_of_n_kl(law: torch.Tensor, rewards: torch.Tensor, count: float) -> torch.Tensor:
     """Exact `KL(best of N || law)`, ties counted: never above `best_of_n_bound(count)`."""
     return exact_kl(best_of_n_law(law, rewards, count), law)
 
 
 def best_of_candidates(
-    rewards: torch.Tensor,  # (N,) of candidates drawn from a law, which they stand for
+    rewards: torch.Tensor,  # (N,) of independent draws from a law
     count: float,
     other: torch.Tensor | None = None,  # (N,) another reward of the same candidates
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (), ()
-    """Of the best of `count` draws from candidates: the exact KL to their law, and the mean reward (or `other`)."""
+    """The best of `count` draws from the law that the candidates were drawn from: its KL to it, and its mean reward.
+
+    The reward (or `other`, still selected by `rewards`) is the mean over all subsets of `count` of the candidates,
+    which is unbiased; drawing with replacement would select the same candidate twice and be biased low. For a `count`
+    above N it is the best of all N, which is too low. The KL is exact at the candidates' empirical law, ties counted;
+    of 32 untied candidates it is 0.2% below that of the law for a count of 2 or 8, and 0.6% for 16.
+    """
     even = torch.full_like(rewards, 1 / len(rewards))
-    law = best_of_n_law(even, rewards, count)
-    return exact_kl(law, even), (law * (rewards if other is None else other)).sum()
+    levels, level = rewards.unique(return_inverse=True)
+    sizes = torch.bincount(level, minlength=len(levels))
+    upto = _share_of_subsets(sizes.cumsum(0), len(rewards), count)
+    within = torch.diff(upto, prepend=upto.new_zeros(1)) / sizes  # tied candidates share their level
+    mean = (within.to(rewards.dtype)[level] * (rewards if other is None else other)).sum()
+    return best_of_n_kl(even, rewards, count), mean
+
+
+def _share_of_subsets(lowest: torch.Tensor, total: int, count: float) -> torch.Tensor:
+    """`C(i, count) / C(total, count)`, (K,) -> (K,) in float64: the share of subsets of `count` among the lowest i.
+
+    `count` need not be whole: the gamma function bridges the whole numbers.
+    """
+    count = min(float(count), float(total))
+    i = torch.cat([lowest.double(), lowest.new_tensor([total]).double()])
+    some = i > count - 1  # fewer hold no subset of that size
+    ways = torch.lgamma(i + 1) - torch.lgamma(torch.where(some, i - count + 1, 1.0))
+    return torch.where(some, torch.exp(ways - ways[-1]), 0.0)[:-1]
 
 
 def best_of_n_bound(count: int, rounds: int = 1) -> float:
@@ -97,15 +120,16 @@ def softmax_selection_law(law: torch.Tensor, rewards: torch.Tensor, count: int, 
     """Exact law of drawing one of `count` samples with weights `exp(R / tau)`, (Y,) -> (Y,) in float64.
 
     It is `N p(y) w(y) E[1 / (w(y) + S)]`, S the weight of the N-1 others; with `1/a = int exp(-a t) dt` the
-    expectation is an integral over t of `exp(-w(y) t) E[exp(-w t)]^(N-1)`, taken by the trapezoidal rule in log t,
-    where it converges geometrically. As N grows the law tends to `tilted_law`; best-of-N tends to the argmax.
+    expectation is an integral over t of `exp(-w(y) t) E[exp(-w t)]^(N-1)`. It is taken in `x = log(w(y) t)`, from each
+    outcome's own scale, where the factor in front is `exp(x - exp(x))` whatever the range of the rewards is, by the
+    trapezoidal rule, which converges geometrically there. As N grows the law tends to `tilted_law`; best-of-N tends to
+    the argmax.
     """
-    law, rewards = law.double(), rewards.double()
-    weights = torch.exp((rewards - rewards.max()) / tau).clamp(min=1e-12)
-    log_t = torch.linspace(-40.0, math.log(50.0 / float(weights.min())), 4000, dtype=torch.float64)
-    t = log_t.exp()
-    decay = torch.exp(-t[:, None] * weights)  # (points, Y)
-    others = (decay @ law) ** (count - 1)
-    expectation = torch.trapezoid(decay * (others * t)[:, None], log_t, dim=0)
-    selected = count * law * weights * expectation
-    return selected / selected.sum()  # the rule's error, below 1e-9
+    law, log_weights = law.double(), rewards.double() / tau
+    x = torch.linspace(-45.0, 5.0, 801, dtype=torch.float64, device=law.device)
+    front = torch.exp(x - x.exp())
+    selected = torch.zeros_like(law)
+    for place, own in enumerate(log_weights):
+        decay = torch.exp(-torch.exp(x[:, None] + log_weights - own))  # exp(-w t), (points, Y)
+        selected[place] = torch.trapezoid(front * (decay @ law) ** (count - 1), x)
+    return count * law * selected

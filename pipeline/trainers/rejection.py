@@ -149,7 +149,7 @@ def require_scores(groups: Sequence[Sequence[dict]], reward: Any = None) -> None
 
 
 def best_of_n_curve(groups: Sequence[Sequence[dict]]) -> list[dict[str, float]]:
-    """``n``, exact ``kl`` and ``reward`` of the best of n at the candidates' own law, and the ``bound`` of that KL.
+    """``n``, ``kl`` and ``reward`` of the best of n (see ``best_of_candidates``), and the ``bound`` of that KL.
 
     For powers of two up to the largest group; means over prompts that have a scored candidate.
     """

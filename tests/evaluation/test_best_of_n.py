@@ -13,17 +13,21 @@ from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
 def test_the_best_of_two_of_two():
-    """Rewards 0 and 1, a half each: the best of two is 1 unless both draws are 0, so its law is (1/4, 3/4), its reward
-    3/4 and its KL 1/4 log 1/2 + 3/4 log 3/2 = 0.1308. A prompt where all are equal gives 0 and its own reward.
+    """Candidates of rewards 0 and 1: the only two different ones have the best 1. The KL is that of the empirical
+    distribution (1/4, 3/4) of the best of two: 1/4 log 1/2 + 3/4 log 3/2 = 0.1308. A prompt where all are equal gives
+    0 and its reward.
     """
     kl, reward = selected(torch.tensor([[0.0, 1.0], [2.0, 2.0]]), 2)
     assert kl.tolist() == pytest.approx([0.25 * math.log(0.5) + 0.75 * math.log(1.5), 0.0])
-    assert reward.tolist() == pytest.approx([0.75, 2.0])
+    assert reward.tolist() == pytest.approx([1.0, 2.0])
 
 
 def test_another_reward_is_watched_under_the_same_selection():
-    """Chosen by the first reward, the second is what the law (1/4, 3/4) makes of (5, 1): 2."""
-    assert selected(torch.tensor([[0.0, 1.0]]), 2, torch.tensor([[5.0, 1.0]]))[1].item() == pytest.approx(2.0)
+    """Three candidates, chosen by the first reward (0, 1, 2): of the three pairs the bests are 1, 2, 2, whose second
+    rewards are 1, 9, 9; by the second reward itself (5, 1, 9) the bests would be 5, 9, 9.
+    """
+    rewards, other = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[5.0, 1.0, 9.0]])
+    assert selected(rewards, 2, other)[1].item() == pytest.approx(19 / 3)
 
 
 def test_the_n_of_a_kl_is_found_again():
@@ -62,6 +66,47 @@ def test_the_reference_gains_nothing_over_itself(rows):
     assert curve[0] == pytest.approx(metrics["reference_reward"])
     assert curve == sorted(curve)
     assert curve[3] > curve[0]
+
+
+def writer(*words: str):
+    """A model that writes only the given words, each as often as the others, whatever it reads."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    head = model.get_output_embeddings()
+    head.weight.data.zero_()
+    head.bias = torch.nn.Parameter(torch.full((head.out_features,), -30.0))
+    head.bias.data[tokenizer.convert_tokens_to_ids(list(words))] = 0.0
+    return model
+
+
+def ones(prompts, completions, **columns):
+    """How often 1 is written."""
+    return [float(text.count("1")) for text in completions]
+
+
+def twos(prompts, completions, **columns):
+    """How often 2 is written."""
+    return [float(text.count("2")) for text in completions]
+
+
+def test_the_policy_and_pi_ref_are_told_apart_and_the_reward_selects(rows):
+    """pi writes "1" alone, pi_ref "1" or "2", one token: pi's reward (ones) is 1, its other reward (twos) 0, its KL is
+    log 2. pi_ref has 1/2 of each. Its candidates are ties of 1 and 0, so best-of-N by ones tends to reward 1, other
+    reward 0; were it selected by the other, or the policy's samples drawn from pi_ref, all of these would differ.
+    """
+    policy, reference = writer("1"), writer("1", "2")
+    name = "tests.evaluation.test_best_of_n"
+    options = {"reward": f"{name}:ones", "true_reward": f"{name}:twos", "max_new_tokens": 1}
+    metrics = best_of_n(
+        policy, tiny_tokenizer(), reference=lambda: reference, candidates=64, n=4, **options, **rows
+    ).metrics
+    assert (metrics["reward"], metrics["true_reward"]) == (1.0, 0.0)
+    assert metrics["kl"] == pytest.approx(math.log(2), abs=1e-4)
+    assert metrics["reference_reward"] == pytest.approx(0.5, abs=0.1)
+    assert metrics["reference_true_reward"] == pytest.approx(1 - metrics["reference_reward"])
+    assert metrics["best_of_n_reward"] > 0.95
+    assert metrics["best_of_n_true_reward"] == pytest.approx(1 - metrics["best_of_n_reward"])
+    assert metrics["advantage"] == pytest.approx(1 - metrics["best_of_n_reward"])
+    assert metrics["true_reward_advantage"] == pytest.approx(-metrics["best_of_n_true_reward"])
 
 
 def test_what_is_not_recorded_must_be_said(rows):

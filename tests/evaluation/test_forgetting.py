@@ -52,6 +52,15 @@ def test_figures_by_hand_without_old_knowledge():
     assert summarise(matrix)["backward_transfer"] == pytest.approx(-0.25)
 
 
+def test_what_improved_later_is_negative_forgetting():
+    """Corpus 1 at 0.5 after its turn, 0.4 after the second, 0.8 at the end: the best *before* the last row is 0.5, so
+    forgetting is -0.3; with the last row among the bests it could never be below 0. Corpus 2: 0.6 to 0.7, -0.1.
+    """
+    matrix = [[0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [0.4, 0.6, 0.0], [0.8, 0.7, 0.9]]
+    assert summarise(matrix)["forgetting"] == pytest.approx(-0.2)
+    assert summarise(matrix)["backward_transfer"] == pytest.approx(0.2)
+
+
 def test_one_corpus_forgets_nothing_but_what_was_known():
     assert summarise([[0.2], [0.9]]) == pytest.approx({"average": 0.9, "plasticity": 0.9})
     assert summarise([[0.8, 0.2], [0.5, 0.9]], first=0)["forgetting"] == pytest.approx(0.3)

@@ -76,6 +76,15 @@ def test_what_is_no_law_is_refused():
         exact_figures(logs([0.5, 0.4]), reference, rewards, BETA)
 
 
+def test_the_mass_is_that_of_the_worse_law():
+    """2e-6 too much in the policy, or in the reference: either shows, and is not enough to be refused."""
+    rewards, half = torch.tensor([[0.1, 0.0]], dtype=torch.float64), logs([0.5, 0.5])
+    off = logs([0.5, 0.500002])
+    assert exact_figures(off, half, rewards, BETA)["mass"] == pytest.approx(2e-6, rel=1e-3)
+    assert exact_figures(half, off, rewards, BETA)["mass"] == pytest.approx(2e-6, rel=1e-3)
+    assert exact_figures(half, half, rewards, BETA)["mass"] == pytest.approx(0, abs=1e-12)
+
+
 def test_prefix_laws_by_hand():
     """One token, two outcomes, pi_ref = (1/2, 1/2), R = (1, 0), beta = 1/2.
 

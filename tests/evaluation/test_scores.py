@@ -81,5 +81,24 @@ def test_loss_weighs_tokens_not_rows():
     assert (figures["loss"], figures["tokens"]) == (3.0, 3)
     assert figures["perplexity"] == pytest.approx(math.e**3)
     assert figures["loss_low"] <= 3.0 <= figures["loss_high"]
+    # The ratio's linear approximation moves row 1 by (4 - 3 * 2) / 1.5 and row 2 by (5 - 3 * 1) / 1.5; of two rows the
+    # bootstrap's ends are both rows twice: 3 - 4/3 and 3 + 4/3.
+    assert (figures["loss_low"], figures["loss_high"]) == (pytest.approx(5 / 3), pytest.approx(13 / 3))
     equal = ratio_with_interval([4.0, 2.0], [2, 1])  # both rows have loss 2: no spread
     assert (equal["loss_low"], equal["loss_high"]) == (2.0, 2.0)
+
+
+def test_the_interval_of_a_loss_is_that_of_the_ratio():
+    """400 rows of 1 to 20 tokens: the interval is the resampled ratio's own (total over total), within a tenth of its
+    width, and not that of the rows' mean losses, which weighs a short row as much as a long one.
+    """
+    generator = np.random.default_rng(3)
+    counts = generator.integers(1, 21, 400)
+    sums = counts * (1.0 + 2.0 / counts + 0.3 * generator.normal(size=400))  # short rows are harder
+    rows = generator.integers(400, size=(4000, 400))
+    ratios = sums[rows].sum(1) / counts[rows].sum(1)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    figures = ratio_with_interval(sums.tolist(), counts.tolist())
+    assert figures["loss_low"] == pytest.approx(low, abs=0.1 * (high - low))
+    assert figures["loss_high"] == pytest.approx(high, abs=0.1 * (high - low))
+    assert not low < (sums / counts).mean() < high

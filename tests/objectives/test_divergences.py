@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.objectives.divergences import (
+    best_of_candidates,
     best_of_n_bound,
     best_of_n_kl,
     best_of_n_law,
@@ -139,3 +140,72 @@ def test_softmax_selection_law_equals_enumeration(masses, count, tau):
         for i in draws:
             expected[i] += probability * float(weights[i]) / total
     torch.testing.assert_close(softmax_selection_law(law, rewards, count, tau), expected, atol=1e-8, rtol=1e-7)
+
+
+@pytest.mark.parametrize("spread", [1.0, 27.6, 100.0, 3000.0])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_softmax_selection_of_a_wide_range_of_rewards(spread, count):
+    """Rewards 0, 0.4 and 1 times ``spread``, tau 1, against enumeration in logs: to 1e-12 for any spread."""
+    law = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
+    rewards = spread * torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
+    expected = torch.zeros(3, dtype=torch.float64)
+    for draws in itertools.product(range(3), repeat=count):
+        probability = math.prod(float(law[i]) for i in draws)
+        for i, share in zip(draws, rewards[list(draws)].softmax(0)):
+            expected[i] += probability * share
+    torch.testing.assert_close(softmax_selection_law(law, rewards, count, 1.0), expected, atol=1e-12, rtol=0)
+
+
+def test_an_impossible_outcome_is_never_selected():
+    """Masses 1/2, 0, 1/2 with rewards 0, 1, 2: the middle level has no mass, which is 0 / 0 unless it is kept apart.
+    Best of two: 1/4, 0, 3/4; its KL counts nothing for what cannot happen; a count of 1.5 bridges: 0.5^1.5 = 0.353553.
+    """
+    law, rewards = torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64), torch.tensor([0.0, 1.0, 2.0])
+    assert best_of_n_law(law, rewards, 2).tolist() == pytest.approx([0.25, 0.0, 0.75])
+    assert best_of_n_law(law, rewards, 1.5).tolist() == pytest.approx([0.353553, 0.0, 0.646447], abs=1e-6)
+    assert best_of_n_kl(law, rewards, 2).item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
+    assert softmax_selection_law(law, rewards, 3, 1.0)[1].item() == 0.0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_the_best_of_candidates_is_the_mean_over_all_subsets(count):
+    """Five candidates, two of them tied, against the list of all their subsets: of tied bests each is selected equally
+    often, which the other reward shows. One of one is the plain mean; of a count above five the best of all five.
+    """
+    rewards = torch.tensor([2.0, 0.0, 1.0, 2.0, -1.0], dtype=torch.float64)
+    other = torch.tensor([1.0, 5.0, 2.0, 4.0, 7.0], dtype=torch.float64)
+    bests, others = [], []
+    for subset in itertools.combinations(range(5), count):
+        best = max(rewards[i] for i in subset)
+        tied = [i for i in subset if rewards[i] == best]
+        bests.append(float(best))
+        others.append(sum(float(other[i]) for i in tied) / len(tied))
+    assert best_of_candidates(rewards, count)[1].item() == pytest.approx(sum(bests) / len(bests))
+    assert best_of_candidates(rewards, count, other)[1].item() == pytest.approx(sum(others) / len(others))
+    assert best_of_candidates(rewards, 9, other)[1].item() == pytest.approx(2.5)
+    assert best_of_candidates(rewards, 9)[1].item() == 2.0
+
+
+def test_the_best_of_candidates_is_unbiased():
+    """Three candidates from a law of three outcomes, all 27 draws weighed: the mean estimate of the best of two is the
+    best of two's reward under the law itself, 1/4 0 + 5/16 1 + 7/16 4 = 33/16; with replacement it would be less.
+    """
+    law = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    rewards = torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64)
+    expected = with_replacement = 0.0
+    for draws in itertools.product(range(3), repeat=3):
+        probability = math.prod(float(law[i]) for i in draws)
+        drawn = rewards[list(draws)]
+        expected += probability * best_of_candidates(drawn, 2)[1].item()
+        even = torch.full_like(drawn, 1 / 3)
+        with_replacement += probability * float((best_of_n_law(even, drawn, 2) * drawn).sum())
+    assert expected == pytest.approx(33 / 16)
+    assert with_replacement < 33 / 16 - 0.1
+
+
+def test_the_best_of_candidates_between_the_whole_numbers():
+    """Monotone in the count, and between its neighbours: 1, 1.5, 2, 2.5, …, 6 of six candidates."""
+    rewards = torch.tensor([0.0, 1.0, 3.0, 7.0, 8.0, 20.0], dtype=torch.float64)
+    means = [best_of_candidates(rewards, 1 + k / 2)[1].item() for k in range(11)]
+    assert means == sorted(means)
+    assert (means[0], means[-1]) == (pytest.approx(39 / 6), pytest.approx(20.0))

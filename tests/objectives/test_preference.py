@@ -97,3 +97,15 @@ def test_too_many_ties_are_refused():
     ranks = torch.tensor([[0] * (MAX_TIED + 1) + [1]])
     with pytest.raises(ValueError, match="13 items are tied, more than the 12"):
         plackett_luce_loss(torch.zeros(1, MAX_TIED + 2), ranks=ranks)
+
+
+@pytest.mark.parametrize("last", [1, 13, 40])
+def test_any_number_may_be_tied_last(last):
+    """The last block takes what is left, in any order, with probability one: weight 3 before ``last`` of weight 1 is
+    3 / (3 + last), whatever MAX_TIED is, and its gradient is finite.
+    """
+    scores = torch.tensor([[3.0] + [1.0] * last], dtype=torch.float64).log().requires_grad_()
+    loss = plackett_luce_loss(scores, ranks=torch.tensor([[1] + [2] * last]))
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(-math.log(3 / (3 + last)))
+    assert scores.grad[0, 0].item() == pytest.approx(3 / (3 + last) - 1)

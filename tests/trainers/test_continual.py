@@ -203,8 +203,12 @@ def test_ewc_remembers_a_normalised_fisher(tmp_path):
     assert torch.cat([v.flatten() for v in fisher.values()]).mean().item() == pytest.approx(1.0, rel=1e-4)
     assert all(not value.any() for name, value in fisher.items() if "lora_A" in name)
     trainer.train()
+    new = trainer.fisher(trainer.train_dataset)
     trainer.remember(NEW, decay=0.5)
     joined = trainer.omega.memory.fisher
+    name = next(name for name in new if "lora_B" in name)
+    assert torch.allclose(joined[name], 0.5 * fisher[name] + new[name], rtol=1e-4)  # the old one decays
+    assert not torch.allclose(joined[name], fisher[name] + 0.5 * new[name], rtol=1e-2)
     assert torch.cat([v.flatten() for v in joined.values()]).mean().item() == pytest.approx(1.5, rel=1e-4)
     assert any(value.any() for name, value in joined.items() if "lora_A" in name)
     assert trainer.omega.memory.seen == len(OLD) + len(NEW)
@@ -233,3 +237,30 @@ def test_an_adapter_of_our_own_is_checkpointed_alone_and_resumes(tmp_path):
     assert all(torch.equal(value, adapter(parts)[name]) for name, value in adapter(whole).items())
     assert any(value.any() for value in adapter(whole).values())
     assert backbone_sha256(parts.model) == backbone_sha256(tiny_model())
+
+
+def test_function_holds_the_head_as_it_was(tmp_path):
+    """All weights are trained, and only the head is moved: the hidden states are the same, so the penalty is the KL of
+    theta_k's next-token distributions to the moved ones, over the memory's real tokens. A head that was not copied
+    would move along, and the penalty would stay 0.
+    """
+    trainer = ContinualSFTTrainer(
+        model=tiny_model(),
+        args=config(tmp_path),
+        train_dataset=datasets.Dataset.from_list(NEW),
+        processing_class=tiny_tokenizer(),
+        omega=Omega({"function": 1.0}, Memory(4, OLD[:4], 4), batch_size=8),
+    )
+    trainer.model.eval()
+    batch = trainer._collated(trainer.anchor_rows, range(4))
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with torch.no_grad():
+        old = trainer.model(**inputs).logits.log_softmax(-1)
+        head = trainer.model.get_output_embeddings().weight
+        head += 0.3 * torch.randn(head.shape, generator=torch.Generator().manual_seed(0))
+        new = trainer.model(**inputs).logits.log_softmax(-1)
+        found = trainer.penalties(trainer.model)["function"].item()
+    mask = batch["attention_mask"]
+    expected = ((old.exp() * (old - new)).sum(-1) * mask).sum() / mask.sum()
+    assert found == pytest.approx(expected.item(), rel=1e-3)
+    assert found > 0.05

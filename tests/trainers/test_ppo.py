@@ -234,6 +234,62 @@ def test_rollout_and_both_losses_equal_the_pure_functions(start, tmp_path):
     assert ppo._metrics["train"]["policy/clipfrac"][-1] == pytest.approx(clipped.sum().item() / mask.sum().item())
 
 
+@pytest.mark.parametrize("adapter", [True, False], ids=["shared critic", "separate critic"])
+def test_the_value_is_read_before_the_token(start, tmp_path, adapter):
+    """V_t is the head on the critic's hidden state after the prompt and y_<t, computed here from that prefix alone; so
+    the last token changes no value.
+    """
+    ppo = trainer(start, tmp_path, adapter=adapter)
+    randomise(ppo.model, "value_head", 0.5)
+    randomise(ppo.model, "lora_B.critic" if adapter else ".critic.", 0.2)
+    batch = rollout(ppo)
+    ppo.model.eval()
+    with torch.no_grad():
+        values = ppo._values(ppo.model, batch)
+        for row in range(BATCH):
+            prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+            for t in range(int(batch["completion_mask"][row].sum())):
+                prefix = torch.cat([prompt, batch["completion_ids"][row, :t]])[None]
+                with ppo._adapters(shared.CRITIC if adapter else shared.POLICY):
+                    states = ppo.model(input_ids=prefix, head=shared.VALUE_HEAD)
+                assert values[row, t].item() == pytest.approx(states[0, -1].item(), abs=1e-5)
+        batch["completion_ids"][:, -1] = (batch["completion_ids"][:, -1] + 1) % task.VOCABULARY
+        torch.testing.assert_close(ppo._values(ppo.model, batch), values)
+    assert values.std() > 0.05
+
+
+def test_accumulated_steps_weigh_both_losses_alike(start, tmp_path):
+    """Of two micro-batches each has half the weight, the value's loss as much as the policy's: half of the whole loss,
+    and of the value loss alone, which is what is left where the advantages are 0.
+    """
+    ppo = trainer(start, tmp_path, vf_coef=0.7, whiten_advantages=False)
+    randomise(ppo.model, "value_head", 0.3)
+    batch = rollout(ppo)
+    randomise(ppo.model, "lora_B.default", 0.2, seed=1)
+    for advantages in (batch["advantages"], torch.zeros_like(batch["advantages"])):
+        losses = []
+        for ppo.current_gradient_accumulation_steps in (1, 2):
+            losses.append(ppo._compute_loss(ppo.model, batch | {"advantages": advantages}).item())
+        assert abs(losses[0]) > 1e-2
+        assert losses[1] == pytest.approx(losses[0] / 2)
+    logged = ppo._metrics["train"]
+    for name in ("loss/policy", "loss/value"):  # what is logged is the whole batch's in either case
+        assert logged[name][1] == pytest.approx(logged[name][0])
+        assert logged[name][3] == pytest.approx(logged[name][2])
+
+
+def test_only_training_adapts_beta(start, tmp_path):
+    """A rollout of evaluation measures the KL and leaves beta; one of training moves it."""
+    ppo = trainer(start, tmp_path, kl_target=0.3, kl_horizon=100)
+    randomise(ppo.model, "lora_B.default", 0.2)
+    ppo.model.eval()
+    ppo._generate_and_score_completions([{"prompt": task.PROMPTS[i % 4]} for i in range(BATCH)])
+    assert ppo._metrics["eval"]["objective/kl"][-1] != 0
+    assert ppo.kl_coef == 0.5
+    rollout(ppo)
+    assert ppo.kl_coef != 0.5
+
+
 def test_logged_objective_is_that_of_the_rollout(start, tmp_path):
     """objective/kl is the mean over completions of sum_t log(pi / pi_ref), and rlhf_reward is scores - beta kl."""
     ppo = trainer(start, tmp_path)

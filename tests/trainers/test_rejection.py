@@ -273,13 +273,54 @@ def test_pairs_are_best_against_worst():
 
 
 def test_the_curve_of_best_of_n_by_hand():
-    """Two candidates of 0 and 1: one of one is either, 1/2 and no KL; the best of two is 1 in 3/4 of the draws, a
-    KL of 1/4 log 1/2 + 3/4 log 3/2. A prompt without any score does not count; one whose scores are equal has no KL.
+    """Two candidates of 0 and 1: one of one is either, 1/2 and no KL; the best of the two is 1, at a KL of
+    1/4 log 1/2 + 3/4 log 3/2. A prompt without any score does not count; one whose scores are equal has no KL.
     """
     group = [{"reward": 0.0}, {"reward": 1.0}]
     one, two = best_of_n_curve([group, [{"reward": None}]])
     assert one == {"n": 1, "kl": pytest.approx(0), "reward": 0.5, "bound": 0}
     assert two["kl"] == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
-    assert (two["reward"], two["bound"]) == (pytest.approx(0.75), best_of_n_bound(2))
-    assert best_of_n_curve([group, [{"reward": 3.0}] * 2])[1]["reward"] == pytest.approx((0.75 + 3) / 2)
+    assert (two["reward"], two["bound"]) == (pytest.approx(1.0), best_of_n_bound(2))
+    assert best_of_n_curve([group, [{"reward": 3.0}] * 2])[1]["reward"] == pytest.approx((1 + 3) / 2)
     assert best_of_n_curve([]) == []
+
+
+def test_the_ratio_is_to_what_was_sampled_from(start, tmp_path):
+    """Sampled at temperature 2 by another model than pi_ref: log_ratio is log pi_ref at temperature 1 less log pi_k at
+    temperature 2, token by token from the plain logits; at temperature 1 it would differ by 0.1 and more.
+    """
+    other = task.load(task.saved_model(tmp_path / "other", seed=4))
+    files = sampled(start, tmp_path / "c", temperature=2.0, reference=other)
+    model, tokenizer, gaps = task.load(start), task.tokenizer(), []
+    for group in read_candidates(files):
+        ids = tokenizer(group[0]["prompt"])["input_ids"]
+        for candidate in group:
+            y = candidate["token_ids"]
+            with torch.no_grad():
+                both = [m(torch.tensor([[*ids, *y]])).logits[0, len(ids) - 1 : -1].double() for m in (other, model)]
+            at = [
+                (z / tau).log_softmax(-1).gather(1, torch.tensor(y)[:, None]).sum().item()
+                for z, tau in ((both[0], 1.0), (both[1], 2.0), (both[1], 1.0))
+            ]
+            assert candidate["log_ratio"] == pytest.approx(at[0] - at[1], abs=1e-4)
+            gaps.append(abs(at[1] - at[2]))
+    assert max(gaps) > 0.1
+
+
+def test_every_file_of_candidates_is_drawn_by_itself(start, tmp_path):
+    """The same prompt in every one of three files: three different sets of draws, each the same the next time."""
+    rows = [{"prompt": "a", "answer": i} for i in range(3)]
+
+    def reward(prompts, completions, **columns):
+        return [0.0] * len(prompts)
+
+    def drawn(folder):
+        files = sample_candidates(
+            folder, task.load(start), task.tokenizer(), rows, reward, n=12, max_new_tokens=task.LENGTH,
+            prompts_per_file=1, seed=7,
+        )  # fmt: skip
+        return [[tuple(c["token_ids"]) for c in group] for group in read_candidates(files)]
+
+    first = drawn(tmp_path / "a")
+    assert len({tuple(group) for group in first}) == 3
+    assert drawn(tmp_path / "b") == first
