@@ -125,18 +125,31 @@ def _refuse_unreadable(folder: Path, files: Sequence[Path]) -> None:
             raise UserError(f"folder {folder} holds Arrow files ({file.name}): save the dataset by to_parquet instead")
 
 
+def _refuse_other_content(path: Path) -> None:
+    """Raises UserError where the first bytes of a file are not of the kind that its name says."""
+    with open(path, "rb") as file:
+        head = file.read(len(_LFS_POINTER))
+    packed = path.suffix.lower() == ".gz"
+    if head == _LFS_POINTER:
+        raise UserError(f"{path} is a pointer of Git LFS, not the data: run `git lfs pull` in its repository")
+    if packed and not head.startswith(_GZIP):
+        raise UserError(f"{path} is not a gzip file: rename it if it is plain text, or download it again")
+    if not packed and head.startswith(_GZIP):
+        raise UserError(f"{path} is a gzip file: rename it to {path.name}.gz")
+
+
+_GZIP = b"\x1f\x8b"
+_LFS_POINTER = b"version https://git-lfs"
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
     """The bytes of a text file, unpacked.
 
     Raises:
-        UserError: its name ends in .gz and it is no gzip file, or it is in UTF-16 or UTF-32.
+        UserError: it is in UTF-16 or UTF-32, or not a text file.
     """
     packed = path.suffix.lower() == ".gz"
-    if packed:
-        with open(path, "rb") as file:
-            if file.read(2) != b"\x1f\x8b":
-                raise UserError(f"{path} is not a gzip file: rename it if it is plain text, or download it again")
     with gzip.open(path, "rb") if packed else open(path, "rb") as file:
         head = file.peek(4)[:4]
         if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
@@ -439,7 +452,9 @@ def read_rows(path: Path, start: Cursor = BEGINNING) -> Iterator[Row]:
         UserError: the file as a whole cannot be read. One bad row is not raised but yielded as a ``RowError``.
     """
     try:
-        yield from _READERS[_known_suffix(path)](path, start)
+        reader = _READERS[_known_suffix(path)]
+        _refuse_other_content(path)
+        yield from reader(path, start)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is a cut or damaged gzip file ({error}): download or pack it again") from None
     except OSError as error:

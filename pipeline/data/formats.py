@@ -51,7 +51,7 @@ _WANTED = {
 }
 # What other people call these columns, for the hint that comes with an error.
 _ALIASES = {
-    "prompt": ("question", "instruction", "problem", "query", "user_query", "input", "task", "sentence"),
+    "prompt": ("question", "instruction", "problem", "query", "user_query", "input", "task", "sentence", "text"),
     "completion": ("answer", "response", "output", "solution", "chatgpt_response", "target", "code", "label"),
     "text": ("content", "document", "sentence", "passage", "body", "code"),
     "messages": ("conversation", "dialogue", "dialog", "chat"),

@@ -272,7 +272,7 @@ def read_source(source: Source, kind: str, skip_bad_rows: bool) -> Part:
         except RowError as error:
             described = f"{place}, row {number}: {error}"
             if not skip_bad_rows:
-                raise UserError(f"{described} (mend the row, or pass --skip_bad_rows)") from None
+                raise UserError(f"{described} (fix the row, or pass --skip_bad_rows)") from None
             bad.append(described)
     if not good:
         raise UserError(f"{source.label}: every row is bad; the first: {bad[0]}")

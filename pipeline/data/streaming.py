@@ -69,6 +69,8 @@ class SourceReader:
 
     A place is ``{"pass", "file", "offset", "records"}``, or ``{"pass", "hub"}`` with the state of a Hub stream: plain
     JSON. Reading on from where the last call stopped costs nothing; any other place is sought.
+
+    ``record`` is the source's entry in the run record; its ``bad_rows`` counts the different bad rows skipped so far.
     """
 
     def __init__(self, source: Source, order: str, skip_bad_rows: bool, held_out: frozenset[bytes]):
@@ -77,7 +79,8 @@ class SourceReader:
         self.source, self.order, self.skip_bad_rows = source, order, skip_bad_rows
         self.held_out = held_out
         self.files = source.files()
-        self.bad_rows = 0
+        self.record: dict[str, Any] = {"bad_rows": 0}
+        self._bad: set[tuple[str, int]] = set()
         self._rows: Any = None if self.files or source.is_world else load_hub(source, streaming=True)
         if source.is_world:
             self._rows = [row for _, _, row in raw_rows(source)]
@@ -146,9 +149,10 @@ class SourceReader:
             row = convert(prepare(content, self.source), self.form, "text")
         except RowError as error:
             if not self.skip_bad_rows:
-                raise UserError(f"{where}, row {number}: {error} (mend the row, or pass --skip_bad_rows)") from None
-            self.bad_rows += 1
-            if self.bad_rows == 1:
+                raise UserError(f"{where}, row {number}: {error} (fix the row, or pass --skip_bad_rows)") from None
+            self._bad.add((where, number))
+            self.record["bad_rows"] = len(self._bad)
+            if len(self._bad) == 1:
                 say(f"{where}, row {number}: {error}: skipped, as will be all bad rows")
             return None
         return None if self.held_out and _key(row) in self.held_out else row["text"]
@@ -192,11 +196,6 @@ class DocumentStream:
         ]
         weights = [source.weight or 1.0 for source in sources]
         self.counts = [max(1, round(window * weight / sum(weights))) for weight in weights]
-
-    @property
-    def bad_rows(self) -> int:
-        """Bad rows skipped by this process so far."""
-        return sum(reader.bad_rows for reader in self.readers)
 
     def start(self) -> Place:
         """The place of the first window."""
@@ -379,8 +378,8 @@ def load_stream(arguments: DataArguments, seed: int) -> Data:
                 records.append({**entry, "held_out_of": "train", "held_out_by": "first documents of every file"})
     held_out = frozenset(_key(row) for row in rows)
     train = DocumentStream(sources, seed, skip_bad_rows=arguments.skip_bad_rows, held_out=held_out)
-    streamed = [
-        {
+    for source, reader in zip(sources, train.readers):
+        reader.record |= {
             "name": source.name,
             "split": source.split,
             "role": "train",
@@ -390,8 +389,7 @@ def load_stream(arguments: DataArguments, seed: int) -> Data:
             **({"files": [str(file) for file in source.files()]} if source.files() else {}),
             **({"weight": source.weight} if source.weight else {}),
         }
-        for source in sources
-    ]
+    streamed = [reader.record for reader in train.readers]
     return Data(train, to_dataset(rows, "text") if rows else None, streamed + records)
 
 

@@ -199,6 +199,20 @@ def test_gzip_that_is_none_or_cut_is_an_error(tmp_path, kind):
             contents(path)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "txt", "parquet", "jsonl.gz"])
+def test_a_pointer_of_git_lfs_is_no_data(tmp_path, kind):
+    """A clone without LFS leaves them in place of large files; as text they would be learned."""
+    (tmp_path / f"a.{kind}").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 12\n")
+    with pytest.raises(UserError, match=r"is a pointer of Git LFS, not the data: run `git lfs pull`"):
+        contents(tmp_path / f"a.{kind}")
+
+
+def test_a_gzip_file_without_its_suffix_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes(gzip.compress(b"text"))
+    with pytest.raises(UserError, match=r"a\.txt is a gzip file: rename it to a\.txt\.gz"):
+        contents(tmp_path / "a.txt")
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "txt"])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
 def test_other_unicode_is_named(tmp_path, kind, encoding):

@@ -151,7 +151,7 @@ def test_mixture_has_no_leak_and_no_double(tmp_path):
 def test_bad_rows_stop_or_are_counted(tmp_path, capsys):
     path = write(tmp_path / "a.jsonl", [*pairs(4), {"prompt": "p", "completion": ""}, *pairs(4, start=4)])
     with pytest.raises(
-        UserError, match=r"a.jsonl, row 5: completion: is empty \(mend the row, or pass --skip_bad_rows"
+        UserError, match=r"a.jsonl, row 5: completion: is empty \(fix the row, or pass --skip_bad_rows"
     ):
         load(dataset_name=path)
     data = load(dataset_name=path, skip_bad_rows=True, eval_rows=0)

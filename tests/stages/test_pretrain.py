@@ -69,6 +69,19 @@ def test_goes_on_from_another_model_with_its_own_tokenizer(tiny_model, corpus, t
     assert (tmp_path / "run" / "tokenizer.json").read_text() == (tiny_model / "tokenizer.json").read_text()
 
 
+def test_a_stream_s_bad_rows_are_in_the_run_record(tiny_model, tmp_path):
+    """Two bad rows of 20; the stream passes over the file several times and counts each once."""
+    rows = [{"text": f"red green {i} blue."} for i in range(18)] + [{"text": ""}, {"text": None}]
+    main(
+        flags(
+            model_name_or_path=tiny_model, dataset_name=write_rows(tmp_path / "rows.jsonl", rows), max_length=16,
+            dataset_streaming=True, skip_bad_rows=True, eval_rows=0, max_steps=4, output_dir=tmp_path / "run",
+        )
+    )  # fmt: skip
+    (entry,) = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    assert (entry["bad_rows"], entry["streaming"]) == (2, True)
+
+
 def test_streaming_resumes_on_the_very_block(corpus, tiny_model, tmp_path):
     """Six steps in one go, and four plus two with a fresh process' objects, end in the same weights."""
     common = {
