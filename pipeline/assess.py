@@ -6,22 +6,21 @@
 The YAML lists the evaluations, {name, type, dataset, split, …}; types are loss, trigram, accuracy, reward, samples,
 preference, objective and best_of_n (pipeline/evaluation/registry.py), or the dotted path package.module:function of
 your own. Metrics go into run.json as name/metric, completions into samples.jsonl. What the model or its parents were
-trained on is refused. --objective adds E[R] - beta KL(pi || pi_ref), by what the model's own run recorded: pi_ref,
-reward, beta and held-out prompts; its figures also go into that run's record and card.
+trained on is refused. Every entry is checked, and its rows read, before a model is loaded; each result is kept as it
+comes, and a run that failed or was stopped continues with what is missing.
+
+--objective adds E[R] - beta KL(pi || pi_ref), by what the model's own run recorded: pi_ref, reward, beta and held-out
+prompts; its figures also go into that run's record and card.
 
 Paper: the loss (9), DPO's implicit reward, the verifier V and the reward R of Part 2, all on held-out prompts.
 """
 
-import json
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.entry import entry
-from pipeline.runtime.errors import UserError
-from pipeline.runtime.fingerprints import path_sha256
-from pipeline.runtime.record import Run, read_record
+from pipeline.runtime.record import Run
 
 
 @dataclass
@@ -66,9 +65,12 @@ def main(argv: list[str] | None = None) -> None:
             return  # one process judges; the others have nothing to do
         (args,) = run.parse(AssessArguments)
         from pipeline.evaluation import lineage
-        from pipeline.evaluation.expectations import describe, judge_claims, parse_claims
-        from pipeline.evaluation.registry import check_entries, headline, label, run_entry
+        from pipeline.evaluation.expectations import baseline_metrics, describe, judge_claims, parse_claims
+        from pipeline.evaluation.registry import check_entries, headline, label, rehearse, run_entry, takes
+        from pipeline.evaluation.results import Results, write_rows
+        from pipeline.runtime.checkpoints import require_model_folder
 
+        require_model_folder(args.model_name_or_path)
         recorded = lineage.recorded_objective(args.model_name_or_path)
         prompts = {name: recorded.pop(name) for name in ("dataset", "split") if name in recorded}
         if args.objective and not any(item.get("type") == "objective" for item in args.evaluations or []):
@@ -80,70 +82,62 @@ def main(argv: list[str] | None = None) -> None:
 
         import torch
 
-        from pipeline.model.loading import load_model, load_tokenizer
+        from pipeline.model.loading import load_model, load_tokenizer, require_language_model
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         options = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
-        tokenizer = load_tokenizer(args.model_name_or_path, args.trust_remote_code)
-        model = load_model(args.model_name_or_path, **options).to(device)
-        run.add_parent(args.model_name_or_path)
         unsafe = args.allow_unsafe_code_execution
         defaults: dict[str, Any] = {"seed": args.seed, "allow_unsafe_code_execution": unsafe, **recorded}
         if args.batch_size is not None:
             defaults["batch_size"] = args.batch_size
         reference = args.reference_model_name_or_path or lineage.recorded_reference(args.model_name_or_path)
-        if reference == args.model_name_or_path:
-            defaults["reference"] = lambda: model
-        elif reference:
+        if reference:
             defaults["reference"] = lambda: load_model(reference, **options).to(device)
+            if args.reference_model_name_or_path or any(takes(item, "reference") for item in args.evaluations):
+                require_model_folder(reference, "reference_model_name_or_path")
+        # These two are about what the model was trained on; the others say themselves what they judge by.
+        defaults_of = [
+            {k: v for k, v in defaults.items() if item["type"] in ("objective", "best_of_n") or k not in recorded}
+            for item in args.evaluations
+        ]
+        for item, taken in zip(args.evaluations, defaults_of, strict=True):
+            rehearse(item, **taken)
+        require_language_model(args.model_name_or_path, args.trust_remote_code)
+
+        tokenizer = load_tokenizer(args.model_name_or_path, args.trust_remote_code)
+        model = load_model(args.model_name_or_path, **options).to(device)
+        run.add_parent(args.model_name_or_path)
+        if reference == args.model_name_or_path:
+            for taken in defaults_of:
+                taken["reference"] = lambda: model
+        elif reference:
             run.add_parent(reference)
 
-        samples = []
-        for number, item in enumerate(args.evaluations, 1):
+        samples, results = [], Results(run.folder / "results", run.record["parents"])
+        for number, (item, taken) in enumerate(zip(args.evaluations, defaults_of, strict=True), 1):
             started = time.monotonic()
-            # These two are about what the model was trained on; the others say themselves what they judge by.
-            own = item["type"] in ("objective", "best_of_n")
-            taken = {k: v for k, v in defaults.items() if own or k not in recorded}
-            result = run_entry(model, tokenizer, item, **taken)
+            result = results.read(item, taken)
+            kept = result is not None
+            if not kept:
+                result = run_entry(model, tokenizer, item, **taken)
+                results.write(item, taken, result)
+            figures = {f"{label(item)}/{name}": value for name, value in result.metrics.items()}
             run.add_data(result.data)
-            run.add_metrics({f"{label(item)}/{name}": value for name, value in result.metrics.items()})
+            run.add_metrics(figures)
             samples += [{"evaluation": label(item), **sample} for sample in result.samples]
-            for name, rows in result.files.items():
-                write_samples(run.folder / name, rows)
+            for name, rows in {"samples.jsonl": samples, **result.files}.items():
+                write_rows(run.folder / name, rows)
             if item["type"] == "objective":
-                figures = {f"{label(item)}/{name}": value for name, value in result.metrics.items()}
                 lineage.note_on_model(args.model_name_or_path, figures)
-            seconds = time.monotonic() - started
+            spent = "measured before" if kept else f"{time.monotonic() - started:.1f} s"
             print(
-                f"[{number}/{len(args.evaluations)}] {label(item)}: {headline(result.metrics)} ({seconds:.1f} s)",
-                flush=True,
+                f"[{number}/{len(args.evaluations)}] {label(item)}: {headline(result.metrics)} ({spent})", flush=True
             )
             run.write()
-        write_samples(run.folder / "samples.jsonl", samples)
         run.record["expected"] = judge_claims(claims, run.record["metrics"], before)
         for claim in run.record["expected"]:
             print(describe(claim), flush=True)
-
-
-def baseline_metrics(run: Run, folder: str | None) -> dict[str, float | None]:
-    """Metrics of the run that ``before`` means; it becomes part of this run's inputs.
-
-    Raises:
-        UserError: no finished assessment there.
-    """
-    if folder is None:
-        return {}
-    recorded, record = Path(folder, "run.json"), read_record(Path(folder))
-    if record is None or record["stage"] != "assess" or record["status"] != "completed":
-        raise UserError(f"baseline: {folder} holds no finished assessment; run that one first")
-    run.add_data([{"name": str(recorded), "role": "baseline", "fingerprint": path_sha256(recorded)}])
-    return record["metrics"]
-
-
-def write_samples(path: Path, samples: list[dict[str, Any]]) -> None:
-    """One JSON object a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples), encoding="utf-8")
+        results.clear()
 
 
 if __name__ == "__main__":

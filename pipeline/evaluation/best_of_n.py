@@ -67,9 +67,11 @@ def best_of_n(
 
     require_recorded(reference=reference, reward=reward, max_new_tokens=max_new_tokens)
     rows, source = read_rows(kind="prompt", **data)
-    prompts, other = [row["prompt"] for row in rows], reference()
     named = [reward, true_reward] if true_reward else [reward]
     judges = [resolve(spec, allow_unsafe_code_execution=allow_unsafe_code_execution) for spec in named]
+    for judge in judges:
+        judge.require_columns(rows)
+    prompts, other = [row["prompt"] for row in rows], reference()
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     # Each a seed of its own: the same numbers would make policy and pi_ref alike, and the interval too narrow.
     drawn = sample(model, tokenizer, prompts, n=n, seed=seed, **options)

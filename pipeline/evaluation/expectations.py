@@ -12,10 +12,13 @@ import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.fingerprints import path_sha256
 from pipeline.runtime.formatting import number
+from pipeline.runtime.record import Run, read_record
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _CLAIM = re.compile(
@@ -98,3 +101,18 @@ def describe(claim: dict[str, Any]) -> str:
         return f"  not judged: {claim['claim']} ({claim['reason']})"
     verdict = "as expected" if claim["met"] else "NOT AS EXPECTED"
     return f"  {verdict}: {claim['claim']} ({number(claim['value'])} against {number(claim['bound'])})"
+
+
+def baseline_metrics(run: Run, folder: str | None) -> dict[str, float | None]:
+    """Metrics of the run that ``before`` means; it becomes part of this run's inputs.
+
+    Raises:
+        UserError: no finished assessment there.
+    """
+    if folder is None:
+        return {}
+    recorded, record = Path(folder, "run.json"), read_record(Path(folder))
+    if record is None or record["stage"] != "assess" or record["status"] != "completed":
+        raise UserError(f"baseline: {folder} holds no finished assessment; run that one first")
+    run.add_data([{"name": str(recorded), "role": "baseline", "fingerprint": path_sha256(recorded)}])
+    return record["metrics"]

@@ -322,11 +322,15 @@ def evaluate(
     """
     require_recorded(reference=reference, reward=reward, beta=beta, max_new_tokens=max_new_tokens)
     rows, source = read_rows(kind="prompt", **data)
+    enumerable_task = str(data.get("dataset", "")) == "world/enumerable"
+    if optimum_samples and not enumerable_task:
+        raise UserError("optimum_samples: pi* is known only on world/enumerable")
+    judge = resolve(reward, allow_unsafe_code_execution=allow_unsafe_code_execution)
+    judge.require_columns(rows)
     prompts = [row["prompt"] for row in rows]
     drawn = sample(model, tokenizer, prompts, n=n, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
     flat = [(i, completion) for i, group in enumerate(drawn) for completion in group]
     texts, ids = [c.text for _, c in flat], [c.token_ids for _, c in flat]
-    judge = resolve(reward, allow_unsafe_code_execution=allow_unsafe_code_execution)
     scores = score(judge, [rows[i] for i, _ in flat], texts, ids)
     if all(value is None for value in scores):
         raise UserError("the reward judged none of the completions: check its columns, or its messages above")
@@ -338,7 +342,6 @@ def evaluate(
     by_prompt = [
         [values[i : i + n] for i in range(0, len(flat), n)] for values in (scores, sampled.tolist(), full.tolist())
     ]
-    enumerable_task = str(data.get("dataset", "")) == "world/enumerable"
     metrics = summary(estimates(*by_prompt, beta), seed=seed, all_prompts=enumerable_task)
     metrics |= {"beta": beta, "prompts": len(rows), "unscored": sum(value is None for value in scores)}
     files = {}
@@ -356,8 +359,6 @@ def evaluate(
         if optimum_samples:
             star = tilted_law(laws[1], table, beta).exp()
             files["optimum.jsonl"] = _optimum_rows(prompts, star, optimum_samples, seed)
-    elif optimum_samples:
-        raise UserError("optimum_samples: pi* is known only on world/enumerable")
     return Result(metrics, data=[source], files=files)
 
 

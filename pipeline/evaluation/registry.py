@@ -1,7 +1,8 @@
 """Evaluations by name, and what one of them gives back.
 
 An evaluation is a function ``(model, tokenizer, **options) -> Result``. A YAML of ``assess.py`` names it by a name of
-the table below, or by the dotted path of anybody's own function, ``package.module:function``.
+the table below, or by the dotted path of anybody's own function, ``package.module:function``. It reads its rows and
+checks its options before it touches model or tokenizer: up to there `rehearse` runs it before anything is loaded.
 """
 
 import difflib
@@ -110,6 +111,46 @@ def run_entry(model: Any, tokenizer: Any, entry: dict[str, Any], **defaults: Any
         return function(model, tokenizer, **options)
     except UserError as error:
         raise UserError(f"evaluation {label(entry)}: {error}") from error
+
+
+class _Untouched:
+    """In place of model, tokenizer and reference while no model is loaded: whoever uses it has come to the model."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise _Touched
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise _Touched
+
+    def __len__(self) -> int:
+        raise _Touched
+
+
+class _Touched(Exception):
+    """The rows are read and the options checked; what follows needs the model."""
+
+
+def rehearse(entry: dict[str, Any], **defaults: Any) -> None:
+    """Run one entry up to where it needs the model, so that its mistakes show before an hour of other evaluations.
+
+    Raises:
+        UserError: what the evaluation says of its options, dataset and columns, with the entry's name in front.
+    """
+    if "reference" in defaults:
+        defaults["reference"] = _Untouched()
+    try:
+        run_entry(_Untouched(), _Untouched(), entry, **defaults)
+    except (_Touched, UserError) as stopped:
+        if isinstance(stopped, UserError):
+            raise
+    except Exception:
+        if entry["type"] in EVALUATIONS:
+            raise  # a function of the user's own may not expect this; it is run in its turn all the same
+
+
+def takes(entry: dict[str, Any], option: str) -> bool:
+    """Whether the entry's evaluation has an option of this name."""
+    return option in inspect.signature(get_evaluation(entry["type"])).parameters
 
 
 def headline(metrics: dict[str, float]) -> str:

@@ -69,12 +69,14 @@ def accuracy(
     k = sorted(set(k or (1, n)))
     if k[0] < 1 or k[-1] > n:
         raise UserError(f"k is {k}: every k must be between 1 and n, which is {n}")
+    verifier = resolve(reward, allow_unsafe_code_execution=allow_unsafe_code_execution)
+    verifier.require_columns(rows)
     done = _complete(
         model, tokenizer, rows, template, stop, n=n, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     texts = [[c.text for c in row] for row in done]
-    judgements = _judge(reward, rows, done, allow_unsafe_code_execution)
+    judgements = _judge(verifier, rows, done)
     strict = [[j.score for j in group] for group in judgements]
     # A verdict without a lenient score (unscorable, timeout) says the same to both.
     lenient = [[j.score if j.lenient is None else j.lenient for j in group] for group in judgements]
@@ -128,12 +130,14 @@ def reward(
         data: which rows, see ``rows.read_rows``.
     """
     rows, source = read_rows(kind="prompt", **data)
+    given = resolve(reward, allow_unsafe_code_execution=allow_unsafe_code_execution)
+    given.require_columns(rows)
     done = _complete(
         model, tokenizer, rows, template, n=n, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     texts = [[c.text for c in row] for row in done]
-    scores = [[j.score for j in group] for group in _judge(reward, rows, done, allow_unsafe_code_execution)]
+    scores = [[j.score for j in group] for group in _judge(given, rows, done)]
     means = [sum(kept) / len(kept) for row in scores if (kept := [s for s in row if s is not None])]
     if not means:
         raise UserError("the reward judged none of the completions: check its columns, or its messages above")
@@ -226,13 +230,10 @@ def _until(completion: Completion, stop: Sequence[str]) -> Completion:
     return replace(completion, text=text[: min(places)], finished=True) if places else completion
 
 
-def _judge(
-    spec: Any, rows: Sequence[dict[str, Any]], done: Sequence[Sequence[Completion]], unsafe: bool
-) -> list[list[Judgement]]:
+def _judge(reward: Any, rows: Sequence[dict[str, Any]], done: Sequence[Sequence[Completion]]) -> list[list[Judgement]]:
     """One judgement per prompt and sample."""
     flat = [(row, completion) for row, group in zip(rows, done, strict=True) for completion in group]
     texts, ids = [c.text for _, c in flat], [c.token_ids for _, c in flat]
-    reward = resolve(spec, allow_unsafe_code_execution=unsafe)
     judgements = iter(judge(reward, [row for row, _ in flat], texts, ids))
     return [[next(judgements) for _ in group] for group in done]
 

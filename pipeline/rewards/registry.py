@@ -75,6 +75,10 @@ class _Judge:
         """One judgement a completion."""
         raise NotImplementedError
 
+    def require_columns(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Refuse rows of which none has a column it cannot do without, by a UserError; before anything is sampled."""
+        _require_columns(self.__name__, self.columns, {name: None for row in rows for name in row if name != "prompt"})
+
     def __call__(self, prompts: list | None, completions: list, **columns: Any) -> list[float | None]:
         return [judgement.score for judgement in self.judge(prompts, completions, **columns)]
 

@@ -99,8 +99,12 @@ def _check_pad_token(file: Path) -> None:
         raise RuntimeError(f"{file}: the tokenizer was saved with its EOS token {eos!r} as its pad token")
 
 
-def require_model_folder(name_or_path: str) -> None:
+def require_model_folder(name_or_path: str, option: str = "model_name_or_path") -> None:
     """Catch a mistyped local path before the Hub is asked for a repository of that name.
+
+    Args:
+        name_or_path: a folder or a Hub id.
+        option: what the user calls it.
 
     Raises:
         UserError: the name looks like a path (starts with . / ~ or has more than one slash) and no folder is there,
@@ -111,11 +115,9 @@ def require_model_folder(name_or_path: str) -> None:
     if not looks_local:
         return
     if not path.is_dir():
-        raise UserError(
-            f"model_name_or_path: there is no folder {name_or_path}; give a folder or a Hub id (user/name)"
-        )
+        raise UserError(f"{option}: there is no folder {name_or_path}; give a folder or a Hub id (user/name)")
     if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(
-            f"model_name_or_path: {name_or_path} holds neither config.json nor adapter_config.json, so it is not a "
+            f"{option}: {name_or_path} holds neither config.json nor adapter_config.json, so it is not a "
             "saved model; did its stage finish (see its run.json)?"
         )

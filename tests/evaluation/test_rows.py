@@ -58,7 +58,7 @@ def test_rows_that_cannot_be_had(file, options, words):
         ([{"type": "loss", "dataset": "d", "kind": "sft"}], "unknown option 'kind'"),
         ([{"type": "loss", "dataset": "d"}, {"type": "loss", "dataset": "e"}], "'loss' stands twice"),
         ([{"name": "a/b", "type": "loss", "dataset": "d"}], "has the name 'a/b'"),
-        ([{"type": "nowhere.at_all:f"}], "cannot be imported"),
+        ([{"type": "nowhere.at_all:f"}], "cannot import"),
         ([{"type": "accuracy", "dataset": "d", "reward": "exact"}], "max_new_tokens is missing"),
     ],
 )
