@@ -14,7 +14,7 @@ from pipeline.evaluation.scores import (
     wilson_interval,
     with_interval,
 )
-from pipeline.inference.decoding import Completion, Prompt, sample
+from pipeline.inference.decoding import Completion, Prompt, check_options, sample
 from pipeline.rewards.answers import marked_answer, visible_text
 from pipeline.rewards.judging import Judgement, judge
 from pipeline.rewards.resolve import resolve
@@ -186,6 +186,7 @@ def samples(
     """
     if (prompts is None) == (dataset is None):
         raise UserError("give either prompts or a dataset")
+    check_options(n, max_new_tokens, temperature, top_p, 0, batch_size)
     sources = []
     if dataset is not None:
         rows, source = read_rows(dataset, kind="prompt", **data)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from pipeline import assess
 from pipeline.runtime.errors import UserError
@@ -104,3 +105,121 @@ def test_the_command_line_tells_mistakes_in_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "error: --expct: unknown flag; did you mean --expect?"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (
+            {"type": "accuracy", "dataset": "PAIRS", "reward": "numeric", "max_new_tokens": 4},
+            "needs the column 'answer'",
+        ),
+        ({"type": "accuracy", "dataset": "nowhere.jsonl", "reward": "exact", "max_new_tokens": 4}, r"nowhere\.jsonl"),
+        ({"type": "accuracy", "dataset": "PROMPTS", "reward": "exact", "max_new_tokens": 4, "by": "kid"}, "'kid'"),
+        ({"type": "reward", "dataset": "PROMPTS", "reward": "exat", "max_new_tokens": 4}, "exat"),
+        ({"type": "reward", "dataset": "PAIRS", "reward": "2*exact", "max_new_tokens": 4}, "the column 'answer'"),
+        ({"type": "reward", "dataset": "PROMPTS", "reward": "exact", "max_new_tokens": 4, "top_p": 2}, "top_p is 2"),
+        ({"type": "loss", "dataset": "PROMPTS"}, "completion"),
+        ({"type": "preference", "dataset": "PROMPTS"}, "chosen"),
+        ({"type": "samples", "prompts": ["a"], "max_new_tokens": 0}, "max_new_tokens is 0"),
+        (
+            {"type": "objective", "dataset": "PAIRS", "reward": "exact", "beta": 1, "max_new_tokens": 4},
+            "needs the column 'answer'",
+        ),
+        (
+            {"type": "best_of_n", "dataset": "PAIRS", "reward": "exact", "max_new_tokens": 4},
+            "needs the column 'answer'",
+        ),
+    ],
+)
+def test_the_last_entry_s_mistakes_are_found_before_a_model_is_loaded(
+    wrong, words, prompts, preference_file, tiny_model, tmp_path, monkeypatch
+):
+    """Each mistake is in the second entry; no model is loaded for the first one, and nothing is left behind."""
+    monkeypatch.setattr("pipeline.model.loading.load_model", None)
+    monkeypatch.setattr("pipeline.model.loading.load_tokenizer", None)
+    files = {"PROMPTS": prompts, "PAIRS": str(preference_file)}
+    wrong = wrong | ({"dataset": files.get(wrong["dataset"], wrong["dataset"])} if "dataset" in wrong else {})
+    first = {"name": "first", "type": "samples", "prompts": ["What is 1 plus 1?"], "max_new_tokens": 3}
+    (tmp_path / "assess.yaml").write_text(yaml.safe_dump({"evaluations": [first, wrong]}))
+    words_of = ["--reference_model_name_or_path", str(tiny_model)]
+    with pytest.raises(UserError, match=f"evaluation {wrong['type']}: .*{words}"):
+        run(["--config", str(tmp_path / "assess.yaml")], tiny_model, tmp_path / "out", *words_of)
+    assert not (tmp_path / "out").exists()
+
+
+def fails_once(model, tokenizer, *, marker: str):
+    """An evaluation by dotted path that fails once the model is there, until a file says that it may succeed."""
+    from pathlib import Path
+
+    from pipeline.evaluation.registry import Result
+
+    length = len(tokenizer)
+    if not Path(marker).exists():
+        raise UserError("the file is not there")
+    return Result({"tokens": length})
+
+
+def counted(model, tokenizer, *, log: str):
+    """An evaluation by dotted path that notes in a file that it measured."""
+    from pathlib import Path
+
+    from pipeline.evaluation.registry import Result
+
+    vocabulary = len(tokenizer)
+    with Path(log).open("a") as stream:
+        stream.write("measured\n")
+    return Result({"tokens": vocabulary}, samples=[{"prompt": "p", "completions": ["c"]}])
+
+
+def test_a_failure_loses_no_result_and_a_rerun_measures_what_is_missing(tiny_model, tmp_path, capsys):
+    log, marker, out = tmp_path / "log.txt", tmp_path / "marker", tmp_path / "out"
+    entries = [
+        {"name": "kept", "type": f"{__name__}:counted", "log": str(log)},
+        {"name": "later", "type": f"{__name__}:fails_once", "marker": str(marker)},
+    ]
+    (tmp_path / "assess.yaml").write_text(yaml.safe_dump({"evaluations": entries}))
+    config = ["--config", str(tmp_path / "assess.yaml")]
+    with pytest.raises(UserError, match="evaluation later: the file is not there"):
+        run(config, tiny_model, out)
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "failed"
+    size = record["metrics"]["kept/tokens"]
+    assert json.loads((out / "samples.jsonl").read_text())["evaluation"] == "kept"
+    marker.touch()
+    record = run(config, tiny_model, out)
+    assert record["status"] == "completed"
+    assert record["metrics"] == {"kept/tokens": size, "later/tokens": size}
+    assert log.read_text() == "measured\n"  # once, in two runs
+    assert "kept: tokens" in (shown := capsys.readouterr().out)
+    assert "(measured before)" in shown
+    assert [path.name for path in sorted(out.iterdir())] == ["run.json", "samples.jsonl"]
+
+
+def test_what_was_measured_of_other_weights_is_measured_again(tiny_model, tmp_path):
+    log, marker, out, model = tmp_path / "log.txt", tmp_path / "marker", tmp_path / "out", tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    entries = [
+        {"name": "kept", "type": f"{__name__}:counted", "log": str(log)},
+        {"name": "later", "type": f"{__name__}:fails_once", "marker": str(marker)},
+    ]
+    (tmp_path / "assess.yaml").write_text(yaml.safe_dump({"evaluations": entries}))
+    config = ["--config", str(tmp_path / "assess.yaml")]
+    with pytest.raises(UserError, match="evaluation later"):
+        run(config, model, out)
+    weights = load_file(model / "model.safetensors")
+    save_file({name: tensor + 0.01 for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    marker.touch()
+    run(config, model, out)
+    assert log.read_text() == "measured\nmeasured\n"
+
+
+@pytest.mark.parametrize("path", ["runs/nothing/here", "/nowhere", "nobody/nothing"])
+def test_a_model_or_a_reference_that_is_not_there_is_one_line(config, tiny_model, tmp_path, path):
+    words = "there is no folder" if path != "nobody/nothing" else "neither a model folder nor a Hub repository"
+    with pytest.raises(UserError, match=f"model_name_or_path: .*{words}"):
+        run(config, path, tmp_path / "out", "--reference_model_name_or_path", str(tiny_model))
+    assert not (tmp_path / "out").exists()
+    if path != "nobody/nothing":
+        with pytest.raises(UserError, match=f"reference_model_name_or_path: {words}"):
+            run(config, tiny_model, tmp_path / "out", "--reference_model_name_or_path", path)
