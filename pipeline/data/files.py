@@ -382,12 +382,17 @@ def _csv_reason(error: csv.Error) -> str:
     return str(error)
 
 
-def _csv_header(path: Path, cells: list[str]) -> list[str]:
-    """The names of the columns. UserError where two are the same, for a row could keep only one of their cells."""
-    names = [cell.strip() for cell in cells]
+def _refuse_repeated(path: Path, names: list[str]) -> None:
+    """Raises UserError where two columns have one name, for a row could keep only one of their values."""
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise UserError(f"{path}: the header names column {twice[0]!r} {names.count(twice[0])} times")
+        raise UserError(f"{path} has {names.count(twice[0])} columns of the name {twice[0]!r}: rename all but one")
+
+
+def _csv_header(path: Path, cells: list[str]) -> list[str]:
+    """The names of the columns, without the spaces that some programs write around commas."""
+    names = [cell.strip() for cell in cells]
+    _refuse_repeated(path, names)
     return names
 
 
@@ -418,6 +423,7 @@ def _parquet_rows(path: Path, start: Cursor) -> Iterator[Row]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
+            _refuse_repeated(path, file.schema_arrow.names)
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 if number + rows <= start.records:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -250,8 +250,10 @@ def load_hub(source: Source, streaming: bool = False) -> "datasets.Dataset | dat
         ) from error
 
 
-def read_source(source: Source, kind: str, skip_bad_rows: bool) -> Part:
+def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection[str] = ()) -> Part:
     """All rows of one dataset in the standard form of ``kind``, with their identities and what was skipped.
+
+    ``keep`` names further columns that stay in the rows that have them (those of kind ``prompt`` have all).
 
     Raises:
         UserError: no rows, columns that do not fit, or the first bad row (file, row, field, reason) unless skipped.
@@ -268,7 +270,9 @@ def read_source(source: Source, kind: str, skip_bad_rows: bool) -> Part:
         try:
             if isinstance(row, RowError):
                 raise row
-            good.append(convert(prepare(row, source), form, kind))
+            given = prepare(row, source)
+            converted = convert(given, form, kind)
+            good.append(converted | {name: given[name] for name in keep if name in given and name not in converted})
         except RowError as error:
             described = f"{place}, row {number}: {error}"
             if not skip_bad_rows:

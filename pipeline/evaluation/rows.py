@@ -1,10 +1,10 @@
 """The rows an evaluation reads, and how the run record names them. Never training rows: the split is always named."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from pipeline.data.formats import parse_map, rename
-from pipeline.data.loading import raw_rows, read_source
+from pipeline.data.formats import parse_map
+from pipeline.data.loading import read_source
 from pipeline.data.mixing import Source
 from pipeline.runtime.errors import UserError
 
@@ -38,9 +38,8 @@ def read_rows(
         UserError: the dataset cannot be read, or no row is left.
     """
     source = Source(name=dataset, split=split, config=config, dataset_map=parse_map(dataset_map), role="evaluation")
-    part = read_source(source, kind, skip_bad_rows)
-    wanted = {*columns, *(where or {})}
-    rows = part.rows if kind == "prompt" or not wanted else _with_columns(part.rows, source, wanted)
+    part = read_source(source, kind, skip_bad_rows, keep=(*columns, *(where or {})))
+    rows = part.rows
     for column, value in (where or {}).items():
         if not any(column in row for row in rows):
             raise UserError(f"{dataset}: where names the column {column!r}, which the rows do not have")
@@ -56,12 +55,3 @@ def read_rows(
         if value:
             record[name] = value
     return rows, record
-
-
-def _with_columns(rows: Sequence[dict[str, Any]], source: Source, wanted: Collection[str]) -> list[dict[str, Any]]:
-    """Rows with those of the wanted columns that the dataset has; none are added where bad rows were left out."""
-    given = [row for _, _, row in raw_rows(source)] if "[" not in source.split else []
-    if len(given) != len(rows) or not all(isinstance(row, Mapping) for row in given):
-        return list(rows)
-    renamed = (rename(row, source.dataset_map or {}) for row in given)
-    return [row | {c: other[c] for c in wanted if c in other} for row, other in zip(rows, renamed, strict=True)]

@@ -168,7 +168,7 @@ def test_an_unclosed_quote_swallows_no_row(tmp_path, rest, message):
 def test_csv_headers_that_name_no_columns(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("q,a,q\n1,2,3\n")
-    with pytest.raises(UserError, match=r"the header names column 'q' 2 times"):
+    with pytest.raises(UserError, match=r"a\.csv has 2 columns of the name 'q': rename"):
         contents(path)
     path.write_text('q,"a\n1,2\n')
     with pytest.raises(UserError, match=r"a\.csv, the header, which begins at line 1: a quote opens"):
@@ -231,6 +231,9 @@ def test_parquet_that_is_none_or_damaged(tmp_path):
         path.write_bytes(wrong)
         with pytest.raises(UserError, match=r"a\.parquet is not a parquet file, or is cut or damaged"):
             contents(path)
+    pq.write_table(pa.table([pa.array([1]), pa.array([2])], names=["text", "text"]), path)
+    with pytest.raises(UserError, match=r"a\.parquet has 2 columns of the name 'text'"):
+        contents(path)
     text = pa.Array.from_buffers(
         pa.string(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xe9")]
     )

@@ -34,6 +34,17 @@ def test_extra_columns_survive_the_conversion_to_a_standard_form(tmp_path):
     assert got == {"prompt": "p", "chosen": "c", "rejected": "r", "truth": 1.5}
 
 
+def test_extra_columns_stay_beside_bad_rows_and_slices(tmp_path):
+    """Of the four rows of the slice the second is bad; rows 1 and 3 are odd."""
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"p {i}", "chosen": "c", "rejected": "c" if i == 2 else "r", "n": i} for i in range(1, 7)]
+    path.write_text("".join(json.dumps(row | {"kind": "odd" if row["n"] % 2 else "even"}) + "\n" for row in rows))
+    options = {"kind": "preference", "skip_bad_rows": True, "columns": ("n",), "where": {"kind": "odd"}}
+    got, record = read_rows(str(path), "test[:4]", **options)
+    assert [(row["n"], row["kind"]) for row in got] == [(1, "odd"), (3, "odd")]
+    assert record["bad_rows"] == 1
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
