@@ -59,8 +59,10 @@ def main(argv: list[str] | None = None) -> None:
         rewards = []
         for name, reward in zip(own.reward, resolved):
             record_reward(run, reward)
-            # Only one reward can lie on the shared backbone; a second one is a model of its own.
+            # Only one reward can lie on the shared backbone; a second one is a model of its own. Under adapter_mode
+            # stack the backbone contains the policy's first adapter, which the reward model was not trained on.
             shares = config.critic == "shared" and not any(isinstance(r, AdapterReward) for r in rewards)
+            shares = shares and policy.parent_adapter is None
             rewards.append(AdapterReward(name) if shares and same_backbone(policy.model, name) else reward)
         data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)

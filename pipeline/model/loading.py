@@ -117,23 +117,34 @@ def attach_adapter(
         model.load_adapter(name, adapter_name=adapter_name, is_trainable=trainable, revision=revision)
         return model
     config = PeftConfig.from_pretrained(name, revision=revision)
-    if hasattr(model, "score") and config.task_type != "SEQ_CLS":
-        # PEFT adds the score head to the modules that are saved whole.
-        config.task_type = "SEQ_CLS"
-        present = {part for module, _ in model.named_modules() for part in module.split(".")[-1:]}
-        config.modules_to_save = [module for module in config.modules_to_save or [] if module in present]
     rows = _saved_rows(model, name, revision)
     if rows is not None and rows != model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(rows, mean_resizing=False)
     try:
+        if hasattr(model, "score") and config.task_type != "SEQ_CLS":
+            return _with_new_head(model, name, config, revision)
         return PeftModel.from_pretrained(
-            model, name, is_trainable=trainable, config=config, revision=revision, adapter_name=adapter_name
+            model, name, is_trainable=trainable, revision=revision, adapter_name=adapter_name
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"the adapter in {name} does not fit its base: was it trained on another model? "
             f"({' '.join(str(error).split())[:200]})"
         ) from error
+
+
+def _with_new_head(model: PreTrainedModel, name: str, config: Any, revision: str | None) -> "PeftModel":
+    """A sequence classifier with a causal LM's adapter on it; its score head is trained and saved with the adapter."""
+    from peft import get_peft_model, load_peft_weights, set_peft_model_state_dict
+
+    modules = {module.rpartition(".")[2] for module, _ in model.named_modules()}
+    config.task_type, config.inference_mode = "SEQ_CLS", False
+    config.modules_to_save = sorted({"score", *modules.intersection(config.modules_to_save or ())})
+    weights = load_peft_weights(name, device="cpu", revision=revision)
+    weights["base_model.model.score.weight"] = model.score.weight.detach().clone()
+    adapted = get_peft_model(model, config)
+    set_peft_model_state_dict(adapted, weights)
+    return adapted
 
 
 def merged(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:

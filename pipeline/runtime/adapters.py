@@ -31,7 +31,7 @@ def check_stackable(lower: Path, upper: dict[str, Any]) -> None:
     """
     lower_config = json.loads((lower / "adapter_config.json").read_text(encoding="utf-8"))
     for what, config in ((f"the adapter {lower}", lower_config), ("the new adapter", upper)):
-        variant = _variant(config)
+        variant = variant_of(config)
         if variant is not None:
             raise UserError(
                 f"{what} is not plain LoRA ({variant}), so {lower} and the new adapter do not add up to one adapter: "
@@ -107,7 +107,7 @@ def stack_adapters(lower: Path, upper: Path) -> None:
     (folders[1] / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _variant(config: dict[str, Any]) -> str | None:
+def variant_of(config: dict[str, Any]) -> str | None:
     """The field of an adapter's configuration that makes it more, or something else, than a product B A."""
     for name, allowed in FIXED.items():
         if config.get(name, allowed[0]) not in allowed:

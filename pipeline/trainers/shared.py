@@ -19,6 +19,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file
 from torch import nn
 
+from pipeline.runtime.adapters import variant_of
 from pipeline.runtime.errors import UserError
 
 POLICY, REFERENCE, CRITIC, REWARD = "default", "ref", "critic", "reward"  # names of adapters
@@ -142,11 +143,15 @@ def train_policy_and_critic(model: nn.Module) -> None:
 
 
 def same_backbone(model: nn.Module, folder: str) -> bool:
-    """Whether the reward model in ``folder`` is an adapter of the very backbone that ``model`` is or lies on."""
-    config = Path(folder) / "adapter_config.json"
-    if not config.is_file():
+    """Whether the reward model in ``folder`` is an adapter of the very backbone that ``model`` is or lies on.
+
+    It must be plain LoRA and a score head: what else an adapter may change would change the policy too.
+    """
+    file = Path(folder) / "adapter_config.json"
+    config = json.loads(file.read_text()) if file.is_file() else {}
+    if not config or variant_of(config) or not {"score", "classifier"}.issuperset(config.get("modules_to_save") or ()):
         return False
-    theirs = json.loads(config.read_text()).get("base_model_name_or_path")
+    theirs = config.get("base_model_name_or_path")
     ours = base_of(model).config._name_or_path
     return bool(theirs and ours) and (theirs == ours or Path(theirs).resolve() == Path(ours).resolve())
 
@@ -159,6 +164,7 @@ def add_reward_adapter(model: PeftModel, folder: str) -> None:
     """
     config = PeftConfig.from_pretrained(folder)
     config.modules_to_save, config.task_type, config.inference_mode = None, model.peft_config[POLICY].task_type, True
+    config.lora_dropout = 0.0  # it scores while the policy is in training mode
     model.add_adapter(REWARD, config)
     saved = load_file(Path(folder) / "adapter_model.safetensors")
     scores = [name for name in saved if name.endswith("score.weight")]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForSequenceClassification, PeftModel
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -18,7 +19,11 @@ from transformers import (
 )
 
 from pipeline.model.loading import load_tokenizer
-from tests.stages.conftest import flags
+from pipeline.rewards.learned import encode_dialogue, load_reward_model
+from pipeline.rewards.registry import Reward, get_reward
+from pipeline.rewards.resolve import reward_spec
+from pipeline.trainers.ppo import AdapterReward
+from tests.stages.conftest import flags, read_metrics, write_rows
 
 IDS = torch.tensor([[1, 5, 7, 9, 20, 33, 40]])
 LORA = {"use_peft": True, "lora_target_modules": "all-linear", "lora_r": 4, "use_cpu": True}
@@ -97,3 +102,88 @@ def test_an_adapter_of_a_base_without_a_pad_token_loads_onto_the_plain_base(run_
     assert len(tokenizer) == len(theirs)
     assert tokenizer("Louÿs is 1 plus 2.")["input_ids"] == theirs("Louÿs is 1 plus 2.")["input_ids"]
     assert load_tokenizer(str(run)).pad_token_id == tokenizer.pad_token_id
+
+
+@pytest.fixture(scope="module")
+def reward_over(run_of, preference_file, tmp_path_factory):
+    """``reward_over(base, mode)``: a reward model of two steps over an SFT adapter, and its logits when saved."""
+
+    @functools.cache
+    def run(base: str, mode: str) -> tuple[Path, torch.Tensor]:
+        folder = tmp_path_factory.mktemp(f"rm-{base}-{mode}") / "run"
+        given = flags(
+            model_name_or_path=run_of("sft", base)[1], adapter_mode=mode, dataset_name=preference_file, eval_rows=8,
+            output_dir=folder, max_steps=2, save_steps=2, **LORA,
+        )  # fmt: skip
+        return folder, logits_when_saved("reward_model", given)
+
+    return run
+
+
+@pytest.mark.parametrize("mode", ["continue", "merge", "stack"])
+@pytest.mark.parametrize("base", ["narlm", "llama"])
+def test_a_reward_model_over_an_adapter(run_of, reward_over, base, mode):
+    """Its score is that of base + SFT adapter + what it learned itself, by plain PEFT, by our loader and as a reward;
+    its new score head was trained; and it stands on the base, or on the merged start."""
+    start, sft, _ = run_of("sft", base)
+    folder, scores = reward_over(base, mode)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["task_type"] == "SEQ_CLS"
+    assert Path(config["base_model_name_or_path"]) == (folder / "start" if mode == "merge" else start)
+    assert config["r"] == (8 if mode == "stack" else 4)
+    plain = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
+    ours, tokenizer = load_reward_model(str(folder))
+    prompt, answer = "What is 2 plus 3?", "It is 5."
+    ids = torch.tensor([encode_dialogue(tokenizer, prompt, answer)])
+    with torch.no_grad():
+        assert (plain(IDS).logits - scores).abs().max() < 1e-5
+        assert (ours(IDS).logits - scores).abs().max() < 1e-5
+        expected = plain(ids).logits.item()
+        heads = [model.score.weight.flatten() for model in (plain.base_model.model, ours)]
+    assert get_reward(reward_spec(str(folder)))(prompts=[prompt], completions=[answer]) == [
+        pytest.approx(expected, abs=1e-5)
+    ]
+    assert read_metrics(folder)["held_out_pairs"] == 8
+    assert heads[1].abs().max() > 0
+    if mode == "continue":  # the SFT adapter went on: its matrices moved
+        before, after = (load_file(place / "adapter_model.safetensors") for place in (sft, folder))
+        assert all(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo", "rsft"])
+@pytest.mark.parametrize("mode", ["continue", "stack"])
+def test_a_reward_model_over_an_adapter_serves_every_stage(run_of, reward_over, tmp_path, monkeypatch, stage, mode):
+    """The stage's figures are the scores that the reward model gives alone, also where PPO lays it on the policy's
+    backbone, which under ``stack`` it must not: there the backbone contains the policy's first adapter."""
+    folder, _ = reward_over("llama", "continue")
+    seen = []
+
+    def watched(cls):
+        original = cls.__call__
+
+        def call(self, prompts, completions, **columns):
+            scores = original(self, prompts, completions, **columns)
+            seen.append((prompts, completions, scores))
+            return scores
+
+        return call
+
+    for cls in (Reward, AdapterReward):
+        monkeypatch.setattr(cls, "__call__", watched(cls))
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"What is {a} plus 1?"} for a in range(4)])
+    sampling = {
+        "ppo": {"num_generations": 2, "num_iterations": 1, "guard_patience": 0, "max_steps": 1},
+        "grpo": {"num_generations": 2, "guard_patience": 0, "max_steps": 1},
+        "rsft": {"num_candidates": 2, "rounds": 1, "max_steps": 1},
+    }[stage]
+    importlib.import_module(f"pipeline.{stage}").main(
+        flags(
+            model_name_or_path=run_of("sft", "llama")[1], adapter_mode=mode, dataset_name=prompts, eval_rows=0,
+            output_dir=tmp_path / "run", reward=folder, max_completion_length=4, save_steps=1, **LORA, **sampling,
+        )
+    )  # fmt: skip
+    monkeypatch.undo()
+    reward = get_reward(reward_spec(str(folder)))
+    assert seen
+    for prompts_seen, completions, scores in seen:
+        assert scores == pytest.approx(reward(prompts=prompts_seen, completions=completions), abs=1e-4)
