@@ -24,7 +24,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pipeline.data.files import RowError
+from pipeline.data.rows import RowError
 from pipeline.runtime.errors import UserError
 
 KINDS = ("text", "sft", "preference", "prompt", "ranked")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data import mixing
 from pipeline.data.arguments import DataArguments
-from pipeline.data.files import RowError, read_rows
+from pipeline.data.files import read_rows
 from pipeline.data.formats import (
     check_map,
     content_hash,
@@ -28,6 +28,7 @@ from pipeline.data.formats import (
     rename,
 )
 from pipeline.data.mixing import Part, Source
+from pipeline.data.rows import RowError
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.fingerprints import files_sha256
 

@@ -34,7 +34,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers import TrainerCallback
 
 from pipeline.data.arguments import DataArguments
-from pipeline.data.files import Cursor, RowError, read_rows
+from pipeline.data.files import read_rows
 from pipeline.data.formats import content_hash, convert
 from pipeline.data.loading import (
     EVAL_ROWS,
@@ -53,6 +53,7 @@ from pipeline.data.loading import (
 )
 from pipeline.data.mixing import Source
 from pipeline.data.packing import Packer, encode
+from pipeline.data.rows import Cursor, RowError
 from pipeline.runtime.errors import UserError
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.data.files import Row, RowError, read_rows
+from pipeline.data.files import read_rows
 from pipeline.data.formats import check_map, parse_map
+from pipeline.data.rows import Row, RowError
 from pipeline.rewards.judging import VERDICTS, Judgement, completion_text, judge
 from pipeline.rewards.registry import names, parse_options
 from pipeline.rewards.resolve import resolve

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import files
-from pipeline.data.files import RowError, read_rows, split_files
+from pipeline.data.files import read_rows, split_files
+from pipeline.data.rows import RowError
 from pipeline.runtime.errors import UserError
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 
-from pipeline.data.files import RowError
 from pipeline.data.formats import (
     Form,
     check_map,
@@ -15,6 +14,7 @@ from pipeline.data.formats import (
     rename,
     to_messages,
 )
+from pipeline.data.rows import RowError
 from pipeline.runtime.errors import UserError
 
 U, A, S = ({"role": role, "content": role[0]} for role in ("user", "assistant", "system"))
