@@ -13,6 +13,9 @@ END_OF_TURN = re.compile(
 )
 _THINK = re.compile(r"<(/?)think>", re.IGNORECASE)
 _HASHES = re.compile(r"(?<!#)####(?!#)")
+_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*+)</answer>", re.IGNORECASE | re.DOTALL)
+_ANSWER_END = re.compile(r"</answer>", re.IGNORECASE)
+_EMPHASIS = re.compile(r"\s*(\*{1,3}|_{1,3}|`{1,3})(?=\S)([^*_`]++)(?<=\S)\1\s*")
 _BRACES = re.compile(r"\\boxed\s*+\{|\\.|[{}]", re.DOTALL)
 
 
@@ -89,12 +92,14 @@ def _unboxed(content: str) -> str:
 
 
 def marked_answer(text: str) -> str | None:
-    """Content of the last explicit marker in ``text``: ``#### …`` to the end of its line, or ``\\boxed{…}``.
+    """Content of the last explicit marker: ``#### …`` to the end of its line, ``\\boxed{…}``, ``<answer>…</answer>``.
 
-    Pass it :func:`visible_text`. A box inside a ``####`` line or inside another box belongs to that marker. A box that
-    is never closed is a marker that holds nothing. ``</answer>`` ends a line. Returns None where there is no marker.
+    Pass it :func:`visible_text`. A box inside a ``####`` line or inside another box belongs to that marker; a marker
+    inside ``<answer>`` says what the answer is. A box that is never closed is a marker that holds nothing.
+    ``</answer>`` ends a line. Returns None where there is no marker.
     """
-    text = text.replace("</answer>", "\n")
+    tags = [(tag.start(), tag[1]) for tag in _ANSWER.finditer(text)]
+    text = _ANSWER_END.sub("\n" + " " * 8, text)  # as long as it was: positions stay
     closed, unclosed_start = _boxes(text)
     boxes = _outermost(closed)
     markers = [(start, text[inner : end - 1]) for start, inner, end in boxes[-1:]]
@@ -117,7 +122,19 @@ def marked_answer(text: str) -> str | None:
         line_end = line_end if line_end >= 0 else len(text)
         markers = [marker for marker in markers if not hash_start < marker[0] < line_end]
         markers.append((hash_start, content))
+    markers += [(start, content) for start, content in tags if not _is_marked(content)]
     return _unboxed(max(markers)[1]).strip() if markers else None
+
+
+def _is_marked(text: str) -> bool:
+    return "\\boxed" in text or _HASHES.search(text) is not None
+
+
+def without_emphasis(text: str) -> str:
+    """The text without Markdown's stars, underscores or backticks around all of it: ``**25**``, ``*25*``."""
+    stop = "." if text.rstrip().endswith(".") else ""
+    match = _EMPHASIS.fullmatch(text.rstrip().removesuffix(".") if stop else text)
+    return match[2].strip() + stop if match else text
 
 
 def gold_text(gold: Any) -> str | None:

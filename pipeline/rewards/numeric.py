@@ -9,7 +9,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from pipeline.rewards.answers import gold_text, marked_answer, visible_text
+from pipeline.rewards.answers import gold_text, marked_answer, visible_text, without_emphasis
 from pipeline.rewards.judging import Judgement, Sample, right, unscorable, wrong
 
 COLUMNS = ("answer",)
@@ -112,7 +112,7 @@ def _is_unit_word(word: str) -> bool:
 
 def _without_dress(text: str) -> str:
     """The text without LaTeX spacing and text wrappers, bold, math delimiters, and one trailing full stop."""
-    text = text.replace("{,}", ",").replace(",\\!", ",").replace("\\$", "$").replace("\\%", "%")
+    text = without_emphasis(text).replace("{,}", ",").replace(",\\!", ",").replace("\\$", "$").replace("\\%", "%")
     text = _MATH_WRAPPER.sub(r" \1 ", text)
     text = _MATH_EDGE.sub(" ", _MATH_SPACE.sub(" ", text))
     text = _DEGREE.sub(" ° ", text).replace("**", " ").replace("__", " ")
@@ -182,7 +182,7 @@ def judge(sample: Sample) -> Judgement:
     same = found is not None and same_number(found, expected)
     lenient = 1.0 if same else 0.0
     if marked is None:
-        return wrong("no marker (#### or \\boxed{}) outside the thoughts", lenient=lenient)
+        return wrong("no marker (####, \\boxed{} or <answer>) outside the thoughts", lenient=lenient)
     if same:
         return right(lenient=lenient)
     return wrong("another number" if found is not None else "the marker does not hold one number", lenient=lenient)

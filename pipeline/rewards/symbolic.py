@@ -1,10 +1,12 @@
 """``math`` (equal as mathematics, by math-verify in a worker that can be killed) and ``logic`` (by truth table)."""
 
 import functools
+import json
 import re
 from typing import NamedTuple
 
-from pipeline.rewards.answers import gold_text, marked_answer, visible_text
+from pipeline.rewards.answers import gold_text, marked_answer, visible_text, without_emphasis
+from pipeline.rewards.formulas import Tree, canonical, tree, variables
 from pipeline.rewards.judging import Judgement, Sample, error, judged, right, timeout, unscorable, wrong
 from pipeline.rewards.numeric import read_number, same_number
 from pipeline.rewards.workers import Outcome, WorkerPool, core_share
@@ -12,53 +14,58 @@ from pipeline.runtime.errors import UserError
 
 # --- math ------------------------------------------------------------------------------------------------------------
 
-_SPACE = re.compile(r"\\[,;:! ]|\\quad(?![A-Za-z])|\\(?:left|right|displaystyle)(?![A-Za-z])|[\s$]+")
 _GAP = r"(?:\s|\\[,;: ]|\\q?quad(?![A-Za-z])|~|\\(?:text|mbox|hspace|phantom)\s*\{[^{}]*\})"
-_SPLIT_NUMBER = re.compile(rf"[0-9]{_GAP}+[0-9.]|[0-9][^\x00-\x7f]|\\\}}{_GAP}*[0-9]|[0-9]{_GAP}*[_']")
-_ALTERNATIVES = re.compile(
-    r"\b(?:or|and|not|either)\b|;|\\(?:pm|mp|lor|vee|approx|sim|[lc]?dots)(?![A-Za-z])|\.\.\.|…|≈|±"
-)
-_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))|\{,\}|,\\!")
-_ASSIGNMENT = re.compile(r"\s*[A-Za-z](?:_\{?\w+\}?)?\s*=(?!=)")
+_SPLIT_NUMBER = re.compile(rf"[0-9]{_GAP}+[0-9.]|[0-9][^\x00-\x7f∞≤≥≠±∓∈∪−]|\\\}}{_GAP}*[0-9]|[0-9]{_GAP}*'")
+_HEDGES = re.compile(r"\b(?:not|either)\b|\\(?:approx|sim|[lc]?dots)(?![A-Za-z])|\.\.\.|…|≈")
 _RELATION = re.compile(r"[<>=≤≥≠]|\\(?:le|ge|leq|geq|lt|gt|ne|neq|in)(?![A-Za-z])")
+_REGION = re.compile(r"[(\[].*,.*[)\]]|\\cup(?![A-Za-z])|∪|\\mathbb|\\emptyset", re.DOTALL)
+_ASSIGNMENT = re.compile(r"\s*[A-Za-z](?:_\{?\w+\}?)?\s*=(?!=)")
+_BASE_SIGN = re.compile(r"[0-9]\s*_")
+_IN_BASE = re.compile(r"\s*([0-9A-Fa-f]+)\s*_\s*(?:([0-9])|\{\s*(?:\\text\s*\{)?\s*(\w+)\s*\}?\s*\})\s*")
+_LN, _BARE_LOG = re.compile(r"\\ln(?![A-Za-z])"), re.compile(r"\\log(?![A-Za-z])(?!\s*_)")
+_NOT_A_NUMBER = re.compile(r"\W*(?:\\(?:text|mathrm)\s*\{)?\s*nan\W*", re.IGNORECASE)
 
 
 def _squeezed(latex: str) -> str:
-    """The formula without spacing, for comparison as text."""
-    text = latex.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("−", "-")
-    return _SPACE.sub("", text).removesuffix(".")
+    """A canonical formula without spaces (but ``4 1`` is not 41), for comparison as text."""
+    return re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", latex)
 
 
-def _listed(latex: str) -> bool:
-    return "," in _THOUSANDS.sub("", latex)
-
-
-def _bracket(latex: str) -> str:
-    """The bracket a formula opens with; none for a set, whose braces are often left out."""
-    text = _squeezed(latex)
-    return text[0] if text[:1] in ("(", "[") and _listed(text) else ""
+def _statement(part: Tree) -> str:
+    """What one value states, without a leading ``x =``."""
+    text = part if isinstance(part, str) else part[3] if part[0] == "sequence" else " ".join(map(_statement, part[1:]))
+    return _ASSIGNMENT.sub("", text, count=1)
 
 
 def refusal(answer: str, gold: str) -> str | None:
-    """Why ``answer`` must not even be compared with ``gold``, or None.
+    """Why ``answer`` must not even be compared with ``gold``, or None; both canonical.
 
-    math-verify adds numbers that stand side by side (``4 1`` is 5), rescales percents both ways, takes the last side
-    of any equation and forgets the order of what it reads as a set: all of these are ways to several answers at once.
+    math-verify adds numbers that stand side by side (``4 1`` is 5), rescales percents both ways, drops the base of a
+    number and takes the last side of any equation: all of these are ways to several answers at once.
     """
     if _SPLIT_NUMBER.search(answer) and not _SPLIT_NUMBER.search(gold):
         return "numbers side by side"
-    if _ALTERNATIVES.search(answer) and not _ALTERNATIVES.search(gold):
+    if _HEDGES.search(answer) and not _HEDGES.search(gold):
         return "alternatives"
-    if _listed(answer) != _listed(gold):
-        return "a list" if _listed(answer) else "no list"
-    if _bracket(answer) != _bracket(gold):
-        return "another kind of bracket"
     if ("%" in answer) != ("%" in gold):
         return "a percent is not rescaled"
-    stated = _ASSIGNMENT.sub("", answer, count=1)
-    if _RELATION.search(stated) and not _RELATION.search(gold):
+    if bool(_BASE_SIGN.search(answer)) != bool(_BASE_SIGN.search(gold)):
+        return "a base on one side only"
+    if len(variables(answer)) > 1 and not variables(gold):
+        return "values of several variables"
+    stated = _statement(tree(answer))
+    if _RELATION.search(stated) and not _RELATION.search(gold) and ("=" in stated or not _REGION.search(gold)):
         return "an equation"
     return None
+
+
+def _same_base(answer: str, gold: str) -> bool | None:
+    """Whether two numbers are the same digits in the same base; None where not both are written with one."""
+    both = [_IN_BASE.fullmatch(text) for text in (answer, gold)]
+    if not all(both):
+        return None
+    first, second = ((m[1].lstrip("0").upper(), (m[2] or m[3]).lower()) for m in both)
+    return first == second
 
 
 @functools.cache
@@ -68,26 +75,50 @@ def _pool() -> WorkerPool:
 
 @functools.lru_cache(maxsize=65536)
 def _gold_outcome(gold: str, deadline: float) -> Outcome:
-    return _pool().run([{"gold": gold}], deadline)[0]
+    return _pool().run([{"gold": json.loads(gold)}], deadline)[0]
 
 
-def _at_once(sample: Sample) -> Judgement | tuple[str, str]:
-    """The verdict where none of math-verify is needed, else (answer, gold)."""
+class Pair(NamedTuple):
+    """The trees of an answer and of its gold answer, as JSON."""
+
+    answer: str
+    gold: str
+
+
+def _at_once(sample: Sample) -> Judgement | Pair:
+    """The verdict where none of math-verify is needed, else what to compare."""
     gold = gold_text(sample.row.get("answer"))
     if gold is None:
         return unscorable("the gold answer is missing")
     answer = marked_answer(visible_text(sample.text))
     if answer is None:
-        return wrong("no marker (#### or \\boxed{}) outside the thoughts")
+        return wrong("no marker (####, \\boxed{} or <answer>) outside the thoughts")
     if not answer:
         return wrong("the marker holds nothing")
     gold_number, number = read_number(gold), read_number(answer)
     if gold_number is not None and number is not None:
         return judged(same_number(gold_number, number), "another number")
+    if _NOT_A_NUMBER.fullmatch(gold):
+        return unscorable("the gold answer is not a number (nan)")
+    answer, gold = canonical(without_emphasis(answer)), canonical(gold)
+    if _squeezed(answer) == _squeezed(gold):
+        return right()
+    same = _same_base(answer, gold)
+    if same is not None:
+        return judged(same, "another number, or another base")
     reason = refusal(answer, gold)
     if reason:
         return wrong(reason)
-    return right() if _squeezed(answer) == _squeezed(gold) else (answer, gold)
+    if _LN.search(answer + gold):  # beside ln, log is the natural logarithm
+        answer, gold = _BARE_LOG.sub(r"\\ln", answer), _BARE_LOG.sub(r"\\ln", gold)
+    pair = tree(answer), tree(gold)
+    if _length(pair[0]) != _length(pair[1]):
+        return wrong(f"{_length(pair[0])} values for {_length(pair[1])}")
+    return Pair(*map(json.dumps, pair))
+
+
+def _length(part: Tree) -> int:
+    return len(part) - 1 if isinstance(part, list) and part[0] == "set" else 1
 
 
 def prepare(deadline: float = 5.0) -> None:
@@ -99,10 +130,11 @@ def prepare(deadline: float = 5.0) -> None:
 def math_many(samples: list[Sample], deadline: float = 5.0) -> list[Judgement]:
     """Verdicts against the column ``answer``; each comparison has ``deadline`` seconds, then its worker is killed."""
     decided = [_at_once(sample) for sample in samples]
-    open_pairs = [pair for pair in decided if not isinstance(pair, Judgement)]
+    open_pairs = [pair for pair in decided if isinstance(pair, Pair)]
     golds = {gold: _gold_outcome(gold, deadline) for _, gold in open_pairs}
     readable = [pair for pair in dict.fromkeys(open_pairs) if golds[pair[1]] == Outcome("done", "right")]
-    outcomes = _pool().run([{"answer": answer, "gold": gold} for answer, gold in readable], deadline)
+    jobs = [{"answer": json.loads(answer), "gold": json.loads(gold)} for answer, gold in readable]
+    outcomes = _pool().run(jobs, deadline)
     compared = dict(zip(readable, outcomes, strict=True))
     return [
         item if isinstance(item, Judgement) else _math_judgement(golds[item[1]], compared.get(item))
@@ -255,7 +287,7 @@ def logic_judge(sample: Sample) -> Judgement:
         return unscorable(f"the gold answer is no formula: {cause}")
     answer = marked_answer(visible_text(sample.text))
     if answer is None:
-        return wrong("no marker (#### or \\boxed{}) outside the thoughts")
+        return wrong("no marker (####, \\boxed{} or <answer>) outside the thoughts")
     try:
         found = parse_formula(answer)
     except ValueError as cause:

@@ -9,7 +9,6 @@ from pipeline.runtime.errors import UserError
 
 _FORMAT = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _FORMAT_TAG = re.compile(r"</?(?:think|answer)>")
-_ANSWER_TAG = re.compile(r"<answer>([^<]*+)</answer>", re.IGNORECASE)
 _CHOICE = re.compile(r"(?:(?:the\s+)?(?:correct\s+|final\s+)?answer\s*(?:is\s*:?|:)\s*)?(?:\(([A-Z])\)|([A-Z])[.)]?)")
 
 
@@ -49,9 +48,7 @@ def choice_judge(sample: Sample) -> Judgement:
         return unscorable("the gold answer is no choice: give a letter, or an index from 0")
     visible = visible_text(sample.text)
     given = marked_answer(visible)
-    if given is None:
-        tags = _ANSWER_TAG.findall(visible)
-        given = tags[-1] if tags else visible
+    given = visible if given is None else given
     given = re.sub(r"\\text\s*+\{([^{}]*+)\}|\*\*", r"\1", given).strip()
     if len(given) > 60:
         return judged(False, "no single letter")

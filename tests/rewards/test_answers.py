@@ -54,6 +54,11 @@ def test_nothing_after_the_end_of_the_turn_counts(token):
         ("#### 6 or \\boxed{\n5}", "6 or  \n5"),  # a line break in the box does not end the line
         (r"#### 6" + "\n" + r"\boxed{5}", "5"),
         ("\\boxed{5}\n#### 6", "6"),
+        ("<answer>5</answer>", "5"),
+        ("<answer>5</answer>\n#### 6", "6"),
+        ("#### 6\n<answer>5</answer>", "5"),
+        ("<answer>5", None),
+        ("<answer> 5 </answer>, <answer>6</answer>", "6"),
         ("####", ""),
         ("####\n5", ""),  # the answer stands on the marker's line
     ],
@@ -80,11 +85,24 @@ def test_gold_text(gold, text):
 @pytest.mark.parametrize(
     "hostile",
     [
-        *(unit * 100_000 for unit in ("\\boxed{", "\\boxed{1}", "<think>", "</think>", "#### ", "{", "#")),
+        *(
+            unit * 100_000
+            for unit in (
+                "\\boxed{",
+                "\\boxed{1}",
+                "<answer>",
+                "<answer>1</answer>",
+                "<think>",
+                "</think>",
+                "#### ",
+                "{",
+                "#",
+            )
+        ),
         "####" + "\\boxed{" * 50_000 + "}" * 50_000,
         "\\boxed" + " " * 100_000,
     ],
-    ids=["open", "closed", "think", "unthink", "hashes", "braces", "hash", "nested", "spaces"],
+    ids=["open", "closed", "answer", "answers", "think", "unthink", "hashes", "braces", "hash", "nested", "spaces"],
 )
 def test_linear_time(hostile):
     """A quadratic pass over 1e5 markers would take minutes."""

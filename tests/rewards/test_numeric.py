@@ -148,3 +148,36 @@ def test_the_paper_s_worked_answers_are_right():
     assert verdict(r"f(x) = 2x + 1, f(10) = 2 \cdot 10 + 1 = \boxed{21}", "21")[:3] == ("right", 1.0, 1.0)
     assert verdict(r"7 -> \boxed{49}", "49")[:3] == ("right", 1.0, 1.0)
     assert verdict(steps, "43")[:2] == ("wrong", 0.0)
+
+
+def test_parts_of_fractions_are_multiplied_out_up_to_pythons_limit_on_digits():
+    """2n/6 is n/3. With 4300 digits (or digits and zeros together) it is found to be; with one more the parts are
+    compared as they are written, as turning them into integers would fail, or take quadratic time.
+    """
+    for ones, equal in [("1" * 4300, True), ("1" * 4301, False), ("1" + "0" * 4299, True), ("1" + "0" * 4300, False)]:
+        twos = ones.replace("1", "2")
+        assert same_number(read_number(f"{ones}/3"), read_number(f"{twos}/6")) is equal
+        assert same_number(read_number(f"3/{ones}"), read_number(f"6/{twos}")) is equal
+        assert same_number(read_number(f"{ones}/3"), read_number(f"{ones}/3"))
+    start = time.perf_counter()
+    assert verdict("#### " + "7" * 100_000 + "/3", "1/3").verdict == "wrong"
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize(
+    "completion",
+    ["<answer>25</answer>", "<ANSWER> 25 </ANSWER>", "#### **25**", "#### *25*", "#### `25`", "#### *25*.",
+     "#### ***25***", r"<answer>\boxed{25}</answer>", "<answer>24</answer> no: <answer>25</answer>",
+     r"\boxed{24} <answer>25</answer>", r"<answer>24</answer> \boxed{25}", "<answer>*25*</answer>"],
+)  # fmt: skip
+def test_answer_tags_and_emphasis(completion):
+    assert verdict(completion, "25").verdict == "right"
+    assert verdict(completion, "26").verdict == "wrong"
+
+
+@pytest.mark.parametrize(
+    "completion",
+    ["<answer>25", "25</answer>", "<answer></answer>25", "#### 5*5", "#### *25", "#### *2*5", "#### _2_5_"],
+)
+def test_what_is_no_tag_and_no_emphasis(completion):
+    assert verdict(completion, "25").verdict == "wrong"
