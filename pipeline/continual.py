@@ -16,6 +16,7 @@ Loss: `objectives.regularisers` added to that of SFT, text or DPO (tests/stages/
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,18 +70,27 @@ def main(argv: list[str] | None = None) -> None:
         from trl import DPOConfig, SFTConfig
 
         from pipeline.data.arguments import DataArguments
+        from pipeline.data.preparation import learned_of, templated
         from pipeline.evaluation.sequence import Judge
-        from pipeline.model.policy import ModelArguments
+        from pipeline.model.loading import load_tokenizer
+        from pipeline.model.policy import ChatModelArguments, ModelArguments, start_name
         from pipeline.runtime.training import train_and_save
         from pipeline.trainers.continual import Corpus, refuse_split
 
         config_class = DPOConfig if run.given.get("kind") == "preference" else SFTConfig
-        own, data_args, model_args, config = run.parse(ContinualArguments, DataArguments, ModelArguments, config_class)
+        model_class = ModelArguments if config_class is SFTConfig else ChatModelArguments
+        own, data_args, model_args, config = run.parse(ContinualArguments, DataArguments, model_class, config_class)
         check(own, data_args, run.push)
         refuse_split(own)
-        judge = Judge(run, own, data_args, model_args, config)
+        tokenizer = load_tokenizer(start_name(model_args), config.trust_remote_code)
+        path = (model_args if own.kind == "preference" else config).chat_template_path
+        learned = learned_of(run, config) if own.kind != "preference" else None
+        ready = partial(
+            templated, tokenizer=tokenizer, run=run, path=path, learned=learned, skip=data_args.skip_bad_rows
+        )
+        judge = Judge(run, own, data_args, model_args, config, ready)
         for number, corpus in enumerate(judge.corpora, 1):
-            here = Corpus(run, number, len(judge.corpora), own, model_args, config)
+            here = Corpus(run, number, len(judge.corpora), own, model_args, config, tokenizer.chat_template)
             if here.done():
                 continue
             policy = here.policy()

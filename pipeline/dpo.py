@@ -33,15 +33,17 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
+        from pipeline.data.preparation import settle_pairs, templated
         from pipeline.inference.stopping import declare_stops
-        from pipeline.model.policy import ModelArguments, load_policy
+        from pipeline.model.policy import ChatModelArguments, load_policy
         from pipeline.runtime.training import train_and_save
         from pipeline.trainers.callbacks import WarnWhenChosenFalls
 
-        own, data_args, model_args, config = run.parse(DPOArguments, DataArguments, ModelArguments, DPOConfig)
+        own, data_args, model_args, config = run.parse(DPOArguments, DataArguments, ChatModelArguments, DPOConfig)
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
         data = load_data(data_args, "preference", config.seed)
         run.add_data(data.sources)
+        data = templated(data, policy.tokenizer, run, model_args.chat_template_path, skip=data_args.skip_bad_rows)
         declare_stops(policy.model, policy.tokenizer, data.train[0])
         trainer = DPOTrainer(
             model=policy.model,
@@ -52,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
             peft_config=policy.peft_config,
             callbacks=[WarnWhenChosenFalls()],
         )
+        settle_pairs(trainer, data, run)
         train_and_save(run, trainer, own, policy.finish)
 
 

@@ -49,19 +49,21 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
-        from pipeline.model.policy import ModelArguments, load_policy
+        from pipeline.data.preparation import templated
+        from pipeline.model.policy import ChatModelArguments, load_policy
         from pipeline.rewards.resolve import record_reward, resolve
         from pipeline.runtime.training import train_and_save
         from pipeline.trainers.guards import Guards
         from pipeline.trainers.prefilter import pass_rates, worth_learning
         from pipeline.trainers.rollouts import RolloutTrainer
 
-        own, data_args, model_args, config = run.parse(GRPOArguments, DataArguments, ModelArguments, GRPOConfig)
+        own, data_args, model_args, config = run.parse(GRPOArguments, DataArguments, ChatModelArguments, GRPOConfig)
         reward = resolve(own.reward, allow_unsafe_code_execution=own.allow_unsafe_code_execution)
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
         record_reward(run, reward)
         data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
+        data = templated(data, policy.tokenizer, run, model_args.chat_template_path, skip=data_args.skip_bad_rows)
         train = data.train
         if own.prefilter_samples:
             rates = pass_rates(

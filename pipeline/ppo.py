@@ -43,14 +43,15 @@ def main(argv: list[str] | None = None) -> None:
             return
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
-        from pipeline.model.policy import ModelArguments, load_policy
+        from pipeline.data.preparation import templated
+        from pipeline.model.policy import ChatModelArguments, load_policy
         from pipeline.rewards.resolve import record_reward, resolve, strict_metric
         from pipeline.runtime.training import train_and_save
         from pipeline.trainers.guards import Guards
         from pipeline.trainers.ppo import AdapterReward, PPOConfig, PPOTrainer
         from pipeline.trainers.shared import same_backbone
 
-        own, data_args, model_args, config = run.parse(PPOArguments, DataArguments, ModelArguments, PPOConfig)
+        own, data_args, model_args, config = run.parse(PPOArguments, DataArguments, ChatModelArguments, PPOConfig)
         if not own.reward:
             raise UserError("reward is missing: name a reward-model folder, a reward of the registry, or both")
         unsafe = own.allow_unsafe_code_execution
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
             rewards.append(AdapterReward(name) if shares and same_backbone(policy.model, name) else reward)
         data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
+        data = templated(data, policy.tokenizer, run, model_args.chat_template_path, skip=data_args.skip_bad_rows)
         weights = config.reward_weights or [1.0] * len(rewards)
         guards = Guards(
             strict_metric(rewards, config.reward_weights),

@@ -49,9 +49,10 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
+        from pipeline.data.preparation import LONG, report_dropped, settle_pairs, templated
         from pipeline.model.policy import ModelArguments, load_policy
         from pipeline.rewards.registry import get_reward
-        from pipeline.runtime.training import require_rows, train_and_save
+        from pipeline.runtime.training import train_and_save
         from pipeline.trainers.reward import DataCollatorForRanking, RankedRewardTrainer, encode_rankings
 
         own, data_args, model_args, config = run.parse(
@@ -68,10 +69,13 @@ def main(argv: list[str] | None = None) -> None:
         listwise = own.objective == "listwise"
         data = load_data(data_args, "ranked" if listwise else "preference", config.seed)
         run.add_data(data.sources)
+        template, config.chat_template_path = config.chat_template_path, None  # TRL would change the model for it
+        data = templated(data, start.tokenizer, run, template, skip=data_args.skip_bad_rows)
         train, evaluation = data.train, data.evaluation
         if listwise:
             config.remove_unused_columns = False
             train = encode_rankings(train, start.tokenizer, config.max_length)
+            report_dropped(run, "train", {LONG: len(data.train) - len(train)}, len(data.train))
             evaluation = encode_rankings(evaluation, start.tokenizer, config.max_length) if evaluation else None
         trainer = (RankedRewardTrainer if listwise else RewardTrainer)(
             model=start.model,
@@ -82,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
             peft_config=start.peft_config,
             data_collator=DataCollatorForRanking(start.tokenizer.pad_token_id) if listwise else None,
         )
-        require_rows(trainer.train_dataset, data_args.dataset_name or "train_dataset")
+        if not listwise:
+            settle_pairs(trainer, data, run)
 
         def finish(folder: Path) -> None:
             start.finish(folder)
@@ -98,13 +103,15 @@ def judged(
 ) -> tuple[dict[str, float], list[tuple[float, float, int]]]:
     """Figures of the reward model saved in ``folder`` on held-out comparisons, and its reliability table and plot."""
     from pipeline.evaluation import reward_quality
+    from pipeline.model.tokens import encode_pair_side
     from pipeline.rewards.learned import encode_dialogue, load_reward_model, score_sequences
 
     load_reward_model.cache_clear()  # the folder may hold other weights than when it was read before
     model, tokenizer = load_reward_model(str(folder))
     pairs = [(row["prompt"], better, worse) for row in held_out for better, worse in comparisons(row)]
     answers = [(prompt, said(y)) for prompt, *both in pairs for y in both]
-    ids = [encode_dialogue(tokenizer, prompt, answer) for prompt, answer in answers]
+    sides = [(row, y) for row in held_out for both in comparisons(row) for y in both]
+    ids = [encode_pair_side(tokenizer, row["prompt"], y, row) for row, y in sides]
     scores = score_sequences(model, ids, tokenizer.pad_token_id)
     true_margins = None
     if truth:

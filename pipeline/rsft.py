@@ -64,9 +64,11 @@ def main(argv: list[str] | None = None) -> None:
         from trl import SFTConfig, SFTTrainer
 
         from pipeline.data.arguments import DataArguments
-        from pipeline.data.loading import load_data
+        from pipeline.data.loading import Data, load_data
+        from pipeline.data.preparation import supervised, templated
         from pipeline.inference.stopping import declare_stops
-        from pipeline.model.policy import ModelArguments
+        from pipeline.model.loading import load_tokenizer
+        from pipeline.model.policy import ModelArguments, start_name
         from pipeline.rewards.resolve import record_reward, resolve
         from pipeline.runtime.training import train_and_save
         from pipeline.trainers import rejection, rounds
@@ -76,18 +78,17 @@ def main(argv: list[str] | None = None) -> None:
         check(own, config)
         unsafe = own.allow_unsafe_code_execution
         reward = resolve(own.reward, allow_unsafe_code_execution=unsafe) if own.reward else None
-        held_out: list[dict] = []
         if own.from_candidates:
-            rows, source = rounds.read_foreign(own.from_candidates, data_args.dataset_map)
-            run.add_data([source])
+            data = rounds.read_foreign(own.from_candidates, data_args.dataset_map)
         else:
             data = load_data(data_args, "prompt", config.seed)
-            run.add_data(data.sources)
-            rows, held_out = list(data.train), list(data.evaluation or [])
-        config.completion_only_loss = True
+        run.add_data(data.sources)
+        tokenizer = load_tokenizer(start_name(model_args), config.trust_remote_code)
+        data = templated(data, tokenizer, run, config.chat_template_path, skip=data_args.skip_bad_rows)
+        rows, held_out = list(data.train), list(data.evaluation or [])
 
         for number in range(1, own.rounds + 1):
-            here = rounds.Round(run, number, own.rounds, model_args, config)
+            here = rounds.Round(run, number, own.rounds, model_args, config, tokenizer.chat_template)
             if here.done():
                 continue
             if own.from_candidates:
@@ -100,14 +101,15 @@ def main(argv: list[str] | None = None) -> None:
             selected = rejection.sft_rows(groups, rule, here.tokenizer(), config.seed + number)
             if own.mine_pairs:
                 here.write_pairs(rejection.mine_pairs(groups))
-            policy = here.policy()
+            policy, trained = here.policy(), here.config()
+            name, chosen = f"round {number}", Data(rounds.to_dataset(selected), None, [])
             if reward is not None and number == own.rounds:
                 record_reward(run, reward)
             declare_stops(policy.model, policy.tokenizer, rows[0])
             trainer = SFTTrainer(
                 model=policy.model,
-                args=here.config(),
-                train_dataset=rounds.to_dataset(selected),
+                args=trained,
+                train_dataset=supervised(chosen, policy.tokenizer, trained, run, name=name).train,
                 processing_class=policy.tokenizer,
                 peft_config=policy.peft_config,
             )

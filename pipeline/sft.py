@@ -4,8 +4,10 @@
 
     accelerate launch pipeline/sft.py --config configs/quickstart/sft.yaml
 
-Data: messages, prompt + completion, or text. Of prompt + completion the completion is learned; of messages the
-assistant's turns (assistant_only_loss), for which the chat template must mark them with {% generation %}.
+Data: messages, prompt + completion, or text. Of prompt + completion the completion is learned, of messages the
+assistant's turns (content and end-of-turn token), of text every token; the stage prints which share of the tokens that
+is. assistant_only_loss: false learns whole dialogues, completion_only_loss: false the prompts too, weight: 0 on a turn
+leaves it out.
 
 Paper: Part 2 names SFT as the source of pi_ref and as the second half of rejection sampling.
 Loss: `objectives.likelihood.negative_log_likelihood` (tests/stages/test_losses.py::test_sft).
@@ -32,18 +34,18 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
+        from pipeline.data.preparation import learned_of, supervised, templated
         from pipeline.inference.stopping import declare_stops
         from pipeline.model.policy import ModelArguments, load_policy
-        from pipeline.model.tokenizer import ensure_training_chat_template
-        from pipeline.runtime.training import require_supervision, train_and_save
+        from pipeline.runtime.training import train_and_save
 
         own, data_args, model_args, config = run.parse(SFTArguments, DataArguments, ModelArguments, SFTConfig)
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
         data = load_data(data_args, "sft", config.seed)
         run.add_data(data.sources)
-        if "messages" in data.train.column_names:
-            ensure_training_chat_template(policy.tokenizer)
+        data = templated(data, policy.tokenizer, run, config.chat_template_path)
         declare_stops(policy.model, policy.tokenizer, data.train[0])
+        data = supervised(data, policy.tokenizer, config, run, learned_of(run, config), skip=data_args.skip_bad_rows)
         trainer = SFTTrainer(
             model=policy.model,
             args=config,
@@ -52,14 +54,13 @@ def main(argv: list[str] | None = None) -> None:
             processing_class=policy.tokenizer,
             peft_config=policy.peft_config,
         )
-        require_supervision(trainer)
         train_and_save(run, trainer, own, policy.finish)
 
 
 FLAGS = {
     "max_length": "tokens of a row kept [1024]",
     "packing": "several rows a sequence [false]",
-    "assistant_only_loss": "learn the assistant's turns of messages only [false]",
+    "assistant_only_loss": "of messages learn the assistant's turns; false: every token [true]",
 }
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from pipeline.evaluation.likelihood import encode_answer
+from pipeline.model.tokens import encode_answer
 from pipeline.run import read_recipe
 from pipeline.worlds import enumerable
 from tests.conftest import ROOT

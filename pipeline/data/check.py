@@ -23,6 +23,8 @@ from pipeline.runtime.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from pipeline.model.tokens import Coded
+
 # Tried in this order when --kind is not given; ranked and prompt also take other kinds' columns, so they come late.
 GUESSES = ("preference", "sft", "ranked", "prompt")
 MEASURED_ROWS = 5000
@@ -149,29 +151,39 @@ def _tokenizer(name: str) -> "PreTrainedTokenizerBase":
 
 def measure(rows: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[str]:
     """Token lengths, supervised share and one masked sample, of all rows or of a fixed draw of ``MEASURED_ROWS``."""
+    from pipeline.model.tokens import ANSWERS
+
     if "messages" in rows[0] or isinstance(rows[0].get("prompt"), list):
         # Dialogues need a template; the model room knows what to do for a tokenizer without one.
         from pipeline.model.tokenizer import ensure_training_chat_template
 
         ensure_training_chat_template(tokenizer)
     drawn = list(rows) if len(rows) <= MEASURED_ROWS else random.Random(0).sample(list(rows), MEASURED_ROWS)
-    encoded = [tokens_of(row, tokenizer) for row in drawn]
+    encoded, refused = [], []
+    for row in drawn:
+        try:
+            encoded.append(tokens_of(row, tokenizer))
+        except UserError as error:
+            refused.append(str(error))
+    lines = [f"refused      {len(refused)} of {len(drawn)} rows: {refused[0]}"] if refused else []
+    if not encoded:
+        return lines
     lengths = sorted(len(tokens) for tokens, _ in encoded)
     over = sum(length > max_length for length in lengths) / len(lengths)
     packed = "text" in rows[0]
     limit = lengths[-1] if packed else max_length
     kept = [sum(mask[:limit]) for _, mask in encoded]
-    learned = sum(kept) / sum(min(length, limit) for length in lengths)
-    lines = [
+    trained = [min(len(tokens), limit) for (tokens, _), said in zip(encoded, kept) if said]
+    lines += [
         f"tokens       median {_quantile(lengths, 0.5)}, p95 {_quantile(lengths, 0.95)}, longest {lengths[-1]}"
         + (f" (of {MEASURED_ROWS} rows drawn)" if len(rows) > MEASURED_ROWS else ""),
         f"max_length   {max_length}: {over:.1%} of rows are longer" + (" (packed, nothing is cut)" if packed else ""),
     ]
     if any(kept):
-        lines.append(f"supervised   {learned:.1%} of the tokens that are kept")
+        lines.append(f"supervised   {sum(kept) / sum(trained):.1%} of the tokens that are kept: {ANSWERS.of(rows[0])}")
     silent = sum(not count for count in kept)
     if silent and any(kept):
-        lines.append(f"             {silent} rows have nothing to learn within max_length")
+        lines.append(f"             {silent} rows have nothing to learn within max_length and are dropped")
     sample = next((place for place, count in enumerate(kept) if count), 0)
     return [*lines, "sample       " + shown(*encoded[sample], tokenizer)]
 
@@ -181,31 +193,21 @@ def _quantile(ordered: Sequence[int], share: float) -> int:
     return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
 
 
-def tokens_of(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[bool]]:
-    """Tokens of a converted row and which of them are learned, as TRL's trainers have it.
+def tokens_of(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> "Coded":
+    """Tokens of a converted row and which of them are learned, as the stages have it (`pipeline.model.tokens`).
 
-    text: all but the first. messages: the assistant's turns (``assistant_only_loss``). prompt+completion: the
-    completion. A pair or ranking: the answers, of which the longest counts. A prompt alone: nothing.
+    A pair or ranking: the answers, of which the longest counts. A prompt alone: nothing.
     """
-    if "text" in row:
-        tokens = tokenizer(row["text"], verbose=False)["input_ids"]
-        if tokens[-1:] != [tokenizer.eos_token_id]:
-            tokens = [*tokens, tokenizer.eos_token_id]
-        return tokens, [place > 0 for place in range(len(tokens))]
-    if "messages" in row:
-        out = tokenizer.apply_chat_template(row["messages"], return_dict=True, return_assistant_tokens_mask=True)
-        return out["input_ids"], [bool(flag) for flag in out["assistant_masks"]]
+    from pipeline.model.tokens import encode_answer, encode_row
+
+    if "prompt" not in row or _answers(row["prompt"], row.get("completion")):
+        return encode_row(tokenizer, row)
     prompt = row["prompt"]
-    answers = [row[name] for name in ("completion", "chosen", "rejected") if _answers(prompt, row.get(name))]
-    answers += row.get("ranked", [])
-    if isinstance(prompt, str):
-        head = tokenizer(prompt, verbose=False)["input_ids"]
-        whole = [tokenizer(prompt + a, verbose=False)["input_ids"] + [tokenizer.eos_token_id] for a in answers]
-    else:
-        head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-        whole = [tokenizer.apply_chat_template(prompt + a, return_dict=True)["input_ids"] for a in answers]
-    tokens = max(whole, key=len) if whole else head
-    return tokens, [place >= len(head) for place in range(len(tokens))]
+    answers = [row[name] for name in ("chosen", "rejected") if _answers(prompt, row.get(name))]
+    whole = [encode_answer(tokenizer, prompt, answer, row) for answer in answers + row.get("ranked", [])]
+    whole = whole or [encode_answer(tokenizer, prompt, "" if isinstance(prompt, str) else [], row)]
+    head, answer = max(whole, key=lambda both: len(both[0]) + len(both[1]))
+    return head + answer, [False] * len(head) + [bool(answers or row.get("ranked"))] * len(answer)
 
 
 def _answers(prompt: Any, value: Any) -> bool:

@@ -10,7 +10,12 @@ prompt     ``prompt`` and every other column, for the rewards           prompt; 
 ranked     ``prompt``+``ranked`` (best first)+``ranks`` (1 is best)     prompt+ranked(+ranks); any preference pair
 ========== ============================================================ =============================================
 
-``conversations`` (ShareGPT) stands for ``messages``, and for the ``prompt`` of a preference pair.
+``conversations`` (ShareGPT) stands for ``messages``, and for the ``prompt`` of a preference pair. Dialogues bring the
+columns ``tools`` (schemas, as a list or as JSON) and ``chat_template_kwargs`` along.
+
+A message may have, beside role and content, ``tool_calls``, ``tool_call_id``, ``name``, ``reasoning_content`` and
+``thinking``, which go to the chat template, and ``weight: 0`` (supervised learning leaves the turn out). Content may
+be a list of ``{"type": "text", "text"}`` parts. Any other key is counted where the rows are read (`unused_keys`).
 
 A dialogue is a list of ``{"role", "content"}``, a ShareGPT list of ``{"from", "value"}``, or one string with
 ``\\n\\nHuman:`` and ``\\n\\nAssistant:`` turns (HH-RLHF). Within one dataset a prompt is either always a string or
@@ -61,6 +66,10 @@ _ALIASES = {
 }
 _ROLES = {
     "system": "system",
+    "developer": "developer",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
     "user": "user",
     "human": "user",
     "assistant": "assistant",
@@ -71,7 +80,12 @@ _ROLES = {
 }
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
-Message = dict[str, str]
+# Keys of a message that the chat template gets as they are, where they hold something.
+_PASSED = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking")
+_READ = {"role", "content", "from", "value", "weight", *_PASSED}
+DIALOGUES = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
+
+Message = dict[str, Any]
 
 
 class Form(NamedTuple):
@@ -207,28 +221,92 @@ def text_of(value: Any, field: str, *, empty: bool = False) -> str:
 
 
 def messages_of(value: Any, field: str) -> list[Message]:
-    """A dialogue in any accepted spelling as ``[{"role", "content"}, …]``; other keys of a message are dropped.
+    """A dialogue in any accepted spelling as ``[{"role", "content", …}, …]``.
 
     Raises:
-        RowError: not a dialogue, an unknown role, or content that is not text.
+        RowError: not a dialogue, an unknown role, content that is not text, or a weight other than 0 and 1.
     """
     if isinstance(value, str):
         return _hh_messages(value, field)
     if isinstance(value, Mapping):
         value = [value]
-    messages = []
-    for position, message in enumerate(_list(value, field)):
-        at = f"{field}[{position}]"
-        if not isinstance(message, Mapping):
-            raise RowError(at, f"a message was expected, found {_type(message)}")
-        role_key, content_key = ("role", "content") if "role" in message else ("from", "value")
-        role, content = message.get(role_key), message.get(content_key)
-        if not isinstance(role, str) or role.lower() not in _ROLES:
-            raise RowError(f"{at}.{role_key}", f"unknown role {role!r}: use system, user or assistant")
-        messages.append({"role": _ROLES[role.lower()], "content": text_of(content, f"{at}.{content_key}", empty=True)})
+    messages = [_message(message, f"{field}[{place}]") for place, message in enumerate(_list(value, field))]
     if not messages:
         raise RowError(field, "is empty")
     return messages
+
+
+def _message(message: Any, at: str) -> Message:
+    if not isinstance(message, Mapping):
+        raise RowError(at, f"a message was expected, found {_type(message)}")
+    role_key, content_key = ("role", "content") if "role" in message else ("from", "value")
+    role, content = message.get(role_key), message.get(content_key)
+    if not isinstance(role, str) or role.lower() not in _ROLES:
+        raise RowError(f"{at}.{role_key}", f"unknown role {role!r}: use system, developer, user, assistant or tool")
+    passed = {key: message[key] for key in _PASSED if message.get(key) not in (None, "", [])}
+    if "tool_calls" in passed:
+        passed["tool_calls"] = _tool_calls(passed["tool_calls"], f"{at}.tool_calls")
+        content = "" if content is None else content
+    if isinstance(content, list):
+        content = _joined_parts(content, f"{at}.{content_key}")
+    weight = message.get("weight")
+    if weight not in (None, 0, 1):
+        raise RowError(f"{at}.weight", f"{weight!r}: a turn is learned (1) or not (0)")
+    if weight == 0:
+        passed["weight"] = 0
+    return {"role": _ROLES[role.lower()], "content": text_of(content, f"{at}.{content_key}", empty=True), **passed}
+
+
+def _joined_parts(parts: list[Any], field: str) -> str:
+    """The text of content that is given as ``{"type": "text", "text"}`` parts."""
+    for place, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, Mapping) else _type(part)
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise RowError(f"{field}[{place}]", f"a part of type {kind!r}: a text model reads parts of type text only")
+    return "".join(part["text"] for part in parts)
+
+
+def _tool_calls(calls: Any, field: str) -> list[dict[str, Any]]:
+    """Tool calls as chat templates take them: a list of mappings, arguments as an object rather than as its JSON."""
+    read = []
+    for place, call in enumerate(_list(calls, field)):
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise RowError(f"{field}[{place}]", "a call was expected: {function: {name, arguments}}")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments or "{}")
+            except ValueError:
+                raise RowError(f"{field}[{place}].function.arguments", "is no JSON") from None
+        outer = call if "function" in call else {"type": "function"}
+        read.append({**outer, "function": {**function, "arguments": {} if arguments is None else arguments}})
+    return read
+
+
+def unused_keys(row: Mapping[str, Any]) -> set[str]:
+    """Keys of a row's messages that nothing reads."""
+    dialogues = (row.get(name) for name in DIALOGUES)
+    turns = (turn for turns in dialogues if isinstance(turns, list) for turn in turns if isinstance(turn, Mapping))
+    return {key for turn in turns for key in turn if key not in _READ}
+
+
+def _template_columns(row: Mapping[str, Any], dialogue: bool) -> dict[str, Any]:
+    """``tools`` and ``chat_template_kwargs`` of a dialogue, decoded where they are JSON."""
+    found = {}
+    for name, kind in (("tools", list), ("chat_template_kwargs", dict)):
+        value = row.get(name)
+        if value in (None, "", [], {}) or not dialogue:
+            continue
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise RowError(name, "is no JSON") from None
+        if not isinstance(value, kind):
+            raise RowError(name, f"a {'list' if kind is list else 'mapping'} was expected, found {_type(value)}")
+        found[name] = value
+    return found
 
 
 def _hh_messages(value: str, field: str) -> list[Message]:
@@ -270,9 +348,13 @@ def _answer(messages: list[Message], field: str) -> list[Message]:
     """The messages, once they are known to be an assistant's non-empty answer."""
     if not messages or messages[0]["role"] != "assistant" or messages[-1]["role"] != "assistant":
         raise RowError(field, "is not an answer: it must begin and end with a turn of the assistant")
-    if not messages[-1]["content"].strip():
+    if not _says(messages[-1]):
         raise RowError(field, "is empty")
     return messages
+
+
+def _says(message: Message) -> bool:
+    return bool(message["content"].strip() or message.get("tool_calls"))
 
 
 def _pair(row: Mapping[str, Any], form: Form) -> dict[str, Any]:
@@ -343,10 +425,10 @@ def _dialogue(row: Mapping[str, Any], form: Form) -> list[Message]:
     """The messages of a row for supervised learning: at least one answer, none of them empty."""
     field = form.columns[0]
     messages = messages_of(row.get(field), field)
-    answers = [message for message in messages if message["role"] == "assistant"]
+    answers = [message for message in messages if message["role"] == "assistant" and message.get("weight") != 0]
     if not answers:
-        raise RowError(field, "has no turn of the assistant: nothing to learn from")
-    if not all(message["content"].strip() for message in answers):
+        raise RowError(field, "has no turn of the assistant to learn from (by its roles and weights)")
+    if not all(map(_says, answers)):
         raise RowError(field, "has an empty turn of the assistant")
     return messages
 
@@ -366,6 +448,26 @@ def convert(row: Mapping[str, Any], form: Form, kind: str) -> dict[str, Any]:
     Raises:
         RowError: field and reason, e.g. an empty completion, chosen equal to rejected, a wrong type.
     """
+    converted = _converted(row, form, kind)
+    if kind in ("preference", "ranked") and form.conversational:
+        _refuse_weights(converted)
+    if kind in ("sft", "preference", "ranked"):
+        return {**converted, **_template_columns(row, form.conversational)}
+    return converted
+
+
+def _refuse_weights(row: Mapping[str, Any]) -> None:
+    """A comparison is of whole answers; in a prompt nothing is learned anyway."""
+    for message in row["prompt"]:
+        message.pop("weight", None)
+    answers = [(name, row[name]) for name in ("chosen", "rejected") if name in row]
+    answers += [(f"ranked[{place}]", answer) for place, answer in enumerate(row.get("ranked", ()))]
+    for field, answer in answers:
+        if any("weight" in message for message in answer):
+            raise RowError(field, "has a turn of weight 0: answers are compared as a whole")
+
+
+def _converted(row: Mapping[str, Any], form: Form, kind: str) -> dict[str, Any]:
     columns = form.columns
     if kind == "preference":
         return _pair(row, form)
@@ -396,6 +498,9 @@ def convert(row: Mapping[str, Any], form: Form, kind: str) -> dict[str, Any]:
         messages = _dialogue(row, form)
     if kind == "sft":
         return {"messages": messages}
+    for message in messages:
+        if "tool_calls" in message or message["role"] == "tool":
+            raise RowError(columns[0], "has tool calls, which running text cannot hold: use the rows for SFT")
     return {"text": _joined([message["content"] for message in messages if message["content"]])}
 
 
@@ -411,8 +516,9 @@ def to_messages(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
         elif kind == "ranked" and key == "ranked":
             value = [[{"role": "assistant", "content": v}] if isinstance(v, str) else v for v in value]
         lifted[key] = value
-    if kind == "sft" and "prompt" in lifted:
-        return {"messages": lifted["prompt"] + lifted["completion"]}
+    if kind == "sft" and "prompt" in lifted:  # only the completion is learned, as before
+        before = [m | {"weight": 0} if m["role"] == "assistant" else m for m in lifted.pop("prompt")]
+        return {"messages": before + lifted.pop("completion"), **lifted}
     return lifted
 
 

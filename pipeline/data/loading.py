@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -26,8 +27,9 @@ from pipeline.data.formats import (
     parse_map,
     prompt_hash,
     rename,
+    unused_keys,
 )
-from pipeline.data.mixing import Part, Source
+from pipeline.data.mixing import Part, Place, Source
 from pipeline.data.rows import RowError
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.fingerprints import files_sha256
@@ -50,11 +52,14 @@ class Data:
     ``train`` is a ``datasets.Dataset`` (a `DocumentStream` when streaming), ``evaluation`` a ``datasets.Dataset``, or
     None when ``eval_rows`` is 0. ``sources`` has an entry for each dataset read: name, split, rows (that remain),
     fingerprint, files (local ones), bad_rows, duplicates, removed_from_train, and in mixtures weight and repeats.
+    ``train_places`` and ``evaluation_places`` say of every row where it was read: file or dataset, and row number.
     """
 
     train: "datasets.Dataset | DocumentStream"
     evaluation: "datasets.Dataset | None"
     sources: list[dict[str, Any]]
+    train_places: Sequence[Place] = ()
+    evaluation_places: Sequence[Place] = ()
 
 
 def load_data(arguments: DataArguments, kind: str, seed: int) -> Data:
@@ -92,10 +97,16 @@ def load_data(arguments: DataArguments, kind: str, seed: int) -> Data:
             )
     parts = mixing.weigh(parts, seed)
     evaluation = to_dataset(chain.from_iterable(p.rows for p in held_out), kind) if held_out else None
-    train_rows = list(chain.from_iterable(p.rows for p in parts))
+    train = [pair for p in parts for pair in zip(p.rows, p.places, strict=True)]
     if len(parts) > 1:
-        mixing.shuffle(train_rows, seed)
-    return Data(to_dataset(train_rows, kind), evaluation, [p.record() for p in (*parts, *held_out)])
+        mixing.shuffle(train, seed)
+    return Data(
+        to_dataset((row for row, _ in train), kind),
+        evaluation,
+        [p.record() for p in (*parts, *held_out)],
+        [place for _, place in train],
+        [place for p in held_out for place in p.places],
+    )
 
 
 def read_split(
@@ -267,6 +278,8 @@ def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection
     form = find_form(source, kind, first)
     good: list[dict[str, Any]] = []
     bad: list[str] = []
+    places: list[Place] = []
+    unused: Counter[str] = Counter()
     for place, number, row in chain(first, rows):
         try:
             if isinstance(row, RowError):
@@ -274,6 +287,8 @@ def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection
             given = prepare(row, source)
             converted = convert(given, form, kind)
             good.append(converted | {name: given[name] for name in keep if name in given and name not in converted})
+            places.append((place, number))
+            unused.update(unused_keys(row))
         except RowError as error:
             described = f"{place}, row {number}: {error}"
             if not skip_bad_rows:
@@ -292,6 +307,8 @@ def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection
         fingerprint=digest,
         counts=counts,
         bad_rows=tuple(bad[:20]),
+        places=places,
+        notes={"unused_message_keys": dict(unused)} if unused else None,
     )
 
 
@@ -301,6 +318,9 @@ def _announced(source: Source, kind: str, skip_bad_rows: bool) -> Part:
     if part.bad_rows:
         bad, every = part.counts["bad_rows"], part.counts["rows_read"]
         say(f"{source.label}: skipped {bad} bad of {every} rows; the first: {part.bad_rows[0]}")
+    if part.notes:
+        keys = ", ".join(f"{key} ({count} rows)" for key, count in part.notes["unused_message_keys"].items())
+        say(f"{source.label}: keys of messages that are not used: {keys}")
     return part
 
 
@@ -375,7 +395,8 @@ def say(line: str) -> None:
 def to_dataset(rows: Iterable[Mapping[str, Any]], kind: str) -> "datasets.Dataset":
     """Converted rows as a ``datasets.Dataset`` with features we choose, so that nothing is guessed or rounded.
 
-    Text columns and dialogues have fixed types. Other columns (kind prompt) keep their numbers and lists where Arrow
+    Text columns and dialogues have fixed types; dialogues whose messages have more than role and content are JSON, so
+    that no message gets empty keys from another. Other columns (kind prompt) keep their numbers and lists where Arrow
     can hold them exactly; integers beyond 64 bits and columns of mixed types become text, objects become JSON.
     """
     import datasets
@@ -386,6 +407,8 @@ def to_dataset(rows: Iterable[Mapping[str, Any]], kind: str) -> "datasets.Datase
     arrays, features = {}, {}
     for name in columns:
         values = [row.get(name) for row in rows]
+        if name == "chat_template_kwargs":
+            values = [value or {} for value in values]  # TRL takes them by **
         feature = _standard_feature(name, values, kind) or _free_feature(values)
         if isinstance(feature, datasets.Json):
             values = [None if v is None else json.dumps(_plain(v), ensure_ascii=False, default=str) for v in values]
@@ -415,13 +438,22 @@ def _standard_feature(name: str, values: Sequence[Any], kind: str) -> Any:
 
     text = datasets.Value("string")
     message = {"role": text, "content": text}
-    if kind == "prompt" and name != "prompt":
+    if (kind == "prompt" and name != "prompt") or name in ("tools", "chat_template_kwargs"):
         return None
+    if any(_more_than_said(value) for value in values):
+        return datasets.Json()
     if name == "ranks":
         return datasets.List(datasets.Value("int64"))
     if name == "ranked":
         return datasets.List(text if isinstance(values[0][0], str) else datasets.List(message))
     return text if isinstance(values[0], str) else datasets.List(message)
+
+
+def _more_than_said(value: Any) -> bool:
+    """Whether a message in a (list of) dialogues has keys beside role and content."""
+    if isinstance(value, Mapping):
+        return len(value) > 2
+    return isinstance(value, list) and any(map(_more_than_said, value))
 
 
 def _free_feature(values: Sequence[Any]) -> Any:

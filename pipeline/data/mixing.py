@@ -15,6 +15,8 @@ from pipeline.data.formats import content_hash, parse_map, prompt_hash, to_messa
 from pipeline.runtime.errors import UserError
 from pipeline.worlds.table import is_world
 
+Place = tuple[str, int]
+
 _FILE_BUILDERS = ("json", "csv", "parquet", "text")
 
 
@@ -95,7 +97,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Part:
-    """The converted rows of one source; ``hashes`` and ``prompts`` are their identities, row by row."""
+    """The converted rows of one source; ``hashes`` and ``prompts`` are their identities, ``places`` where they were
+    read (file or dataset, row number), row by row."""
 
     source: Source
     rows: list[dict[str, Any]]
@@ -105,6 +108,7 @@ class Part:
     counts: dict[str, int]
     bad_rows: tuple[str, ...] = ()
     notes: Mapping[str, Any] | None = None
+    places: Sequence[Place] = ()
 
     def select(self, keep: Sequence[int], **changed_counts: int) -> "Part":
         """The part with only the rows at these places (a place may come several times)."""
@@ -113,6 +117,7 @@ class Part:
             rows=[self.rows[i] for i in keep],
             hashes=[self.hashes[i] for i in keep],
             prompts=[self.prompts[i] for i in keep],
+            places=[self.places[i] for i in keep] if self.places else (),
             counts={**self.counts, **changed_counts},
         )
 

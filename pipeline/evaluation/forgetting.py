@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from pipeline.evaluation.likelihood import encode_answer, encode_row
 from pipeline.model.padding import pad_right
+from pipeline.model.tokens import Coded, encode_answer, encode_row
 from pipeline.objectives.regularisers import hidden_distillation, span_share
 from pipeline.runtime.record import write_json
 
-Scored = tuple[list[int], list[bool]]  # token ids, and which of them count
+Scored = Coded  # token ids, and which of them count
 
 
 # ---------------------------------------------------------------------- one model, one corpus

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 
 from pipeline.evaluation import trigram as ngram
-from pipeline.evaluation.likelihood import encode_documents, encode_row, token_log_probabilities
+from pipeline.evaluation.likelihood import encode_documents, token_log_probabilities
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.scores import ratio_with_interval
+from pipeline.model.tokens import encode_row
 from pipeline.runtime.errors import UserError
 
 

@@ -8,66 +8,13 @@ from typing import Any
 
 import torch
 
-from pipeline.inference.decoding import encode_prompts
 from pipeline.model.padding import pad_right
-from pipeline.runtime.errors import UserError
-
-Message = dict[str, str]
-
-
-def encode_row(tokenizer: Any, row: dict[str, Any]) -> tuple[list[int], list[bool]]:
-    """Token ids of a row and, for each, whether it is scored.
-
-    ``text``: every token; ``messages``: what the assistant says, through the template's ``{% generation %}`` markers;
-    ``prompt`` + ``completion``: the completion.
-
-    Raises:
-        UserError: the row has none of these, or the template marks nothing.
-    """
-    if row.get("text") is not None:
-        [ids] = encode_documents(tokenizer, [row["text"]])
-        return ids, [True] * len(ids)
-    if row.get("messages") is not None:
-        if not tokenizer.chat_template:
-            raise UserError("the rows are chat messages but the tokenizer has no chat template")
-        coded = tokenizer.apply_chat_template(
-            row["messages"], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        if not any(coded["assistant_masks"]):
-            raise UserError("the chat template marks no assistant token: it needs {% generation %} markers")
-        return list(coded["input_ids"]), [bool(mark) for mark in coded["assistant_masks"]]
-    if row.get("prompt") is not None and row.get("completion") is not None:
-        prompt, completion = encode_answer(tokenizer, row["prompt"], row["completion"])
-        return prompt + completion, [False] * len(prompt) + [True] * len(completion)
-    raise UserError(f"a row for the loss needs text, messages, or prompt + completion; it has {', '.join(row)}")
 
 
 def encode_documents(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Documents as pretraining reads them: the tokenizer's own start (bos, if it has one), the text, one eos."""
     eos = tokenizer.eos_token_id
     return [ids if ids[-1:] == [eos] else [*ids, eos] for ids in tokenizer(list(texts))["input_ids"]] if texts else []
-
-
-def encode_answer(
-    tokenizer: Any, prompt: str | list[Message], answer: str | list[Message]
-) -> tuple[list[int], list[int]]:
-    """Prompt ids and completion ids as TRL's trainers cut them: where prompt and prompt + answer diverge.
-
-    Plain text ends with one eos; a chat answer ends as the template ends it.
-    """
-    [prompt_ids] = encode_prompts(tokenizer, [prompt])
-    if isinstance(prompt, str):
-        eos = tokenizer.eos_token or ""
-        text = prompt + answer if answer.endswith(eos) else prompt + answer + eos
-        bos = tokenizer.bos_token
-        whole = list(tokenizer(text, add_special_tokens=not (bos and prompt.startswith(bos)))["input_ids"])
-    else:
-        text = tokenizer.apply_chat_template([*prompt, *answer], tokenize=False)
-        whole = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    shared = 0
-    while shared < min(len(prompt_ids), len(whole)) and prompt_ids[shared] == whole[shared]:
-        shared += 1
-    return whole[:shared], whole[shared:]
 
 
 @torch.no_grad()

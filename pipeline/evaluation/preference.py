@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.likelihood import answer_log_likelihoods, encode_answer
+from pipeline.evaluation.likelihood import answer_log_likelihoods
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.scores import preference_figures
+from pipeline.model.tokens import encode_answer
 from pipeline.runtime.errors import UserError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 
 from pipeline.data.arguments import DataArguments
-from pipeline.data.loading import load_data
+from pipeline.data.loading import Data, load_data
 from pipeline.evaluation import forgetting
 from pipeline.evaluation.registry import check_entries, label, run_entry
 from pipeline.model.loading import engine, load_model
@@ -28,9 +28,13 @@ class Judge:
         corpora: ``Data`` of every corpus: its training rows, and held-out rows to judge by.
         old_rows: training rows of what was known before.
         anchors: rows of text that ``function`` holds the model's reading of.
+
+    ``ready`` takes out of loaded data what the run's chat template refuses (`pipeline.data.preparation.templated`).
     """
 
-    def __init__(self, run: Run, own: Any, data_args: DataArguments, model_args: Any, config: Any):
+    def __init__(
+        self, run: Run, own: Any, data_args: DataArguments, model_args: Any, config: Any, ready: Callable[..., Data]
+    ):
         self.run, self.own, self.config = run, own, config
         self.origin, self.remote = model_args.model_name_or_path, config.trust_remote_code
         if own.retained:
@@ -40,19 +44,23 @@ class Judge:
         if data_args.datasets:
             parts = [replace(data_args, datasets=[entry]) for entry in data_args.datasets]
             names = [entry.get("path") for entry in data_args.datasets]
-        self.corpora = [load_data(part, own.kind, config.seed) for part in parts]
+        loaded = (load_data(part, own.kind, config.seed) for part in parts)
+        self.corpora = [ready(data, name=f"corpus {number}") for number, data in enumerate(loaded, 1)]
         names = [public_name(str(name)) for name in names]
         self.old_rows: list[dict] = []
         columns = [corpus.evaluation for corpus in self.corpora]
         if own.old_dataset_name:
-            old = load_data(
-                DataArguments(
-                    dataset_name=own.old_dataset_name,
-                    dataset_map=data_args.dataset_map,
-                    dataset_test_split="test" if is_world(own.old_dataset_name) else None,
+            old = ready(
+                load_data(
+                    DataArguments(
+                        dataset_name=own.old_dataset_name,
+                        dataset_map=data_args.dataset_map,
+                        dataset_test_split="test" if is_world(own.old_dataset_name) else None,
+                    ),
+                    own.kind,
+                    config.seed,
                 ),
-                own.kind,
-                config.seed,
+                name="memory",
             )
             self.old_rows, columns, names = list(old.train), [old.evaluation, *columns], ["before", *names]
             run.add_data([source | {"role": "memory"} for source in old.sources])

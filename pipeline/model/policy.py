@@ -55,6 +55,19 @@ class ModelArguments(ModelConfig):
 
 
 @dataclass
+class ChatModelArguments(ModelArguments):
+    """For the stages whose TRL config lacks the field that SFT's and the reward model's have."""
+
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Chat template: a .jinja file, a folder or Hub id of a tokenizer that has one, or narlm. "
+            "Default: the model's, else NarLM's."
+        },
+    )
+
+
+@dataclass
 class Policy:
     """The model to train, with everything a TRL trainer needs to know about it."""
 
@@ -95,10 +108,7 @@ def load_policy(
     Raises:
         UserError: no such model, an adapter without a base, or a mode that does not fit.
     """
-    name = args.model_name_or_path
-    if not name:
-        raise UserError("model_name_or_path is missing: give a Hub id, a model folder or an adapter folder")
-    require_model_folder(name)
+    name = start_name(args)
     if auto_class is AutoModelForCausalLM:
         require_language_model(name, trust_remote_code)
     run.add_parent(name, args.model_revision)
@@ -143,6 +153,18 @@ def load_policy(
         if run.is_main:
             print(f"{run.stage}: pi_ref is {pi_ref}", flush=True)
     return Policy(model, tokenizer, peft_config, parent_adapter)
+
+
+def start_name(args: ModelArguments) -> str:
+    """``model_name_or_path``, once it is known to be given and, where it is a path, to hold a model.
+
+    Raises:
+        UserError: it is missing, or there is no such model.
+    """
+    if not args.model_name_or_path:
+        raise UserError("model_name_or_path is missing: give a Hub id, a model folder or an adapter folder")
+    require_model_folder(args.model_name_or_path)
+    return args.model_name_or_path
 
 
 def _check_mode(args: ModelArguments, peft_config: PeftConfig | None, *, scores: bool) -> None:

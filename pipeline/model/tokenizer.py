@@ -15,8 +15,10 @@ is tokenized with ``add_special_tokens=False``, as transformers and TRL do.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.runtime.errors import UserError
@@ -32,13 +34,17 @@ SPECIAL_TOKENS = (PAD, BOS, EOS, *(f"<|{role}|>" for role in ROLES))
 # reader of it. Content that brings its own (an answer sampled from the model starts with one) is left as it is.
 CHAT_TEMPLATE = """{{- bos_token -}}
 {%- for message in messages -%}
-{%- if message['role'] not in ['system', 'user', 'assistant'] -%}
-{{- raise_exception("The chat template knows the roles system, user and assistant, not '" + message['role'] + "'.") -}}
+{%- set role = 'system' if message['role'] == 'developer' else message['role'] -%}
+{%- if role not in ['system', 'user', 'assistant'] -%}
+{{- raise_exception("NarLM's chat template knows the roles system, user and assistant, not '" + role + "'.") -}}
+{%- endif -%}
+{%- if message['tool_calls'] or tools -%}
+{{- raise_exception("NarLM's chat template cannot write tools and tool calls.") -}}
 {%- endif -%}
 {%- set content = message['content'] or '' -%}
 {%- set content = content if content[:1] in ' \\n\\t' else ' ' + content -%}
-{{- '<|' + message['role'] + '|>' -}}
-{%- if message['role'] == 'assistant' -%}
+{{- '<|' + role + '|>' -}}
+{%- if role == 'assistant' -%}
 {% generation %}{{- content + eos_token -}}{% endgeneration %}
 {%- else -%}
 {{- content -}}
@@ -115,36 +121,72 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
     return fast
 
 
+def install_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None = None) -> str | None:
+    """Give ``tokenizer`` the chat template that dialogues need, in place; every stage comes here before its rows.
+
+    Args:
+        path: a ``.jinja`` file, a folder or Hub id of a tokenizer that has one, ``narlm`` for NarLM's; None keeps the
+            tokenizer's, or takes NarLM's where it has none.
+
+    Returns:
+        What was installed, in words; None where the tokenizer's stays. The text alone is taken: special tokens of it
+        that the tokenizer lacks are plain text to it.
+
+    Raises:
+        UserError: there is no template under ``path``, or NarLM's is wanted and the tokenizer has no EOS token.
+    """
+    if path is None and tokenizer.chat_template is not None:
+        return None
+    if path in (None, "narlm"):
+        if tokenizer.eos_token is None:
+            raise UserError(f"the tokenizer of {_name(tokenizer)} has no EOS token; set eos_token and save it again")
+        tokenizer.chat_template = CHAT_TEMPLATE if tokenizer.bos_token else CHAT_TEMPLATE.partition("\n")[2]
+        why = "" if path else f"{_name(tokenizer)} has none; --chat_template_path names another"
+        return "NarLM's chat template" + (f" ({why})" if why else "")
+    tokenizer.chat_template = template = _read_template(path)
+    lacking = sorted(set(re.findall(r"<\|[^|<>{}\s'\"]+\|>", template)) - tokenizer.get_vocab().keys())
+    return f"the chat template of {path}" + (f"; plain text to this tokenizer: {' '.join(lacking)}" if lacking else "")
+
+
+def _read_template(path: str) -> str:
+    file = Path(path).expanduser()
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    if file.is_dir() and (file / "chat_template.jinja").is_file():
+        return (file / "chat_template.jinja").read_text(encoding="utf-8")
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(path, trust_remote_code=False).chat_template
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"chat_template_path: {path} is no file, no folder of a tokenizer and no Hub id that can be reached"
+        ) from error
+    if not found:
+        raise UserError(f"chat_template_path: the tokenizer of {path} has no chat template")
+    return found["default"] if isinstance(found, dict) else found
+
+
 def ensure_training_chat_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Give ``tokenizer`` a chat template with ``{% generation %}`` markers, in place, and return it.
 
     Its own template stays if it has the markers. Otherwise TRL's training version of it is taken, which renders the
-    same text. A base without any template gets NarLM's, with the role names as plain text if they are no tokens of it.
+    same text, where there is one; any other stays as it is, and `pipeline.model.tokens` finds the turns by rendering
+    prefixes. A base without any template gets NarLM's, with the role names as plain text if they are no tokens of it.
 
     Raises:
-        UserError: its template has no markers and TRL knows no training version of it.
+        UserError: there is no template and no EOS token either.
     """
+    install_chat_template(tokenizer)
     template = tokenizer.chat_template
-    if template is None:
-        if tokenizer.eos_token is None:
-            raise UserError(f"the tokenizer of {_name(tokenizer)} has no EOS token; set eos_token and save it again")
-        tokenizer.chat_template = CHAT_TEMPLATE if tokenizer.bos_token else CHAT_TEMPLATE.partition("\n")[2]
-        return tokenizer
-
     template = template["default"] if isinstance(template, dict) else template  # a base may ship named variants
     if re.search(r"\{%-?\s*generation\s*-?%\}", template):
         return tokenizer
 
     from trl.chat_template_utils import get_training_chat_template
 
-    try:
+    with contextlib.suppress(ValueError):  # no family that TRL knows
         tokenizer.chat_template = get_training_chat_template(tokenizer)
-    except ValueError as error:
-        raise UserError(
-            f"the chat template of {_name(tokenizer)} has no {{% generation %}} markers and TRL has no training "
-            "version of it; wrap what the assistant says in {% generation %} ... {% endgeneration %} in its "
-            "chat_template.jinja, or delete that file to use NarLM's template"
-        ) from error
     return tokenizer
 
 

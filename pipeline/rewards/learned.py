@@ -74,12 +74,11 @@ def load_reward_model(name: str) -> tuple[Any, Any]:
 
 def encode_dialogue(tokenizer: Any, prompt: str | list[dict[str, str]], answer: str) -> list[int]:
     """Token ids of prompt and answer as RewardTrainer reads them: the chat template, or plain text and one eos."""
-    if isinstance(prompt, str):
-        eos = tokenizer.eos_token
-        text = prompt + answer if answer.endswith(eos) else prompt + answer + eos
-        return list(tokenizer(text)["input_ids"])
-    dialogue = [*prompt, {"role": "assistant", "content": answer}]
-    return list(tokenizer.apply_chat_template(dialogue, tokenize=True, return_dict=True)["input_ids"])
+    from pipeline.model.tokens import encode_pair_side
+
+    return encode_pair_side(
+        tokenizer, prompt, answer if isinstance(prompt, str) else [{"role": "assistant", "content": answer}]
+    )
 
 
 def score_sequences(

@@ -205,21 +205,3 @@ def require_rows(dataset: Any, name: str | Path) -> None:
     """
     if hasattr(dataset, "__len__") and len(dataset) == 0:
         raise UserError(f"{name}: no row is left to train on; check max_length and the dataset's columns")
-
-
-def require_supervision(trainer: Trainer, rows: int = 64) -> None:
-    """Refuse SFT data whose answers are all masked or cut off: the loss would be NaN or the run would learn nothing.
-
-    Raises:
-        UserError: none of the first ``rows`` collated rows has a supervised token.
-    """
-    dataset = trainer.train_dataset
-    if not hasattr(dataset, "__len__"):
-        return
-    require_rows(dataset, "train_dataset")
-    batch = trainer.data_collator([dataset[i] for i in range(min(rows, len(dataset)))])
-    if not (batch["labels"] != -100).any():
-        raise UserError(
-            "no token is supervised: every answer is masked or lies beyond max_length; raise max_length, or check the "
-            "chat template's {% generation %} markers and assistant_only_loss"
-        )

@@ -6,9 +6,10 @@ reservoir of rows, how many it has seen) and, for EWC, ``omega.safetensors`` (th
 """
 
 import copy
+import functools
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from peft import LNTuningConfig, OSFConfig
 from safetensors.torch import load_file, save_file
 from trl import DPOTrainer, SFTTrainer
 
+from pipeline.data.loading import to_dataset
+from pipeline.data.preparation import encode, learned_of, settle_pairs, supervised
 from pipeline.inference.stopping import declare_stops
 from pipeline.model.adapters import attach, backbone_sha256, has_own_adapter, load_adapter, save_adapter
 from pipeline.model.loading import engine
@@ -111,15 +114,23 @@ class Omega:
 class Regularised:
     """Mixed into a TRL trainer: ``L_new + sum lambda Omega``. With every lambda 0 it is that trainer, bit for bit.
 
-    ``eval_dataset`` may be None; the memory's rows go through the trainer's own preparation as an evaluation set does.
+    ``eval_dataset`` may be None; the memory's rows go through ``prepare`` and then through the trainer's own
+    preparation, as an evaluation set does.
     """
 
-    def __init__(self, *args: Any, omega: Omega, eval_dataset: Any = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        omega: Omega,
+        eval_dataset: Any = None,
+        prepare: Callable[[list[dict]], datasets.Dataset] = datasets.Dataset.from_list,
+        **kwargs: Any,
+    ):
         sets = {"eval": eval_dataset} if eval_dataset is not None else {}
         if omega.uses("function", "replay", "ewc") and omega.memory.rows:
-            sets["memory"] = datasets.Dataset.from_list(omega.memory.rows)
+            sets["memory"] = prepare(omega.memory.rows)
         if omega.uses("function") and omega.memory.anchors:
-            sets["anchors"] = datasets.Dataset.from_list(omega.memory.anchors)
+            sets["anchors"] = prepare(omega.memory.anchors)
         super().__init__(*args, eval_dataset=sets or None, **kwargs)
         prepared = self.eval_dataset or {}
         self.eval_dataset, self.omega = prepared.get("eval"), omega
@@ -299,11 +310,27 @@ def refuse_split(own: Any) -> None:
         raise UserError(f"{refused[0]} needs whole weights, which FSDP and ZeRO-3 split: launch with ddp or zero2")
 
 
+def encode_memory(rows: list[dict], tokenizer: Any, config: Any, learned: Any) -> datasets.Dataset:
+    """Remembered rows as the corpus's own are prepared; those that cannot be trained on are left out."""
+    kind = "text" if "text" in rows[0] else "sft"
+    coded = encode(to_dataset(rows, kind), tokenizer, config, learned)
+    return coded.filter(lambda cause: not cause, input_columns="lost").select_columns(["input_ids", "labels"])
+
+
 class Corpus:
     """One corpus of a run: its start, its folder, its model, its trainer."""
 
-    def __init__(self, run: Run, number: int, of: int, own: Any, model_args: ModelArguments, config: Any):
-        self.run, self.number, self.of, self.own = run, number, of, own
+    def __init__(
+        self,
+        run: Run,
+        number: int,
+        of: int,
+        own: Any,
+        model_args: ModelArguments,
+        config: Any,
+        template: str | None = None,
+    ):
+        self.run, self.number, self.of, self.own, self.template = run, number, of, own, template
         self.model_args, self.base_config = model_args, config
         self.origin = model_args.model_name_or_path
         self.folder = run.folder if number == of else run.folder / f"corpus-{number}"
@@ -361,6 +388,7 @@ class Corpus:
             policy.peft_config = peft_config_of(own.method, policy.model)
         whole = own.method not in ("full", "osf") and engine() is None
         self.backbone = backbone_sha256(policy.model) if whole else None
+        policy.tokenizer.chat_template = self.template
         return policy
 
     def omega(self, old_rows: Sequence[dict], new_rows: Sequence[Mapping], anchors: Sequence[dict] = ()) -> Omega:
@@ -393,12 +421,19 @@ class Corpus:
         config.output_dir, config.push_to_hub = str(self.folder), config.push_to_hub and self.number == self.of
         declare_stops(policy.model, policy.tokenizer, data.train[0])
         kind, extra = ContinualSFTTrainer, {}
-        if self.own.kind == "preference":
+        name = f"corpus {self.number}"
+        if self.own.kind != "preference":
+            learned = learned_of(self.run, config)
+            data = supervised(data, policy.tokenizer, config, self.run, learned, name=name)
+            extra["prepare"] = functools.partial(
+                encode_memory, tokenizer=policy.tokenizer, config=config, learned=learned
+            )
+        else:
             kind = ContinualDPOTrainer
             if policy.peft_config is None and not hasattr(policy.model, "peft_config"):
                 # Without PEFT TRL would reload the base, which lacks the adapter and everything learned since.
                 extra["ref_model"] = copy.deepcopy(policy.model).requires_grad_(False)
-        return kind(
+        trainer = kind(
             model=policy.model,
             args=config,
             train_dataset=data.train,
@@ -409,6 +444,9 @@ class Corpus:
             omega=omega,
             **extra,
         )
+        if self.own.kind == "preference":
+            settle_pairs(trainer, data, self.run, name)
+        return trainer
 
     def train(self, trainer: Any) -> None:
         """Train a corpus that is not the last, from its newest checkpoint, and save it where the next one starts."""

@@ -12,6 +12,7 @@ import torch
 from trl import RewardTrainer
 from trl.trainer.utils import pad
 
+from pipeline.model.tokens import encode_pair_side
 from pipeline.objectives.preference import plackett_luce_loss
 
 
@@ -20,14 +21,7 @@ def encode_ranking(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
 
     ``chosen_ids`` and ``rejected_ids`` (the best and the last) tell RewardTrainer that the row is tokenized.
     """
-    prompt, ids = example["prompt"], []
-    for candidate in example["ranked"]:
-        if isinstance(prompt, str):
-            eos = tokenizer.eos_token
-            text = prompt + candidate if candidate.endswith(eos) else prompt + candidate + eos
-            ids.append(tokenizer(text)["input_ids"])
-        else:
-            ids.append(tokenizer.apply_chat_template(prompt + candidate, tokenize=True, return_dict=True)["input_ids"])
+    ids = [encode_pair_side(tokenizer, example["prompt"], answer, example) for answer in example["ranked"]]
     ranks = example.get("ranks") or list(range(1, len(ids) + 1))
     return {"chosen_ids": ids[0], "rejected_ids": ids[-1], "candidate_ids": ids, "ranks": ranks}
 

@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 import torch
 
-from pipeline.data.loading import read_split
+from pipeline.data.loading import Data, read_split
 from pipeline.inference.decoding import sample
 from pipeline.inference.engine import vllm_sampler
 from pipeline.model.loading import adapter_base, load_model, load_tokenizer
@@ -32,8 +32,10 @@ from pipeline.trainers.rejection import read_candidates, sample_candidates
 class Round:
     """One round of a run: its start, its folder, its candidates."""
 
-    def __init__(self, run: Run, number: int, of: int, model_args: ModelArguments, config: Any):
-        self.run, self.number, self.of = run, number, of
+    def __init__(
+        self, run: Run, number: int, of: int, model_args: ModelArguments, config: Any, template: str | None = None
+    ):
+        self.run, self.number, self.of, self.template = run, number, of, template
         self.model_args, self.base_config = model_args, config
         self.origin = model_args.model_name_or_path
         self.start = self.origin if number == 1 else str(run.folder / f"round-{number - 1}")
@@ -51,19 +53,25 @@ class Round:
         return config
 
     def tokenizer(self) -> Any:
-        """The start's tokenizer."""
-        return load_tokenizer(self.origin, self.base_config.trust_remote_code)
+        """The start's tokenizer, with the run's chat template."""
+        tokenizer = load_tokenizer(self.origin, self.base_config.trust_remote_code)
+        tokenizer.chat_template = self.template
+        return tokenizer
 
     def policy(self) -> Policy:
         """The model to train: the run's start, later the round before, whose adapter goes on training."""
+        remote = self.base_config.trust_remote_code
         if self.number == 1:
-            return load_policy(self.model_args, self.run, trust_remote_code=self.base_config.trust_remote_code)
-        record = copy.deepcopy(self.run.record)
-        args = replace(self.model_args, model_name_or_path=self.start, adapter_mode="continue")
-        try:
-            return load_policy(args, self.run, trust_remote_code=self.base_config.trust_remote_code)
-        finally:  # a round is no parent of the run, and pi_ref stays the run's start
-            self.run.record.update({key: record[key] for key in ("parents", "pi_ref") if key in record})
+            policy = load_policy(self.model_args, self.run, trust_remote_code=remote)
+        else:
+            record = copy.deepcopy(self.run.record)
+            args = replace(self.model_args, model_name_or_path=self.start, adapter_mode="continue")
+            try:
+                policy = load_policy(args, self.run, trust_remote_code=remote)
+            finally:  # a round is no parent of the run, and pi_ref stays the run's start
+                self.run.record.update({key: record[key] for key in ("parents", "pi_ref") if key in record})
+        policy.tokenizer.chat_template = self.template
+        return policy
 
     def candidates(self, rows: list[dict], reward: Any, own: Any) -> list[list[dict[str, Any]]]:
         """This round's candidates by prompt, sampled and scored where they are not there already.
@@ -183,18 +191,18 @@ class Round:
         return model.to(torch.cuda.current_device()) if torch.cuda.is_available() else model
 
 
-def read_foreign(name: str, dataset_map: dict[str, str] | str | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of candidates made elsewhere, and their entry for the run record.
+def read_foreign(name: str, dataset_map: dict[str, str] | str | None) -> Data:
+    """Candidates made elsewhere, with their entry for the run record.
 
     Raises:
         UserError: a row has no completion.
     """
-    rows = list(read_split(name, "train", kind="prompt", dataset_map=dataset_map or ""))
+    rows = read_split(name, "train", kind="prompt", dataset_map=dataset_map or "")
     for number, row in enumerate(rows, 1):
         if not row.get("completion"):
             raise UserError(f"{name}, row {number}: completion is missing; rename its column with dataset_map")
     digest = path_sha256(Path(name)) if Path(name).exists() else None
-    return rows, {"name": name, "split": "train", "rows": len(rows), "fingerprint": digest}
+    return Data(rows, None, [{"name": name, "split": "train", "rows": len(rows), "fingerprint": digest}])
 
 
 def to_dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:

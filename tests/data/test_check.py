@@ -77,7 +77,7 @@ def test_lengths_and_supervised_share(tokenizer):
     assert lines[:3] == [
         "tokens       median 4, p95 7, longest 7",
         "max_length   5: 50.0% of rows are longer",
-        "supervised   44.4% of the tokens that are kept",
+        "supervised   44.4% of the tokens that are kept: the completions",
     ]
     assert lines[3].split("sample       ")[1] == "<bos> w1 w2[[w3 w4 w5 <eos>]]"
 
@@ -108,7 +108,9 @@ def test_masks_of_dialogues(tokenizer):
 
 def test_rows_with_nothing_left_to_learn_are_counted(tokenizer):
     rows = [{"prompt": "w1 w2 w3 w4", "completion": " w5"}, {"prompt": "w1", "completion": " w2"}]
-    assert "             1 rows have nothing to learn within max_length" in check.measure(rows, tokenizer, 4)
+    assert "             1 rows have nothing to learn within max_length and are dropped" in check.measure(
+        rows, tokenizer, 4
+    )
     prompts = check.measure([{"prompt": "w1 w2", "answer": 3}], tokenizer, 4)
     assert not any(line.startswith("supervised") for line in prompts)
     texts = check.measure([{"text": "w1 w2 w3 w4 w5"}], tokenizer, 4)

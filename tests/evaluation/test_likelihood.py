@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pipeline.evaluation.likelihood import answer_log_likelihoods, encode_answer, encode_row, token_log_probabilities
+from pipeline.evaluation.likelihood import answer_log_likelihoods, token_log_probabilities
+from pipeline.model.tokens import encode_answer, encode_row
 from pipeline.runtime.errors import UserError
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -59,6 +60,6 @@ def test_messages_are_scored_on_what_the_assistant_says():
     ids, mark = encode_row(tokenizer, {"messages": messages})
     scored = [i for i, marked in zip(ids, mark, strict=True) if marked]
     assert tokenizer.decode(scored) == " you<|eos|>"
-    bare = tiny_tokenizer()  # its template has no generation markers
-    with pytest.raises(UserError, match="marks no assistant token"):
-        encode_row(bare, {"messages": messages})
+    bare = tiny_tokenizer()  # no generation markers: the turn is found by rendering, and ends with <|end|> 5
+    ids, mark = encode_row(bare, {"messages": [*USER, {"role": "assistant", "content": "c"}, *USER]})
+    assert [i for i, marked in zip(ids, mark, strict=True) if marked] == [21, 5]

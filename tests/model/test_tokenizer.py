@@ -7,6 +7,7 @@ from pipeline.model.tokenizer import (
     CHAT_TEMPLATE,
     check_tokenizer,
     ensure_training_chat_template,
+    install_chat_template,
     train_tokenizer,
 )
 from pipeline.runtime.errors import UserError
@@ -146,7 +147,38 @@ def test_trl_supplies_the_markers_of_templates_it_knows(tokenizer):
     assert tokenizer.chat_template == qwen2_5_training_chat_template
 
 
-def test_an_unknown_template_without_markers_is_an_error_that_says_what_to_do(tokenizer):
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(UserError, match=r"endgeneration.*delete that file"):
-        ensure_training_chat_template(tokenizer)
+def test_an_unknown_template_without_markers_stays_as_it_is(tokenizer):
+    theirs = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.chat_template = theirs
+    assert ensure_training_chat_template(tokenizer).chat_template == theirs
+
+
+def test_a_template_is_taken_from_a_file_a_folder_or_narlm_by_name(tokenizer, tmp_path):
+    ours, theirs = tokenizer.chat_template, "{{ '<|im_start|>' }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    assert install_chat_template(tokenizer) is None
+    (tmp_path / "any.jinja").write_text(theirs)
+    said = install_chat_template(tokenizer, str(tmp_path / "any.jinja"))
+    assert tokenizer.chat_template == theirs
+    assert said.endswith("plain text to this tokenizer: <|im_start|>")
+    assert install_chat_template(tokenizer, "narlm") == "NarLM's chat template"
+    assert tokenizer.chat_template == ours
+    tokenizer.save_pretrained(tmp_path / "saved")
+    tokenizer.chat_template = theirs
+    install_chat_template(tokenizer, str(tmp_path / "saved"))
+    assert tokenizer.chat_template == ours
+    (tmp_path / "empty").mkdir()
+    for wrong in ("./none.jinja", str(tmp_path / "empty")):
+        with pytest.raises(UserError, match=r"chat_template_path: .* is no file"):
+            install_chat_template(tokenizer, wrong)
+
+
+def test_what_narlm_s_template_cannot_write_it_refuses(tokenizer):
+    """A developer's turn is a system's; tools and calls would be left out."""
+    turns = [{"role": "developer", "content": "Be brief."}, *CHAT[:2]]
+    assert tokenizer.apply_chat_template(turns, tokenize=False).startswith(
+        "<|bos|><|system|> Be brief.<|user|> Where?"
+    )
+    with pytest.raises(Exception, match="cannot write tools"):
+        tokenizer.apply_chat_template([*CHAT[:1], {"role": "assistant", "content": "", "tool_calls": [{}]}])
+    with pytest.raises(Exception, match="cannot write tools"):
+        tokenizer.apply_chat_template(CHAT, tools=[{"type": "function", "function": {"name": "f"}}])

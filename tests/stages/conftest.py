@@ -176,3 +176,31 @@ def _public_row(schema: str, a: int, b: int) -> dict:
         case "gsm8k":
             return {"question": question, "answer": f"{a}+{b} = {a + b}.\n#### {a + b}"}
     raise ValueError(schema)
+
+
+@pytest.fixture
+def trainer_of(monkeypatch, request, tmp_path):
+    """``(stage, model, rows, **flags)`` -> the trainer that the stage's main builds; nothing is trained."""
+
+    class Built(Exception):
+        pass
+
+    def stop(run, trainer, *rest):
+        raise Built(trainer)
+
+    monkeypatch.setattr("pipeline.runtime.training.train_and_save", stop)
+
+    def build(stage, model, rows, **options):
+        rows = write_rows(tmp_path / "rows.jsonl", rows) if isinstance(rows, list) else rows
+        model = model if isinstance(model, Path) else request.getfixturevalue(model)
+        given = {"dataset_name": rows} if rows else {}
+        with pytest.raises(Built) as built:
+            stage.main(
+                flags(
+                    model_name_or_path=model, output_dir=tmp_path / "run",
+                    deduplicate=False, force=True, **given, **options,
+                )
+            )  # fmt: skip
+        return built.value.args[0]
+
+    return build

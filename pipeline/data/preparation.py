@@ -1,0 +1,290 @@
+"""What of the loaded rows is trained on: rows as tokens and labels, and an account of every row that is lost.
+
+A row is lost where the chat template refuses it, where ``max_length`` leaves nothing of it to learn, or where it
+leaves the two answers of a pair the same. Such rows are counted by cause in the run record (``dropped``), reported in
+one line, and refused when none is left.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data.loading import Data
+from pipeline.data.mixing import Place
+from pipeline.model.tokenizer import ensure_training_chat_template, install_chat_template
+from pipeline.model.tokens import ANSWERS, IGNORED, Learned, check_dialogue, encode_row, renderer
+from pipeline.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+    from pipeline.runtime.record import Run
+
+REFUSED = "refused by the chat template"
+BEYOND = "with nothing to learn within max_length"
+SILENT = "with nothing to learn"
+LONG = "longer than max_length"
+NO_ANSWER = "whose prompt fills max_length"
+EQUAL = "whose answers are the same within max_length"
+
+
+# ---------------------------------------------------------------------- dialogues and their template
+
+
+def templated(
+    data: Data,
+    tokenizer: "PreTrainedTokenizerBase",
+    run: "Run",
+    path: str | None = None,
+    *,
+    learned: Learned | None = None,
+    skip: bool = False,
+    name: str = "train",
+) -> Data:
+    """The data, once the tokenizer has the chat template that its dialogues need and every row can be written by it.
+
+    SFT's rows are checked where they are tokenized (`supervised`); here only where ``learned`` is given.
+
+    Args:
+        path: ``chat_template_path``.
+        learned: what is to be learned of SFT rows, which are then checked too.
+        skip: leave out rows that the chat template refuses, instead of stopping at the first.
+        name: what the run record calls the training rows.
+
+    Raises:
+        UserError: a row that the template refuses or writes in part (where it was read, and why); ``tools`` beside
+            prompts that are to be sampled from, which TRL does not pass on.
+    """
+    if not hasattr(data.train, "__len__"):
+        return data
+    columns = data.train.column_names
+    chat = "messages" in columns or ("prompt" in columns and not isinstance(data.train[0]["prompt"], str))
+    installed = install_chat_template(tokenizer, path) if chat or path else None
+    if installed and run.is_main:
+        print(f"{run.stage}: {installed}", flush=True)
+    if "messages" in columns:
+        ensure_training_chat_template(tokenizer)
+    supervised_rows = "messages" in columns or "completion" in columns
+    if not chat or (supervised_rows and learned is None):
+        return data
+    if not supervised_rows and "chosen" not in columns and "ranked" not in columns:
+        for column in {"tools", "chat_template_kwargs"} & set(columns):
+            raise UserError(
+                f"column {column}: prompts are sampled from without it; rename it if a reward reads it "
+                f"(dataset_map {column}=other_name), else leave it out"
+            )
+    parts = []
+    for rows, places, label in _splits(data, name):
+        refused = [_refusal(row, tokenizer, learned) for row in rows]
+        parts.append(_keep(rows, [REFUSED if why else "" for why in refused], run, label, places, refused, skip=skip))
+    return replace(data, train=parts[0], evaluation=parts[1] if len(parts) > 1 else None)
+
+
+def _refusal(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", learned: Learned | None) -> str:
+    """Why the chat template does not write a row, or an empty text."""
+    answers = row["ranked"] if "ranked" in row else [row[name] for name in ("chosen", "rejected") if name in row]
+    try:
+        if learned is not None:
+            encode_row(tokenizer, row, learned)
+            return ""
+        renderer(tokenizer, row)(row["prompt"], generation=True)
+        for answer in answers:
+            check_dialogue(tokenizer, row, [*row["prompt"], *answer])
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+# ---------------------------------------------------------------------- rows as tokens and labels
+
+
+def learned_of(run: "Run", config: Any) -> Learned:
+    """What is learned by TRL's flags ``assistant_only_loss`` and ``completion_only_loss``, where they were given."""
+    given = config.assistant_only_loss if "assistant_only_loss" in run.given else None
+    return Learned(given, config.completion_only_loss)
+
+
+def supervised(
+    data: Data,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: Any,
+    run: "Run",
+    learned: Learned = ANSWERS,
+    *,
+    skip: bool = False,
+    name: str = "train",
+) -> Data:
+    """The data as ``input_ids`` and ``labels``, ready for SFTTrainer; the share that is learned is reported.
+
+    Args:
+        config: TRL's ``SFTConfig``; its ``max_length``, ``truncation_mode`` and ``packing`` decide what is kept. The
+            flags that are settled here (losses and chat template) are reset in it: TRL would act on them once more.
+        learned: which tokens.
+        skip: leave out rows that the chat template refuses, instead of stopping at the first.
+        name: what the run record calls the training rows.
+
+    Raises:
+        UserError: a row that the template refuses (where it was read, and why), or no training row is left.
+    """
+    config.assistant_only_loss, config.completion_only_loss, config.chat_template_path = False, None, None
+    if not hasattr(data.train, "__len__"):
+        return data
+    what = learned.of(data.train[0])
+    if learned.assistant_only and what != "the assistant's turns" and "prompt" not in data.train.column_names:
+        raise UserError("assistant_only_loss: the rows are no chat messages; leave the flag out")
+    parts = []
+    for rows, places, label in _splits(data, name):
+        coded = encode(rows, tokenizer, config, learned)
+        parts.append(_keep(coded, coded["lost"], run, label, places, coded["refused"], skip=skip))
+    figures = {column: sum(parts[0][column]) for column in ("learned", "kept")}
+    cut = sum(kept < length for kept, length in zip(parts[0]["kept"], parts[0]["length"]))
+    share = figures["learned"] / figures["kept"]
+    run.record.setdefault("learned", {})[name] = {"share": round(share, 4), "of": what, "rows_cut": cut}
+    run.add_metrics({"learned_share": share})
+    if run.is_main:
+        ends = f"; {cut} of {len(parts[0])} rows are cut to max_length {config.max_length}" if cut else ""
+        print(f"{run.stage}: learning {share:.0%} of the tokens: {what}{ends}", flush=True)
+    parts = [part.select_columns(["input_ids", "labels"]) for part in parts]
+    return replace(data, train=parts[0], evaluation=parts[1] if len(parts) > 1 else None)
+
+
+def encode(
+    rows: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase", config: Any, learned: Learned = ANSWERS
+) -> "datasets.Dataset":
+    """Rows as ``input_ids`` and ``labels``, uncut, and what becomes of them.
+
+    Further columns: ``length`` in tokens, of which ``kept`` stay within ``max_length`` and ``learned`` of these are
+    learned; ``lost``, the cause where the row cannot be trained on (else empty); ``refused``, the template's reason.
+    """
+    return rows.map(
+        _encoded,
+        fn_kwargs={"tokenizer": tokenizer, "learned": learned, "kept": kept_part(config)},
+        remove_columns=rows.column_names,
+        num_proc=config.dataset_num_proc,
+        desc="Tokenizing",
+    )
+
+
+def _encoded(
+    row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", learned: Learned, kept: slice
+) -> dict[str, Any]:
+    try:
+        ids, marks = encode_row(tokenizer, row, learned)
+    except UserError as error:
+        nothing = {"length": 0, "kept": 0, "learned": 0}
+        return {"input_ids": [], "labels": [], **nothing, "lost": REFUSED, "refused": str(error)}
+    said = sum(marks[kept])
+    return {
+        "input_ids": ids,
+        "labels": [i if mark else IGNORED for i, mark in zip(ids, marks, strict=True)],
+        "length": len(ids),
+        "kept": len(ids[kept]),
+        "learned": said,
+        "lost": "" if said else BEYOND if any(marks) else SILENT,
+        "refused": "",
+    }
+
+
+def kept_part(config: Any) -> slice:
+    """What SFTTrainer keeps of a row's tokens."""
+    if config.max_length is None or (config.packing and config.packing_strategy != "bfd"):
+        return slice(None)
+    if config.packing or config.truncation_mode == "keep_start":
+        return slice(config.max_length)
+    return slice(-config.max_length, None)
+
+
+# ---------------------------------------------------------------------- comparisons
+
+
+def settle_pairs(trainer: Any, data: Data, run: "Run", name: str = "train") -> None:
+    """Takes out of a DPO or reward trainer the pairs that cutting made equal, and accounts for those that TRL dropped.
+
+    TRL drops what is longer than ``max_length`` (reward) or leaves no room for an answer (DPO).
+
+    Raises:
+        UserError: no pair is left.
+    """
+    for (rows, _, label), attribute in zip(_splits(data, name), ("train_dataset", "eval_dataset")):
+        prepared = getattr(trainer, attribute)
+        columns, by_trl = ["chosen_ids", "rejected_ids"], LONG
+        if "prompt_ids" in prepared.column_names:
+            columns, by_trl = ["prompt_ids", *columns], NO_ANSWER
+        compared = prepared.map(
+            _equal,
+            input_columns=columns,
+            fn_kwargs={"kept": _pair_part(trainer.args)},
+            remove_columns=prepared.column_names,
+            num_proc=trainer.args.dataset_num_proc,
+            desc="Comparing answers",
+        )
+        equal = list(compared["equal"]) if len(prepared) else []
+        report_dropped(run, label, {by_trl: len(rows) - len(prepared), EQUAL: sum(equal)}, len(rows))
+        if any(equal):
+            setattr(trainer, attribute, prepared.select([place for place, same in enumerate(equal) if not same]))
+
+
+def _pair_part(config: Any) -> slice:
+    if config.max_length is None or getattr(config, "truncation_mode", "keep_start") == "keep_start":
+        return slice(config.max_length)
+    return slice(-config.max_length, None)
+
+
+def _equal(*ids: list[int], kept: slice) -> dict[str, bool]:
+    *prompt, chosen, rejected = ids
+    head = prompt[0] if prompt else []
+    return {"equal": (head + chosen)[kept] == (head + rejected)[kept]}
+
+
+# ---------------------------------------------------------------------- the account
+
+
+def _splits(data: Data, name: str) -> list[tuple[Any, Sequence[Place], str]]:
+    splits = [(data.train, data.train_places, name)]
+    if data.evaluation is not None:
+        held_out = "evaluation" if name == "train" else f"{name}, held out"
+        splits.append((data.evaluation, data.evaluation_places, held_out))
+    return splits
+
+
+def _keep(
+    rows: "datasets.Dataset",
+    lost: Sequence[str],
+    run: "Run",
+    label: str,
+    places: Sequence[Place] = (),
+    refused: Sequence[str] = (),
+    *,
+    skip: bool = False,
+) -> "datasets.Dataset":
+    """The rows that are not lost; the others are counted by cause and reported.
+
+    Raises:
+        UserError: a row that the template refuses, unless ``skip``; or none is left.
+    """
+    lost = list(lost)
+    if REFUSED in lost and not skip:
+        first = lost.index(REFUSED)
+        where = "{}, row {}".format(*places[first]) if places else f"{label}, row {first + 1}"
+        raise UserError(f"{where}: {refused[first]} (change the row, or pass --skip_bad_rows)")
+    report_dropped(run, label, Counter(filter(None, lost)), len(lost))
+    return rows.select([place for place, cause in enumerate(lost) if not cause]) if any(lost) else rows
+
+
+def report_dropped(run: "Run", label: str, causes: Mapping[str, int], total: int) -> None:
+    """Puts the rows lost of ``total`` into the run record and on the terminal.
+
+    Raises:
+        UserError: none is left.
+    """
+    causes = {cause: count for cause, count in causes.items() if count}
+    if not causes:
+        return
+    run.record.setdefault("dropped", {})[label] = causes
+    each = ", ".join(f"{count} {cause}" for cause, count in causes.items())
+    if sum(causes.values()) >= total:
+        raise UserError(f"{label}: no row is left of {total}: {each}; raise max_length, or look at the rows")
+    if run.is_main:
+        print(f"{run.stage}: dropped {sum(causes.values())} of {total} rows ({label}): {each}", flush=True)
