@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import AutoPeftModelForSequenceClassification, PeftModel
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -18,10 +18,11 @@ from transformers import (
     Trainer,
 )
 
-from pipeline.model.loading import load_tokenizer
+from pipeline.model.loading import load_model, load_tokenizer
 from pipeline.rewards.learned import encode_dialogue, load_reward_model
 from pipeline.rewards.registry import Reward, get_reward
 from pipeline.rewards.resolve import reward_spec
+from pipeline.runtime.errors import UserError
 from pipeline.trainers.ppo import AdapterReward
 from tests.stages.conftest import flags, read_metrics, write_rows
 
@@ -187,3 +188,98 @@ def test_a_reward_model_over_an_adapter_serves_every_stage(run_of, reward_over, 
     assert seen
     for prompts_seen, completions, scores in seen:
         assert scores == pytest.approx(reward(prompts=prompts_seen, completions=completions), abs=1e-4)
+
+
+def test_a_model_without_a_score_head_is_no_reward(run_of):
+    """transformers would give it a random one, and every stage would learn from noise."""
+    start, sft, _ = run_of("sft", "llama")
+    for folder in (start, sft):
+        with pytest.raises(UserError, match=r"was saved without a score head \((LlamaForCausalLM|CAUSAL_LM)\)"):
+            load_reward_model(str(folder))
+
+
+def saved_adapter(folder: Path, base: Path, **options) -> Path:
+    """A LoRA adapter as other tools publish them, with random B matrices and changed whole modules."""
+    torch.manual_seed(1)
+    config = LoraConfig(
+        **{"target_modules": "all-linear", "r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"} | options
+    )
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "lora_embedding_B" in name or "modules_to_save" in name:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+LOWER = {
+    "whole head": {"modules_to_save": ["lm_head"]},
+    "whole embedding": {"modules_to_save": ["embed_tokens"]},
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "head": {"target_modules": ["lm_head", "q_proj"]},
+    "one layer": {"target_modules": ["q_proj", "o_proj"], "layers_to_transform": [1], "use_rslora": True},
+}
+
+
+@pytest.mark.parametrize("what", LOWER)
+@pytest.mark.parametrize("base", ["narlm", "llama"])
+@pytest.mark.parametrize("mode", ["merge", "stack"])
+def test_a_stage_over_an_adapter_that_changes_more_than_its_layers(
+    unpadded_model, foreign_model, sft_file, tmp_path, mode, base, what
+):
+    """Whole modules, embeddings and heads, tied (NarLM) or not (Llama): what is saved answers by plain PEFT as the
+    stage's own model did; pi_ref answers as the adapter on its base does; and the embedding and the head stay parted
+    where the adapter changed one of them."""
+    start = {"narlm": unpadded_model, "llama": foreign_model}[base]
+    lower = saved_adapter(tmp_path / "lower", start, **LOWER[what])
+    upper = {"lora_modules_to_save": "lm_head"} if (what, base) == ("whole head", "llama") else {}
+    given = flags(
+        model_name_or_path=lower, adapter_mode=mode, dataset_name=sft_file, output_dir=tmp_path / "run", max_steps=2,
+        save_steps=2, eval_rows=0, **LORA, **upper,
+    )  # fmt: skip
+    logits = logits_when_saved("sft", given)
+    config = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    stands_on = tmp_path / "run" / "start" if mode == "merge" else start
+    assert Path(config["base_model_name_or_path"]) == stands_on
+    assert (plain_logits("sft", stands_on, tmp_path / "run") - logits).abs().max() < 1e-5
+    below = plain_logits("sft", start, lower)
+    assert (below - logits).abs().max() > 1e-3
+    with torch.no_grad():
+        assert (load_model(str(lower))(IDS).logits - below).abs().max() < 1e-5
+        if mode == "merge":
+            assert (load_model(str(stands_on))(IDS).logits - below).abs().max() < 1e-5
+
+
+VARIANTS = [
+    ({"use_dora": True}, {}, r"lower is not plain LoRA \(use_dora\)"),
+    ({"rank_pattern": {"q_proj": 2}}, {}, r"lower is not plain LoRA \(rank_pattern\)"),
+    ({"alpha_pattern": {"q_proj": 2}}, {}, r"lower is not plain LoRA \(alpha_pattern\)"),
+    ({"bias": "all"}, {}, r"lower is not plain LoRA \(bias all\)"),
+    ({"init_lora_weights": "pissa"}, {}, r"lower is not plain LoRA \(init_lora_weights pissa\)"),
+    ({}, {"peft_type": "IA3"}, r"lower is not plain LoRA \(peft_type IA3\)"),
+    ({}, {"use_dora": True}, r"the new adapter is not plain LoRA \(use_dora\)"),
+]
+
+
+@pytest.mark.parametrize(("lower", "other", "message"), VARIANTS)
+def test_what_does_not_add_up_is_refused_before_the_base_is_loaded(
+    unpadded_model, sft_file, tmp_path, monkeypatch, lower, other, message
+):
+    """One line that says what and what to do; the ways it names are taken."""
+    folder = saved_adapter(tmp_path / "lower", unpadded_model, **lower)
+    if "peft_type" in other:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps(config | other))
+        other = {}
+    monkeypatch.setattr("pipeline.model.policy.from_pretrained", None)
+    with pytest.raises(UserError, match=message + r".*--adapter_mode merge or continue.*pipeline\.merge") as caught:
+        importlib.import_module("pipeline.sft").main(
+            flags(
+                model_name_or_path=folder, adapter_mode="stack", dataset_name=sft_file, output_dir=tmp_path / "run",
+                max_steps=1, **LORA, **other,
+            )
+        )  # fmt: skip
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
