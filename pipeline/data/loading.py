@@ -88,6 +88,7 @@ def load_data(arguments: DataArguments, kind: str, seed: int) -> Data:
         rows = _held_out_rows(arguments.eval_rows, parts)
         parts, held_out = mixing.hold_out(parts, rows, seed)
     parts = mixing.remove_leaks(parts, held_out, kind)
+    _say_left_out(parts)
     for part in parts:
         if not part.rows:
             counts = part.counts
@@ -322,6 +323,18 @@ def _announced(source: Source, kind: str, skip_bad_rows: bool) -> Part:
         keys = ", ".join(f"{key} ({count} rows)" for key, count in part.notes["unused_message_keys"].items())
         say(f"{source.label}: keys of messages that are not used: {keys}")
     return part
+
+
+def _say_left_out(parts: Sequence[Part]) -> None:
+    """One line to the terminal for each dataset from which good rows are left out, with the causes."""
+    for part in parts:
+        causes = {
+            "exact duplicates": part.counts["duplicates"],
+            "that are also in the evaluation data": part.counts["removed_from_train"],
+        }
+        listed = " and ".join(f"{count} {cause}" for cause, count in causes.items() if count)
+        if listed:
+            say(f"{part.source.label}: training leaves out {listed}, of {part.counts['rows_read']} rows")
 
 
 def prepare(row: Mapping[str, Any], source: Source) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def test_held_out_rows_are_seeded_disjoint_and_recorded(tmp_path):
     ]
 
 
-def test_named_evaluation_duplicates_and_leaks(tmp_path):
+def test_named_evaluation_duplicates_and_leaks(tmp_path, capsys):
     """Of training rows 0..9 and 0, 1 again: two duplicates leave, then 8 and 9, which stand in the test split."""
     write(tmp_path / "train.jsonl", pairs(10) + pairs(2))
     write(tmp_path / "test.jsonl", pairs(3, start=8))
@@ -116,6 +116,8 @@ def test_named_evaluation_duplicates_and_leaks(tmp_path):
     assert data.evaluation.to_list() == pairs(3, start=8)
     counts = {key: data.sources[0][key] for key in ("rows_read", "duplicates", "removed_from_train", "rows")}
     assert counts == {"rows_read": 12, "duplicates": 2, "removed_from_train": 2, "rows": 8}
+    said = "training leaves out 2 exact duplicates and 2 that are also in the evaluation data, of 12 rows"
+    assert capsys.readouterr().err == f"{tmp_path}: {said}\n"
     kept = load(dataset_name=str(tmp_path), dataset_test_split="test", deduplicate=False)
     assert len(kept.train) == 10
     other = load(dataset_name=str(tmp_path / "train.jsonl"), eval_dataset_name=str(tmp_path / "test.jsonl"))
