@@ -97,8 +97,10 @@ def jsonl_rows(path: Path, start: Cursor) -> Iterator[Row]:
             try:
                 content = _whole_object(decode(line, number == 1))
             except RowError as error:
-                cut = "" if line.endswith(b"\n") else "; the file ends in this row: is it cut?"
-                content = RowError(error.field, error.reason + cut)
+                hint = "" if line.endswith(b"\n") else "; the file ends in this row: is it cut?"
+                if number == 1 and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+                    hint = "; a list of objects is read from a file named .json"
+                content = RowError(error.field, error.reason + hint)
             yield Row(number, content, Cursor(offset, number))
 
 

@@ -62,6 +62,12 @@ def test_a_bad_line_that_ends_the_file_may_be_a_cut_one(tmp_path):
     assert rows[1].reason.endswith("; the file ends in this row: is it cut?")
 
 
+@pytest.mark.parametrize("text", ['[\n{"a": 1}\n]\n', '[{"a": 1}]'])
+def test_a_list_in_a_jsonl_file_is_told_its_name(tmp_path, text):
+    (tmp_path / "a.jsonl").write_text(text)
+    assert contents(tmp_path / "a.jsonl")[0].reason.endswith("; a list of objects is read from a file named .json")
+
+
 def test_numbers_and_levels_that_json_can_write_are_kept(tmp_path):
     """100 levels are within the limit; NaN and Infinity are no JSON, but what Python and its libraries write."""
     path = tmp_path / "a.jsonl"
