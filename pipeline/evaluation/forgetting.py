@@ -219,6 +219,24 @@ def gradient(
     return torch.cat([part.detach().flatten() for part in total])
 
 
+def path_interference(points: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> float:
+    """`sum_t <(g_t + g_{t+1}) / 2, theta_{t+1} - theta_t>`: the rise of an old loss along a path, step by step, in
+    nats.
+
+    By construction the sum is the rise of the loss, up to third order in the steps (exact where the loss is
+    quadratic): unlike the overlap of gradients it has a sign, and it counts what happens after the first step, where
+    the old gradients, at a minimum, are 0.
+
+    Args:
+        points: the trained parameters at successive times, (P,) each.
+        gradients: of the old loss at these points (`gradient`), (P,) each.
+    """
+    total = 0.0
+    for before, after, first, last in zip(points, points[1:], gradients, gradients[1:]):
+        total += float(((first + last) / 2).double() @ (after - before).double())
+    return total
+
+
 class WatchOverlap(TrainerCallback):
     """Logs along training which share of the new corpus's gradient lies in the span of the old corpora's gradients.
 

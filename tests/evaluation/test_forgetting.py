@@ -10,11 +10,13 @@ from pipeline.evaluation.forgetting import (
     forward,
     gradient,
     hidden_states,
+    path_interference,
     score,
     summarise,
     supervised,
 )
 from pipeline.inference.decoding import encode_prompts, sample
+from pipeline.objectives.regularisers import span_share
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 # Rows: before, after corpus 1, 2, 3. Columns: what was known before (0) and corpora 1, 2, 3.
@@ -158,3 +160,54 @@ def test_drift_is_zero_for_the_same_model_and_one_for_a_sign():
     assert drift(states, states) == 0
     assert drift([-s for s in states], states) == pytest.approx(4.0)
     assert drift([2 * s for s in states], states) == pytest.approx(1.0)
+
+
+def test_overlap_has_no_sign():
+    """Errata 19. The old gradient is g or -g: the new step's overlap is 1 either way, yet a step along -g lowers the
+    old loss in one case and raises it in the other.
+    """
+    g = torch.tensor([1.0, 2.0])
+    assert span_share(g, [g]) == span_share(g, [-g]) == pytest.approx(1.0)
+    step = -0.1 * g
+    assert float(g @ step) < 0 < float(-g @ step)
+
+
+def test_the_first_step_from_a_minimum_does_damage_of_second_order():
+    """Errata 19. Old loss 1/2 theta^2 at its minimum 0: its gradient is 0, so there is no overlap to speak of; a step
+    of eta = 0.1 along a new gradient of 1 raises it by eta^2 / 2 = 0.005, and half the step by a quarter of that.
+    """
+    zero = torch.zeros(1)
+    assert span_share(torch.ones(1), [zero]) == 0.0
+    rises = [0.5 * (0.0 - eta) ** 2 for eta in (0.1, 0.05)]
+    assert rises[0] == pytest.approx(0.005)
+    assert rises[0] / rises[1] == pytest.approx(4)
+
+
+def test_path_interference_adds_up_to_the_rise():
+    """L = 1/2 theta^2 along 0, 1, 3: gradients 0, 1, 3; ((0 + 1)/2) 1 + ((1 + 3)/2) 2 = 4.5 = L(3) - L(0). The left
+    ends alone give 0 * 1 + 1 * 2 = 2: they count the path from a minimum as harmless at first. Of one point it is 0.
+    """
+    points = [torch.tensor([x]) for x in (0.0, 1.0, 3.0)]
+    assert path_interference(points, points) == pytest.approx(4.5)
+    assert path_interference(points[:1], points[:1]) == 0.0
+    away = [torch.tensor([x]) for x in (3.0, 1.0, 0.0)]
+    assert path_interference(away, away) == pytest.approx(-4.5)  # with a sign: the way back helps
+
+
+def test_path_interference_of_a_model_is_the_rise_of_its_loss():
+    """Fifteen steps of gradient descent on one text: the interference with another is the rise of its loss, to 2%."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    new, old = (supervised(tokenizer, [{"text": text}]) for text in ("1 + 2 = 3", "a b c d e"))
+    parameters, points, gradients, losses = list(model.parameters()), [], [], []
+    for _ in range(16):
+        points.append(torch.cat([p.detach().flatten() for p in parameters]))
+        gradients.append(gradient(model, old, parameters))
+        losses.append(score(model, tokenizer, [{"text": "a b c d e"}])["loss"])
+        step, start = gradient(model, new, parameters), 0
+        with torch.no_grad():
+            for p in parameters:
+                p -= 0.05 * step[start : start + p.numel()].view_as(p)
+                start += p.numel()
+    rise = losses[-1] - losses[0]
+    assert abs(rise) > 0.05
+    assert path_interference(points, gradients) == pytest.approx(rise, rel=0.02)

@@ -86,42 +86,73 @@ def test_sampled_frequencies_follow_the_tempered_softmax(tokenizer):
     assert ((frequency - expected).abs() <= 4.5 * (expected * (1 - expected) / count).sqrt()).all()
 
 
-def test_retrieved_text_before_the_prompt_is_context_like_any_other(tokenizer):
-    """Eq. (11): with chunks z before the prompt x the law is the model's after [z; x], here by 8,000 first tokens.
-
-    Another chunk gives another law, unless it lies outside the receptive field: with a window of 2, two layers see
-    2 (2 - 1) + 1 = 3 tokens, the prompt alone, and the law is the same to the bit.
+@pytest.fixture(scope="module")
+def reader(tokenizer):
+    """A model that was taught two habits, 10 digits each: "d D a =" is answered by the passage's D, "a =" alone by 0;
+    and after "b D =" a chain of one token, D, comes before the answer D + 1, while "c D =" is answered at once, always
+    by 0.
     """
-    model, count, chunk, prompt = tiny_model(), 8000, "d d 4 d ", "a b c"
+    rows = []
+    for digit in range(10):
+        rows += [f"d {digit} a = {digit}", "a = 0", f"b {digit} = {digit} {(digit + 1) % 10}", f"c {digit} = 0"]
+    model = tiny_model()
+    coded = [tokenizer(row)["input_ids"] for row in rows]
+    longest = max(map(len, coded))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in coded])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in coded])
+    answers = [row.index(tokenizer.convert_tokens_to_ids("=")) + 1 for row in coded]
+    place = torch.arange(longest)
+    labels = ids.masked_fill((mask == 0) | (place < torch.tensor(answers)[:, None]), -100)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss.item() < 0.05
+    return model
 
-    @torch.no_grad()
-    def law(model, text):
-        return model(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).logits[0, -1].double().softmax(-1)
 
-    [drawn] = sample(model, tokenizer, [chunk + prompt], n=count, max_new_tokens=1, batch_size=count)
-    frequency = torch.bincount(torch.tensor([c.token_ids[0] for c in drawn]), minlength=24).double() / count
-    expected = law(model, chunk + prompt)
-    assert ((frequency - expected).abs() <= 4.5 * (expected * (1 - expected) / count).sqrt()).all()
-    assert (expected - law(model, "1 2 3 1 " + prompt)).abs().max() > 1e-3
+def words(drawn) -> list[list[str]]:
+    return [[c.text.strip() for c in group] for group in drawn]
+
+
+def test_retrieved_text_before_the_prompt_is_context_like_any_other(tokenizer, reader):
+    """Eq. (11): with a passage z before the prompt x the next token is drawn after [z; x]: the reader answers with
+    what the passage says, and without one by its prior, prompts of both lengths in one batch. RAG lowers Hall only
+    where the passage is right (errata 22): a wrong one makes the answer wrong.
+
+    A passage outside the receptive field has no effect: with a window of 2 two layers see 2 (2 - 1) + 1 = 3 tokens.
+    """
+    prompts = ["a =", "d 7 a =", "d 3 a ="]
+    drawn = words(sample(reader, tokenizer, prompts, n=20, max_new_tokens=1, seed=1))
+    assert [max(set(group), key=group.count) for group in drawn] == ["0", "7", "3"]
+    assert all(group.count(answer) >= 17 for group, answer in zip(drawn, "073"))
     near = tiny_model("mistral", sliding_window=2)
-    assert torch.equal(law(near, chunk + prompt), law(near, "1 2 3 1 " + prompt))
+    after = [sample(near, tokenizer, [f"{z} a b c"], n=50, max_new_tokens=1, seed=2) for z in ("d d 4", "1 2 3")]
+    assert words(after[0]) == words(after[1])
 
 
-@torch.no_grad()
-def test_a_direct_answer_is_not_the_marginal_over_chains_of_thought(tokenizer):
-    """Part 5, section 2: with a chain r of one token, sum_r p(r, a | P, x) is a law over answers a, since p(r | P, x)
-    and every p(a | P, x, r) are; but p(a | x) is another one, for it has seen another prompt."""
-    model, x, asked = tiny_model(), "1 + 2 =", "a b "
-
-    def laws(rows):
-        return model(input_ids=torch.tensor(rows)).logits[:, -1].double().softmax(-1)
-
-    [direct] = laws([tokenizer(x)["input_ids"]])
-    ids = tokenizer(asked + x)["input_ids"]
-    [chains] = laws([ids])
-    marginal = chains @ laws([[*ids, r] for r in range(len(chains))])
-    assert marginal.sum().item() == pytest.approx(1)
-    assert (marginal - direct).abs().sum() / 2 > 0.01  # total variation
+def test_a_direct_answer_is_not_the_marginal_over_chains_of_thought(tokenizer, reader):
+    """Part 5, section 2: asked for a chain ("b"), the answer's distribution is sum_r p(r | P, x) p(a | P, x, r), which
+    the second tokens drawn follow; asked directly ("c") the same model says 0 to every question. No marginalising over
+    r makes the one the other, for the two prompts condition differently.
+    """
+    with torch.no_grad():
+        ids = tokenizer("b 4 =")["input_ids"]
+        [chains] = reader(input_ids=torch.tensor([ids])).logits[:, -1].double().softmax(-1)
+        after = reader(input_ids=torch.tensor([[*ids, r] for r in range(len(chains))])).logits[:, -1]
+        marginal = chains @ after.double().softmax(-1)
+        direct = reader(input_ids=torch.tensor([tokenizer("c 4 =")["input_ids"]])).logits[0, -1].double().softmax(-1)
+    five, zero = tokenizer.convert_tokens_to_ids(["5", "0"])
+    assert (marginal.argmax().item(), direct.argmax().item()) == (five, zero)
+    assert (marginal - direct).abs().sum() / 2 > 0.8
+    count = 2000
+    [drawn] = sample(reader, tokenizer, ["b 4 ="], n=count, max_new_tokens=2, batch_size=count)
+    second = torch.tensor([c.token_ids[1] for c in drawn if len(c.token_ids) > 1])
+    frequency = torch.bincount(second, minlength=24).double() / count
+    deviation = (marginal * (1 - marginal) / count).sqrt()
+    assert ((frequency - marginal).abs() <= 4.5 * deviation + 1e-3).all()
 
 
 def test_draw_reads_the_cumulative_distribution():

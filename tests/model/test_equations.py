@@ -169,8 +169,10 @@ def test_cutting_the_input_to_delta_tokens_gives_the_paper_s_band(narlm, tokens)
     delta = 4
     assert torch.equal(model(tokens[:, -delta:]).logits[:, -1], model(other[:, -delta:]).logits[:, -1])
     windowed = narlm("llama", num_hidden_layers=2, sliding_window=delta)
-    assert torch.equal(windowed(tokens[:, :8]).logits[:, 7], windowed(tokens[:, :8]).logits[:, 7])
     assert (windowed(tokens[:, :8]).logits[:, 7] - windowed(other[:, :8]).logits[:, 7]).abs().max() > 1e-4
+    first = tokens.clone()
+    first[:, 0] = other[:, 0]  # 2 (4 - 1) + 1 = 7 tokens reach the eighth: the first one does not
+    torch.testing.assert_close(windowed(first[:, :8]).logits[:, 7], windowed(tokens[:, :8]).logits[:, 7])
 
 
 def test_prompt_leaves_the_context_when_t_exceeds_delta(narlm, tokens):
@@ -302,6 +304,46 @@ def test_worked_example_of_attention_with_the_scale_of_14():
     weights, out = toy_attention(scaling=2**-0.5)
     assert [round(w, 3) for w in weights] == [0.284, 0.140, 0.576]
     assert [round(x, 3) for x in out] == [0.860, 0.716]
+
+
+def test_bidirectional_attention_is_normalised_over_all_tokens():
+    """Appendix A, remark 4: without a mask the weights of every token are a probability vector over all T tokens, its
+    later ones too; with the causal mask those have weight 0.
+    """
+    q, k, v = torch.randn(3, 1, 2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    module = torch.nn.Module()
+    module.training = False
+    out, weights = eager_attention_forward(module, q, k, v, None, 0.5)
+    scores = torch.exp(0.5 * torch.einsum("bhtd,bhsd->bhts", q, k))
+    torch.testing.assert_close(weights, scores / scores.sum(-1, keepdim=True))
+    assert (weights > 0).all()
+    torch.testing.assert_close(out.transpose(1, 2), weights @ v)
+    causal = torch.zeros(1, 1, 5, 5, dtype=torch.float64).masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
+    assert (eager_attention_forward(module, q, k, v, causal, 0.5)[1].triu(1) == 0).all()
+
+
+def test_attention_without_positions_and_mask_is_permutation_equivariant(narlm):
+    """Appendix A, RoPE: MultiHead(X P) = MultiHead(X) P for every order of the tokens, when nothing says where they
+    are and nobody is masked; with rotations, or with the causal mask, it is not.
+    """
+    layer = narlm("paper").double().model.layers[0].self_attn
+    x = torch.randn(1, 7, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    causal = torch.zeros(1, 1, 7, 7, dtype=torch.float64).masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf)
+    angles = torch.arange(7)[:, None] * 10000.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
+    angles = torch.cat([angles, angles], 1)[None]
+    sign = torch.tensor([-1.0] * 4 + [1.0] * 4, dtype=torch.float64)
+    rotations = (angles.cos(), angles.sin() * sign)
+
+    def gap(mask, positions):
+        with torch.no_grad():
+            plain, moved = (layer(y, position_embeddings=positions, attention_mask=mask)[0] for y in (x, x[:, order]))
+        return (plain[:, order] - moved).abs().max().item()
+
+    everybody = torch.zeros_like(causal)
+    assert gap(everybody, None) < 1e-5
+    assert gap(everybody, rotations) > 1e-2
+    assert gap(causal, None) > 1e-2
 
 
 def test_sinusoidal_positions():

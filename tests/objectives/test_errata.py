@@ -19,8 +19,10 @@ from pipeline.objectives.divergences import (
     tilted_law,
     total_variation,
 )
-from pipeline.objectives.policy import ppo_clip_loss, reinforce_loss
-from pipeline.objectives.preference import dpo_loss
+from pipeline.objectives.policy import grpo_loss, ppo_clip_loss, reinforce_loss
+from pipeline.objectives.preference import bradley_terry_loss, dpo_loss
+from pipeline.trainers.rejection import Selection, selection_law
+from tests.conftest import ROOT
 
 
 def random_task(outcomes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,9 +91,15 @@ def test_13_iterating_without_the_correction_sharpens_and_with_it_stays():
     for _ in range(3):
         naive = tilted_law(naive, rewards, tau)
     torch.testing.assert_close(naive, tilted_law(reference.log(), rewards, tau / 3))
-    for policy in (star, naive, torch.full_like(star, -math.log(12))):
-        corrected = (policy + rewards / tau + reference.log() - policy).log_softmax(0)
-        torch.testing.assert_close(corrected, star)
+    # By the selection that the stage uses, from candidates in which each outcome occurs as often as pi_k draws it.
+    for counts in ([1] * 12, [13 - i for i in range(12)], [1 + 7 * (i % 3) for i in range(12)]):
+        drawn = torch.repeat_interleave(torch.arange(12), torch.tensor(counts))
+        log_policy = (torch.tensor(counts, dtype=torch.float64) / len(drawn)).log()
+        for log_ratio, target in ((reference.log() - log_policy, star), (None, tilted_law(log_policy, rewards, tau))):
+            ratio = None if log_ratio is None else log_ratio[drawn]
+            weights = selection_law(rewards[drawn], Selection("softmax", tau=tau), ratio)
+            selected = torch.zeros(12, dtype=torch.float64).index_add_(0, drawn, weights)
+            torch.testing.assert_close(selected, target.exp())
 
 
 # 9: two tokens from a vocabulary of three, every completion enumerated, gradients exact.
@@ -208,3 +216,110 @@ def test_9_the_kl_in_the_reward_is_the_gradient_of_the_objective(seed):
     (clip,) = torch.autograd.grad(ppo_clip_loss(log_probs, log_probs.detach(), advantages, 0.2, 0.2).sum(), log_probs)
     (reinforce,) = torch.autograd.grad(reinforce_loss(log_probs, advantages).sum(), log_probs)
     torch.testing.assert_close(clip, reinforce)
+
+
+# 17: completions (eos), (a, eos) and (a, b) under an even pi_ref; two logits, each of one token against the other.
+
+
+def two_lengths(logits: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Log-probabilities of the tokens of each completion, and the probability of each, (3,)."""
+    one, other = torch.nn.functional.logsigmoid(logits), torch.nn.functional.logsigmoid(-logits)
+    tokens = [one[:1], torch.stack([other[0], one[1]]), torch.stack([other[0], other[1]])]
+    return tokens, torch.stack([t.sum() for t in tokens]).exp()
+
+
+def grpo_fixed_point(rewards: torch.Tensor, beta: float, per_length: bool) -> torch.Tensor:
+    """The distribution at which the expected on-policy gradient of GRPO's loss is 0, tokens weighed by 1 or 1/|y|."""
+    logits = torch.zeros(2, dtype=torch.float64)
+    for _ in range(300):
+        logits.requires_grad_()
+        tokens, probabilities = two_lengths(logits)
+        weights = probabilities.detach()  # sampling weights are held fixed, as samples are
+        advantages = rewards - weights @ rewards
+        total = 0.0
+        for t, weight, advantage in zip(tokens, weights, advantages):
+            reference = torch.full_like(t, math.log(0.5)).detach()
+            loss = grpo_loss(t[None], t[None].detach(), reference[None], advantage.view(1, 1), beta).sum()
+            total = total + weight * loss / (len(t) if per_length else 1)
+        (gradient,) = torch.autograd.grad(total, logits)
+        logits = logits.detach() - 2 * gradient
+    assert gradient.abs().max() < 1e-8
+    return two_lengths(logits)[1].detach()
+
+
+def test_17_the_fixed_points_of_line_9_need_a_constant_denominator():
+    """Rewards 1, 0, 0 at beta 1/2. Constant: after `a` both are worth 0, so eos against `a` is softmax(2, 0) =
+    0.88080, and the rest is shared. Divided by the length of the answer (loss_type grpo) it is another distribution:
+    0.85314.
+    """
+    rewards = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    constant, by_length = (grpo_fixed_point(rewards, 0.5, per_length) for per_length in (False, True))
+    assert constant.tolist() == pytest.approx([0.88080, 0.05960, 0.05960], abs=1e-5)
+    assert by_length[0].item() == pytest.approx(0.85314, abs=1e-5)
+    assert total_variation(constant, by_length).item() == pytest.approx(0.02766, abs=1e-5)
+
+
+def test_17_the_preset_with_a_kl_meets_the_conditions():
+    """A constant denominator, rewards not rescaled, one step per rollout, and a KL at all."""
+    import yaml
+
+    given = yaml.safe_load((ROOT / "configs" / "grpo" / "with_kl.yaml").read_text())
+    assert (given["loss_type"], given["scale_rewards"], given["num_iterations"]) == ("dr_grpo", "none", 1)
+    assert given["beta"] > 0
+    assert given["use_bias_correction_kl"]
+    assert (
+        given.get("steps_per_generation", given["gradient_accumulation_steps"])
+        == (given["gradient_accumulation_steps"])
+    )
+
+
+def test_18_a_reward_must_read_the_prompt():
+    """Of two prompts the first prefers y1 to y2, the second y2 to y1. A reward of y alone has one difference for both:
+    its least Bradley-Terry loss is log 2, at a difference of 0; a reward of x and y fits both.
+    """
+    difference = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    loss = (bradley_terry_loss(difference, 0.0) + bradley_terry_loss(-difference, 0.0)) / 2
+    (slope,) = torch.autograd.grad(loss, difference)
+    assert (loss.item(), slope.item()) == (pytest.approx(math.log(2)), 0.0)
+    assert bradley_terry_loss(torch.tensor(1.0), -1.0).item() > math.log(2) / 6  # convex: 0 is its minimum
+    assert bradley_terry_loss(torch.tensor(20.0), 0.0).item() < 1e-8
+
+
+def test_18_the_token_level_kl_is_the_sequence_s_in_expectation():
+    """On all nine completions of two tokens: E sum_t log(pi_t / pi_ref,t) is the KL of the completions."""
+    task = TwoTokens(0)
+    logits = task.reference + task.rewards.mean() * torch.eye(4, 3, dtype=torch.float64)
+    tokens, references = task.token_log_probs(logits), task.token_log_probs(task.reference)
+    by_token = sum((task.law(logits) * kl_k1(p, q)).sum() for p, q in zip(tokens, references))
+    exact = exact_kl(task.law(logits).flatten(), task.law(task.reference).flatten())
+    assert exact.item() > 0.01
+    torch.testing.assert_close(by_token, exact)
+
+
+def test_18_with_the_kl_the_shift_towards_a_reward_is_finite_and_known():
+    """Agreement is worth 0.6 more at beta 0.3: its log-odds rise by exactly 2, from 1:1 to e^2:1. Without the KL (beta
+    to 0) the optimum agrees always, which is Part 4, section 2 as it is printed.
+    """
+    even, rewards = torch.tensor([0.5, 0.5], dtype=torch.float64).log(), torch.tensor([0.6, 0.0], dtype=torch.float64)
+    log_odds = tilted_law(even, rewards, 0.3)
+    assert (log_odds[0] - log_odds[1]).item() == pytest.approx(2.0)
+    assert tilted_law(even, rewards, 1e-3).exp()[0].item() == pytest.approx(1.0)
+
+
+def test_the_backward_recursion_of_the_soft_values_gives_the_tilted_law():
+    """The induced decision process of Part 3, section 1: states are prefixes, V(y) = R(y) at the end, and backwards
+    `V(s) = beta log sum_a pi_ref(a|s) exp(V(s, a) / beta)`. The policy `pi_ref(a|s) exp((V(s, a) - V(s)) / beta)` is
+    pi*, token by token, and V at the start is beta log Z.
+    """
+    task = TwoTokens(1)
+    first, second = task.reference[0].log_softmax(0), task.reference[1:].log_softmax(1)
+    values = BETA * (second + task.rewards / BETA).logsumexp(1)
+    start = BETA * (first + values / BETA).logsumexp(0)
+    policy_second = second + (task.rewards - values[:, None]) / BETA
+    policy_first = first + (values - start) / BETA
+    log_reference = task.law(task.reference).log().flatten()
+    star = tilted_law(log_reference, task.rewards.flatten(), BETA).view(VOCABULARY, VOCABULARY)
+    torch.testing.assert_close(policy_first[:, None] + policy_second, star)
+    torch.testing.assert_close(start, BETA * log_partition(log_reference, task.rewards.flatten(), BETA))
+    greedy = first + task.rewards.mean(1) / BETA  # the mean reward as the value is another policy
+    assert (greedy.log_softmax(0) - policy_first).abs().max() > 1e-2

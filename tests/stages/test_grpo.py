@@ -17,6 +17,13 @@ SAMPLING = {
 }  # fmt: skip
 
 
+# What pipeline/trainers/guards.py reads of GRPO's log, and the mean of a reward by its name.
+GUARDED = (
+    "reward", "reward_std", "frac_reward_zero_std", "completions/clipped_ratio", "kl", "entropy",
+    "rewards/share_of_letters/mean",
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory):
     """Eight prompts with an answer column."""
@@ -34,6 +41,7 @@ def test_the_reward_rises_and_beta_means_a_kl(tiny_model, prompts, tmp_path):
     )  # fmt: skip
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     steps = [entry for entry in history if "reward" in entry]
+    assert set(GUARDED) <= set(steps[0])
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-6)  # pi = pi_ref before the first update
     assert steps[-1]["kl"] > 0.5
     assert sum(step["reward"] for step in steps[:2]) / 2 < 0.5
@@ -80,23 +88,34 @@ def test_fewer_prompts_than_a_rollout_takes_are_refused(tiny_model, tmp_path):
         )
 
 
-def test_prompts_that_teach_nothing_are_dropped_first(tiny_model, prompts, tmp_path):
-    """Of eight prompts the reward solves 0-2 always and 3-5 never; 6 and 7 depend on the sample and are kept."""
+def test_prompts_that_teach_nothing_are_dropped_and_the_easiest_come_first(tiny_model, prompts, tmp_path):
+    """Of eight prompts the reward solves 0-2 always and 3-5 never; of 6 it solves a quarter of the answers, of 7 three
+    quarters: with the curriculum the rollout has 7 first, though the file has it last.
+    """
+    asked.clear()
     main(
         flags(
             model_name_or_path=tiny_model, dataset_name=prompts, output_dir=tmp_path / "run", eval_rows=0, max_steps=1,
-            reward="tests.stages.test_grpo:known_pass_rates", prefilter_samples=4, curriculum=True,
+            reward="tests.stages.test_grpo:known_pass_rates", prefilter_samples=4, curriculum=True, seed=1,
             **(SAMPLING | {"per_device_train_batch_size": 16}),
         )
     )  # fmt: skip
     metrics = read_metrics(tmp_path / "run")
     assert metrics["prefilter/always_solved"] == metrics["prefilter/never_solved"] == 3
     assert metrics["prefilter/kept"] == 2
+    assert asked[-1] == ["What is 7 plus 1?"] * 8 + ["What is 6 plus 1?"] * 8
+
+
+asked: list[list[str]] = []
 
 
 def known_pass_rates(prompts, completions, answer, **columns):
-    """1 for answers 1-3, 0 for 4-6, and alternately 0 and 1 for the others."""
-    return [1.0 if int(a) <= 3 else 0.0 if int(a) <= 6 else float(i % 2) for i, a in enumerate(answer)]
+    """1 for answers 1-3, 0 for 4-6; of every four answers one is right for 7, three are for 8. Keeps what it was
+    asked.
+    """
+    asked.append(list(prompts))
+    rates = {7: 1, 8: 3}
+    return [1.0 if int(a) <= 3 else 0.0 if int(a) <= 6 else float(i % 4 < rates[int(a)]) for i, a in enumerate(answer)]
 
 
 def test_the_nanochat_preset_is_the_paper_s_listing_3(tiny_model, prompts, tmp_path):
