@@ -193,7 +193,12 @@ def source_fingerprint(source: Source) -> str | None:
 
         return f"world-{WORLD_VERSION}/{source.name.removeprefix('world/')}/{source.split}"
     files = source.files()
-    return files_sha256(files) if files else _hub_commit(source)
+    if not files:
+        return _hub_commit(source)
+    try:
+        return files_sha256(files)
+    except OSError as error:
+        raise UserError(f"{error.filename or source.label} cannot be read: {error.strerror or error}") from None
 
 
 def _hub_commit(source: Source) -> str | None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import loading
+from pipeline.data import check, loading
 from pipeline.data.arguments import DataArguments
 from pipeline.data.loading import load_data, read_split, source_fingerprints
 from pipeline.runtime import fingerprints
@@ -105,6 +105,17 @@ def test_held_out_rows_are_seeded_disjoint_and_recorded(tmp_path):
             "seed": 0,
         },
     ]
+
+
+def test_a_file_whose_bytes_cannot_be_read_is_named(tmp_path):
+    """No permission, a broken disk: here a link to memory that has no page at 0, which not even root can read."""
+    (tmp_path / "a.jsonl").symlink_to("/proc/self/mem")
+    for read in (
+        lambda: load(dataset_name=str(tmp_path / "a.jsonl")),
+        lambda: check.main([str(tmp_path / "a.jsonl")]),
+    ):
+        with pytest.raises(UserError, match=r"a\.jsonl cannot be read: Input/output error"):
+            read()
 
 
 def test_named_evaluation_duplicates_and_leaks(tmp_path, capsys):
