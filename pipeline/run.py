@@ -25,10 +25,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.arguments import parse, read_given
+from pipeline.runtime.arguments import parse, plain, read_given
+from pipeline.runtime.comparison import changed_inputs
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.record import RECIPE_VARIABLE, changed_inputs, read_record, set_aside, status_of
+from pipeline.runtime.record import RECIPE_VARIABLE, read_record, status_of
 
 
 @dataclass
@@ -102,7 +103,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args.dry_run:
         for item in chosen:
-            if announce(item, numbers[item.name]) != "up to date":
+            state = announce(item, numbers[item.name])
+            if state == "stale":
+                item.argv.append("--force")
+            if state != "up to date":
                 print(f"    {shlex.join(launch_command_line(item, args.accelerate_config))}")
         return
     os.environ[RECIPE_VARIABLE] = args.recipe  # each stage records it
@@ -123,6 +127,7 @@ def memory_table(entries: list[Entry], chosen: list[Entry]) -> str:
     for item in entries:
         if item.stage not in TRAINED:
             continue
+        given = {name: plain(value) for name, value in item.given.items()}
         start = item.given.get("model_name_or_path")
         if start is not None:
             shapes[str(item.output)] = shapes.get(str(start)) or shape_by_name(str(start))
@@ -130,11 +135,10 @@ def memory_table(entries: list[Entry], chosen: list[Entry]) -> str:
             from pipeline.model import NarLMConfig
 
             known = NarLMConfig().to_dict()
-            fields = {name: value for name, value in item.given.items() if name in known}
-            preset = item.given.get("preset")
+            fields = {name: value for name, value in given.items() if name in known}
+            preset = given.get("preset")
             config = NarLMConfig.from_preset(preset, **fields) if preset else NarLMConfig(**fields)
             shapes[str(item.output)] = shape_of(config.to_dict())
-        given = item.given
         goes_on = str(start) in adapters or (Path(str(start)) / "adapter_config.json").is_file()
         if goes_on and given.get("adapter_mode", "continue") == "continue":
             given = {**given, "use_peft": True}
@@ -192,8 +196,8 @@ def run_entries(left: list[Entry], numbers: dict[str, str], jobs: int, accelerat
             for item in ready:
                 left.remove(item)
                 state = announce(item, numbers[item.name])
-                if state == "stale":
-                    print(f"    its inputs have changed; the old folder is now {set_aside(item.output)}", flush=True)
+                if state == "stale":  # moved aside by the stage itself, once it has found its arguments good
+                    item.argv.append("--force")
                 if state != "up to date":
                     print(f"    {shlex.join(launch_command_line(item, accelerate_config, threads))}", flush=True)
                     running.append(start(item, accelerate_config, threads, named=jobs > 1))
@@ -377,7 +381,8 @@ def _words(value: Any, folders: dict[str, str], where: str) -> list[str]:
         return folders[match[1]]
 
     values = value if isinstance(value, list) else [value]
-    return [re.sub(r"\$\{([^}]+)\}", replace, str(v).lower() if isinstance(v, bool) else str(v)) for v in values]
+    words = ["null" if v is None else str(v).lower() if isinstance(v, bool) else str(v) for v in values]
+    return [re.sub(r"\$\{([^}]+)\}", replace, word) for word in words]
 
 
 if __name__ == "__main__":

@@ -19,26 +19,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.arguments import parse, read_given
+from pipeline.runtime.arguments import defaults, instances, is_true, parse, read_given, typed
 from pipeline.runtime.checkpoints import newest_checkpoint
+from pipeline.runtime.comparison import changed_inputs, processes
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.fingerprints import files_sha256, path_sha256, weights_sha256
+from pipeline.runtime.fingerprints import weights_sha256
 
 SCHEMA = 1
 RECIPE_VARIABLE = "NARLM_RECIPE"  # set by pipeline.run: the recipe of which this run is an entry
 PACKAGES = ("narlm", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed", "bitsandbytes")
 SECRETS = ("token", "hub_token", "vllm_api_key")
-# Given values that do not change what is learned: changing them never makes a finished run stale.
-COSMETIC = {
-    "output_dir", "force", "logging_steps", "logging_strategy", "logging_dir", "logging_first_step", "report_to",
-    "run_name", "disable_tqdm", "log_level", "save_steps", "save_strategy", "save_total_limit", "push_to_hub",
-    "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_revision", "dataloader_num_workers",
-    "dataset_num_proc", "accelerate_config",
-}  # fmt: skip
 TRACKERS = ("tensorboard", "wandb", "trackio")  # what the extra `tracking` brings
-
-# What a process and an accumulation step take, with Trainer's defaults.
-BATCH = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
 
 
 class Run:
@@ -54,8 +45,11 @@ class Run:
     def __init__(self, stage: str, argv: list[str] | None = None):
         """Read what was given and what the output folder says about it; light, so a finished run answers at once.
 
+        A folder that may not be used as it is (a run of other inputs, or ``--force``) is left alone until ``parse``
+        has found the arguments good.
+
         Raises:
-            UserError: no output_dir; the folder holds a run of other inputs, or one that is still running.
+            UserError: no output_dir, or the folder holds a run that is still running.
         """
         self.stage = stage
         self.argv = list(sys.argv[1:] if argv is None else argv)
@@ -73,14 +67,20 @@ class Run:
         self.folder = Path(str(self.given["output_dir"])).expanduser()
         if self.folder.is_file():
             raise UserError(f"output_dir: {self.folder} is a file; name a folder")
-        if self.given.get("force") is True:
-            self._move_aside()
         previous = read_record(self.folder)
+        self._forced = is_true(self.given.get("force"))
+        self._refusal: str | None = None
+        self._claimed = False
+        self._set_aside: Path | None = None
+        if self.is_main:
+            self._refuse_running(previous)
+        if self._forced:
+            previous = None
         self.done = self._settle(previous) if self.is_main else self._matches_finished(previous)
         self.record = self._new_record(previous)
         if self.done and self.is_main:
             print(f"{stage}: {self.folder} is up to date, nothing to do (--force runs it again)", flush=True)
-            if self.given.get("push_to_hub") is True and "hub" not in self.record:
+            if is_true(self.given.get("push_to_hub")) and "hub" not in self.record:
                 repo = self.given.get("hub_model_id") or self.folder.name
                 print(f"to push it: python -m pipeline.runtime.hub push {self.folder} {repo}", flush=True)
 
@@ -93,7 +93,8 @@ class Run:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     self._handlers[number] = signal.signal(number, self._on_signal)
             self._started = time.monotonic()
-            self.write()
+            if not (self._forced or self._refusal):
+                self._claim()
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -106,6 +107,8 @@ class Run:
         if kind is None:
             self.complete()
             return
+        if not self._claimed:
+            return  # the folder is as it was
         if issubclass(kind, (KeyboardInterrupt, SystemExit)):
             status = "interrupted"
         else:
@@ -121,7 +124,24 @@ class Run:
         """Everything a user needs is on disk: say so in the record, with the time and memory it took."""
         self._finish("completed")
 
+    def _claim(self) -> None:
+        """Make the folder this run's: move aside what ``--force`` gives up, and write the record.
+
+        Raises:
+            UserError: the folder holds something else.
+        """
+        if self._claimed:
+            return
+        if self._refusal:
+            raise UserError(self._refusal)
+        if self._forced and self.is_main and self.folder.exists() and any(self.folder.iterdir()):
+            self._set_aside = set_aside(self.folder)
+            print(f"{self.stage}: the old {self.folder} is now {self._set_aside}", flush=True)
+        self._claimed = True
+        self.write()
+
     def _finish(self, status: str) -> None:
+        self._claim()
         self.record["status"] = status
         self.record["seconds"] = round(self.record["seconds"] + time.monotonic() - self._started, 3)
         self._started = time.monotonic()
@@ -130,15 +150,21 @@ class Run:
 
     def parse(self, *dataclass_types: type) -> tuple:
         """The stage's argument classes from the same YAML and flags, recorded in full in the run record."""
-        parsed = parse(self.argv, *dataclass_types, prog=f"{self.stage}.py")
-        self.record["arguments"] = {
-            key: value for part in parsed for key, value in _plain(vars(part)).items() if key not in SECRETS
-        }
+        if self._helping:
+            parse(self.argv, *dataclass_types, prog=f"{self.stage}.py")  # prints and exits
+        values = typed(self.argv, *dataclass_types)
+        parsed = instances(values, *dataclass_types)
+        self.given = values
+        self.record["given"] = _recorded(values)
+        self.record["defaults"] = _recorded(defaults(values, *dataclass_types))
+        self.record["arguments"] = {key: value for part in parsed for key, value in _recorded(vars(part)).items()}
+        self.record["seed"] = self.record["arguments"].get("seed", 42)
         for part in parsed:
             # Trainer would make the repository before it trains: a dead Hub must not cost a run. We push at the end.
             if getattr(part, "push_to_hub", False):
                 self.push, part.push_to_hub = True, False
             check_trackers(getattr(part, "report_to", None) or [])
+        self._claim()
         self.write()
         return parsed
 
@@ -190,39 +216,35 @@ class Run:
 
     # ------------------------------------------------------------------ the folder's past
 
-    def _settle(self, previous: dict[str, Any] | None) -> bool:
-        """Decide on the main process: True if up to date, False to start or resume.
-
-        Raises:
-            UserError: the folder belongs to another stage, other inputs, or a live process.
-        """
-        if previous is None:
-            return False
-        if previous.get("status") == "running" and process_is_alive(previous):
+    def _refuse_running(self, previous: dict[str, Any] | None) -> None:
+        if previous and previous.get("status") == "running" and process_is_alive(previous):
             raise UserError(
                 f"output_dir: another process ({previous['process']['pid']}) is running in {self.folder}; wait for it"
             )
+
+    def _settle(self, previous: dict[str, Any] | None) -> bool:
+        """Decide on the main process: True if up to date, False to start or resume, or to refuse in ``_claim``."""
+        if previous is None:
+            return False
         if previous.get("stage") != self.stage:
-            raise UserError(
+            self._refusal = (
                 f"output_dir: {self.folder} holds a {previous.get('stage')} run; choose another folder or --force"
             )
+            return False
         if previous["status"] == "failed" and newest_checkpoint(self.folder) is None:
             return False
         changes = changed_inputs(previous, self.given)
         if changes:
-            raise UserError(
+            self._refusal = (
                 f"output_dir: {self.folder} holds a run of other inputs ({'; '.join(changes[:3])}); "
                 "choose another folder, or --force to move it aside and start anew"
             )
+            return False
         return previous["status"] == "completed"
 
     def _matches_finished(self, previous: dict[str, Any] | None) -> bool:
         """The other ranks' view of ``_settle``: they only need to agree with the main process that it is done."""
         return bool(previous and previous.get("status") == "completed" and not changed_inputs(previous, self.given))
-
-    def _move_aside(self) -> None:
-        if self.is_main and self.folder.exists() and any(self.folder.iterdir()):
-            print(f"{self.stage}: the old {self.folder} is now {set_aside(self.folder)}", flush=True)
 
     def _new_record(self, previous: dict[str, Any] | None) -> dict[str, Any]:
         if self.done:
@@ -235,18 +257,18 @@ class Run:
             "recipe": os.environ.get(RECIPE_VARIABLE),
             "status": "running",
             "parents": [],
-            "given": {key: value for key, value in _plain(self.given).items() if key not in SECRETS},
+            "given": _recorded(self.given),
             "arguments": {},
             "data": [],
             "versions": versions(),
-            "seed": self.given.get("seed", 42),
+            "seed": 42,
             "metrics": {},
             "seconds": resumed["seconds"] if resumed else 0.0,
             "peak_memory_bytes": resumed["peak_memory_bytes"] if resumed else 0,
             "resumed": bool(resumed),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "process": process_identity(),
-            "processes": _processes(),
+            "processes": processes(),
         }
 
     def _is_alone(self) -> bool:
@@ -258,6 +280,9 @@ class Run:
             (self.folder / "run.json").unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self.folder.rmdir()  # only if it is empty
+            if self._set_aside is not None and not self.folder.exists():
+                self._set_aside.rename(self.folder)
+                print(f"{self.stage}: {self.folder} is back in its place", flush=True)
 
 
 # ---------------------------------------------------------------------- functions on records
@@ -285,31 +310,6 @@ def status_of(record: dict[str, Any]) -> str:
     return record["status"]
 
 
-def changed_inputs(record: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """What differs between a recorded run and what is given now: arguments, parents' weights, local data files."""
-    old, new = record.get("given", {}), _plain(given)
-    ignored = COSMETIC | set(SECRETS)
-    if _rows_a_step(old, record.get("processes", 1)) == _rows_a_step(new, _processes()):
-        ignored |= BATCH.keys()  # the same rows a step, split over processes in another way
-    changes = [
-        f"{key}: {old.get(key)!r} then, {new.get(key)!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if key not in ignored and old.get(key) != new.get(key)
-    ]
-    for parent in record.get("parents", []):
-        if "path" in parent and parent["sha256"] and weights_sha256(Path(parent["path"])) != parent["sha256"]:
-            changes.append(f"the weights in {parent['path']} have changed")
-    for source in record.get("data", []):
-        path = Path(str(source.get("name", "")))
-        if "files" in source:  # a dataset: the files of one split, which may be a part of a folder
-            files = [Path(file) for file in source["files"]]
-            if all(file.exists() for file in files) and files_sha256(files) != source["fingerprint"]:
-                changes.append(f"the data in {path} has changed")
-        elif source.get("fingerprint") and path.exists() and path_sha256(path) != source["fingerprint"]:
-            changes.append(f"the data in {path} has changed")
-    return changes
-
-
 def check_trackers(names: list[str]) -> None:
     """Trainer would find out with the model loaded.
 
@@ -327,15 +327,6 @@ def check_trackers(names: list[str]) -> None:
             )
         if name in TRACKERS and not getattr(known, f"is_{name}_available")():
             raise UserError(f"report_to: {name} is not installed: pip install -e '.[tracking]', or report_to: none")
-
-
-def _rows_a_step(given: dict[str, Any], processes: int) -> Any:
-    """Rows that enter one optimizer step, on all processes together."""
-    return processes * math.prod(int(given.get(name, default)) for name, default in BATCH.items())
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def parent_of(name_or_path: str, revision: str | None = None) -> dict[str, Any]:
@@ -402,6 +393,11 @@ def _peak_memory_bytes() -> int:
     with contextlib.suppress(OSError, TypeError):  # Linux; ru_maxrss begins there at the starting process's own peak
         return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _recorded(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as the record holds them: plain, and without secrets."""
+    return {key: value for key, value in _plain(values).items() if key not in SECRETS}
 
 
 def _plain(mapping: dict[str, Any]) -> dict[str, Any]:

@@ -29,9 +29,10 @@ from pipeline.model.policy import ModelArguments, Policy, load_policy
 from pipeline.model.routing import Router, load_routed, prompt_features, save_routed
 from pipeline.objectives import regularisers
 from pipeline.runtime.checkpoints import check_saved
+from pipeline.runtime.comparison import changed_arguments
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.learning import could_learn
-from pipeline.runtime.record import COSMETIC, Run, write_json
+from pipeline.runtime.record import Run, write_json
 from pipeline.runtime.training import forget_deepspeed, train_from_newest
 
 TERMS = ("l2", "ewc", "function", "orthogonal", "replay")
@@ -345,8 +346,11 @@ class Corpus:
         file = self.folder / "corpus.json"
         if self.number == self.of or not file.is_file():
             return False
-        if json.loads(file.read_text(encoding="utf-8")) != self._settings():
-            raise UserError(f"{self.folder} was learned with other settings: choose another output_dir, or --force")
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if changes := changed_arguments(settings, self.run.given):
+            raise UserError(
+                f"{self.folder} was learned with other settings ({changes[0]}): choose another output_dir, or --force"
+            )
         return True
 
     def policy(self) -> Policy:
@@ -497,10 +501,8 @@ class Corpus:
     def mark(self) -> None:
         """Say that this corpus is whole; last of all."""
         if self.run.is_main and self.number < self.of:
-            write_json(self.folder / "corpus.json", self._settings())
-
-    def _settings(self) -> dict[str, Any]:
-        return {key: value for key, value in self.run.record["given"].items() if key not in COSMETIC}
+            kept = ("stage", "given", "defaults", "arguments", "processes")
+            write_json(self.folder / "corpus.json", {key: self.run.record[key] for key in kept})
 
 
 def _method_of(model: Any) -> str | None:

@@ -14,8 +14,8 @@ from pipeline.data import check, loading
 from pipeline.data.arguments import DataArguments
 from pipeline.data.loading import load_data, read_split, source_fingerprints
 from pipeline.runtime import fingerprints
+from pipeline.runtime.comparison import changed_inputs
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.record import changed_inputs
 
 BIG = 123456789012345678901234567890
 

@@ -10,14 +10,34 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from pipeline.runtime.comparison import changed_inputs
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.record import Run, changed_inputs, parent_of, read_record, status_of, write_json
+from pipeline.runtime.record import Run, parent_of, read_record, status_of, write_json
+
+
+@dataclass
+class Demo:
+    """Fields of an empty stage."""
+
+    output_dir: str
+    beta: float = 0.1
+    seed: int = 42
+    rows: int | None = None
+    model_name_or_path: str | None = None
+    eval_strategy: str = "no"
+    per_device_eval_batch_size: int = 8
+    load_best_model_at_end: bool = False
+    names: list[str] | None = None
+    logging_steps: int = 10
+    hub_token: str | None = None
+    force: bool = False
 
 
 def finish(folder, *flags, parents=(), sources=()):
     """Run an empty stage to its end in ``folder``."""
     with Run("demo", ["--output_dir", str(folder), *flags]) as run:
         assert not run.done
+        run.parse(Demo)
         run.record["parents"] = list(parents)
         run.add_data(list(sources))
         run.add_metrics({"loss": 1.5, "name": "text", "flag": True, "bad": float("nan")})
@@ -75,7 +95,7 @@ def test_the_same_inputs_are_up_to_date_whatever_is_only_cosmetic(tmp_path, caps
 def test_other_inputs_are_refused_with_the_difference_named(tmp_path):
     finish(tmp_path / "a", "--beta", "0.1")
     with pytest.raises(UserError, match=r"beta: 0.1 then, 0.2 now.*--force"):
-        Run("demo", ["--output_dir", str(tmp_path / "a"), "--beta", "0.2"])
+        Run("demo", ["--output_dir", str(tmp_path / "a"), "--beta", "0.2"]).parse(Demo)
     assert read_record(tmp_path / "a")["status"] == "completed"
 
 
@@ -86,10 +106,106 @@ def test_force_moves_the_old_folder_aside(tmp_path):
     assert (read_record(old)["given"]["beta"], read_record(tmp_path / "a")["given"]["beta"]) == (0.1, 0.2)
 
 
+SAME = [
+    ("--beta 1e-1", "--beta 0.1"), ("--beta 1e-05", "--beta 0.00001"), ("", "--beta 0.1"), ("--beta 0.1", ""),
+    ("--seed 0042", "--seed 42"), ("", "--seed 42"), ("--model_name_or_path runs/a/", "--model_name_or_path runs/a"),
+    ("--model_name_or_path 007", "--model_name_or_path 007"), ("--rows none", ""), ("--names a", "--names=a"),
+    ("--per_device_eval_batch_size 4", "--per_device_eval_batch_size 2"),
+    ("--eval_strategy no", "--eval_strategy steps"),
+    ("--no_load_best_model_at_end", ""), ("--logging_steps 1", "--logging_steps 2"),
+]  # fmt: skip
+OTHER = [
+    ("--beta 0.1", "--beta 0.2"), ("--beta 0.2", ""), ("", "--rows 5"), ("--rows 5", ""),
+    ("--model_name_or_path 007", "--model_name_or_path 7"), ("--model_name_or_path 1e5", "--model_name_or_path 1e05"),
+    ("--names a b", "--names b a"), ("", "--load_best_model_at_end"),
+    ("--load_best_model_at_end --eval_strategy steps", "--load_best_model_at_end --eval_strategy epoch"),
+    ("--load_best_model_at_end", "--load_best_model_at_end --per_device_eval_batch_size 2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "same"), [*((*pair, True) for pair in SAME), *((*pair, False) for pair in OTHER)]
+)
+def test_runs_are_compared_by_parsed_values_that_can_change_the_weights(tmp_path, then, now, same):
+    """However a number, a default or a path is written; how rows are judged only where the best model is kept."""
+    record = finish(tmp_path / "a", *then.split()).record
+    again = Run("demo", ["--output_dir", str(tmp_path / "a"), *now.split()])
+    assert again.done == same
+    assert (changed_inputs(json.loads(json.dumps(record)), again.given) == []) == same
+
+
+def test_sampled_evaluation_decides_the_weights_of_a_rollout_stage():
+    """It draws random numbers; in any other stage, and without it, evaluation changes nothing."""
+    record = {"stage": "grpo", "given": {"eval_strategy": "steps", "save_steps": 5}}
+    now = {"eval_strategy": "no", "save_steps": "10"}
+    assert changed_inputs(record, now) == ["eval_strategy: 'steps' then, 'no' now"]
+    assert changed_inputs(record | {"stage": "dpo"}, now) == []
+
+
+def test_a_record_of_an_earlier_version_is_compared_by_what_it_took():
+    """It holds what YAML 1.1 made of the values (34 for 0042, text for 1e-3) beside the arguments as they were."""
+    record = {
+        "given": {"seed": 34, "learning_rate": "1e-3", "model_name_or_path": 100000.0, "use_peft": True, "beta": 0.1},
+        "arguments": {"seed": 42, "learning_rate": 0.001, "model_name_or_path": "1e5", "use_peft": True, "beta": 0.1},
+    }
+    now = {"seed": "0042", "learning_rate": "0.001", "model_name_or_path": "1e5", "use_peft": "true", "beta": "1e-1"}
+    assert changed_inputs(record, now) == []
+    assert changed_inputs(record, now | {"beta": "0.2"}) == ["beta: 0.1 then, 0.2 now"]
+
+
+def test_one_folder_takes_what_its_name_says(tmp_path, monkeypatch):
+    """The record and the trainer's config name the same folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("007", "2026_11_30", "3.10", "1:30"):
+        with Run("demo", ["--output_dir", name]) as run:
+            (args,) = run.parse(Demo)
+        assert (str(run.folder), args.output_dir) == (name, name)
+    assert {path.name for path in tmp_path.iterdir()} == {"007", "2026_11_30", "3.10", "1:30"}
+
+
+def test_a_misspelt_flag_on_an_existing_folder_is_named_and_changes_nothing(tmp_path):
+    """Neither is it another run, to be forced, nor does --force move anything aside for it."""
+    finish(tmp_path / "a", "--beta", "0.1")
+    before = (tmp_path / "a" / "run.json").read_bytes()
+    for words in (["--betta", "0.2"], ["--betta", "0.2", "--force"], ["--beta", "high", "--force"]):
+        mistake = pytest.raises(
+            UserError, match=r"--betta: unknown flag; did you mean --beta\?|--beta: expected a number"
+        )
+        with mistake, Run("demo", ["--output_dir", str(tmp_path / "a"), *words]) as run:
+            run.parse(Demo)
+        assert (tmp_path / "a" / "run.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_force_moved_aside_comes_back_when_the_new_run_cannot_start(tmp_path, capsys):
+    """A mistake that only the data shows: the old run is where it was."""
+    finish(tmp_path / "a", "--beta", "0.1")
+    before = (tmp_path / "a" / "run.json").read_bytes()
+
+    def stage() -> None:
+        with Run("demo", ["--output_dir", str(tmp_path / "a"), "--force"]) as run:
+            run.parse(Demo)
+            raise UserError("no such column")
+
+    with pytest.raises(UserError, match="no such column"):
+        stage()
+    assert (tmp_path / "a" / "run.json").read_bytes() == before
+    assert "is back in its place" in capsys.readouterr().out
+
+
+def test_force_does_not_pull_the_folder_from_under_a_living_run(tmp_path):
+    finish(tmp_path / "a")
+    record = read_record(tmp_path / "a") | {"status": "running"}
+    record["process"] |= {"host": "another"}
+    write_json(tmp_path / "a" / "run.json", record)
+    with pytest.raises(UserError, match="is running in"):
+        Run("demo", ["--output_dir", str(tmp_path / "a"), "--force"])
+
+
 def test_another_stage_s_folder_is_refused(tmp_path):
     finish(tmp_path / "a")
     with pytest.raises(UserError, match="holds a demo run"):
-        Run("other", ["--output_dir", str(tmp_path / "a")])
+        Run("other", ["--output_dir", str(tmp_path / "a")]).parse(Demo)
 
 
 def test_changed_parents_and_data_make_a_run_stale(tmp_path):

@@ -72,6 +72,21 @@ def test_every_flag_of_the_short_help_exists(stage):
     assert promised - known == set()
 
 
+@pytest.mark.parametrize("stage", [*TRAINING, "assess", "generate", "merge", "run"])
+def test_help_all_lists_every_field(stage, capsys):
+    """Texts of the libraries hold percent signs (``train[:10%]``), which argparse takes for formats."""
+    import importlib
+
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(f"pipeline.{stage}").main(["--help_all"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    if stage in TRAINING:
+        assert [flag for flag in COMMON_FLAGS if f"--{flag} " not in text and flag != "config"] == []
+        assert "train[:10%]" in text
+        assert "%%" not in text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -1,0 +1,145 @@
+"""Whether a recorded run and what is given now are the same run: by parsed values, and only those that decide it.
+
+Imports nothing heavy, so the fields' types are not known here. They are read off the record, which holds the given
+values as they were parsed, every argument, and the defaults of those that were given.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.runtime.arguments import FALSE, NOTHING, TRUE, is_true
+from pipeline.runtime.fingerprints import files_sha256, path_sha256, weights_sha256
+
+# Values that do not change what is learned: changing them never makes a run another.
+COSMETIC = {
+    "output_dir", "force", "logging_steps", "logging_strategy", "logging_dir", "logging_first_step", "report_to",
+    "run_name", "disable_tqdm", "log_level", "log_level_replica", "log_on_each_node", "logging_nan_inf_filter",
+    "log_completions", "num_completions_to_print", "log_unique_prompts", "project", "trackio_space_id",
+    "save_total_limit", "save_only_model", "push_to_hub", "hub_model_id", "hub_strategy", "hub_token",
+    "hub_private_repo", "hub_revision", "hub_always_push", "dataloader_num_workers", "dataloader_prefetch_factor",
+    "dataloader_persistent_workers", "dataloader_pin_memory", "dataset_num_proc", "skip_memory_metrics",
+    "accelerate_config", "resume_from_checkpoint", "guard_patience", "max_kl", "token", "vllm_api_key",
+}  # fmt: skip
+# How held-out rows are judged and when checkpoints are written. That decides the weights only where one of several
+# checkpoints is chosen by it, or where judging samples and so draws random numbers.
+JUDGING = {
+    "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size",
+    "eval_accumulation_steps", "eval_do_concat_batches", "batch_eval_metrics", "prediction_loss_only",
+    "metric_for_best_model", "greater_is_better", "save_steps", "save_strategy",
+}  # fmt: skip
+CHOOSING = ("load_best_model_at_end", "early_stopping_patience")
+SAMPLING_STAGES = ("grpo", "ppo")
+# What a process and an accumulation step take, with Trainer's defaults.
+BATCH = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+_MISSING = object()
+
+
+def changed_inputs(record: dict[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """What differs between a recorded run and what is given now: arguments, parents' weights, local data files."""
+    changes = changed_arguments(record, given)
+    for parent in record.get("parents", []):
+        if "path" in parent and parent["sha256"] and weights_sha256(Path(parent["path"])) != parent["sha256"]:
+            changes.append(f"the weights in {parent['path']} have changed")
+    for source in record.get("data", []):
+        path = Path(str(source.get("name", "")))
+        if "files" in source:  # a dataset: the files of one split, which may be a part of a folder
+            files = [Path(file) for file in source["files"]]
+            if all(file.exists() for file in files) and files_sha256(files) != source["fingerprint"]:
+                changes.append(f"the data in {path} has changed")
+        elif source.get("fingerprint") and path.exists() and path_sha256(path) != source["fingerprint"]:
+            changes.append(f"the data in {path} has changed")
+    return changes
+
+
+def changed_arguments(record: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """The arguments that decide the weights and differ, each in words: ``beta: 0.1 then, 0.2 now``.
+
+    Args:
+        record: a run record, or as much of one as ``stage``, ``given``, ``arguments``, ``defaults`` and ``processes``.
+        given: what is given now, as ``read_given`` or ``typed`` returns it.
+    """
+    old = record.get("given", {})
+    ignored = _not_decisive(record, given)
+    if _rows_a_step(old, record.get("processes", 1)) == _rows_a_step(given, processes()):
+        ignored |= BATCH.keys()  # the same rows a step, split over processes in another way
+    changes = []
+    for key in sorted((old.keys() | given.keys()) - ignored):
+        if key in given:
+            same = any(_same(given[key], then) for then in _then(record, key))
+        else:
+            default = record.get("defaults", {}).get(key, _MISSING)
+            same = default is not _MISSING and _same(default, old[key])
+        if not same:
+            changes.append(f"{key}: {old.get(key)!r} then, {_as_then(given.get(key), old.get(key))!r} now")
+    return changes
+
+
+def processes() -> int:
+    """Processes that train together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _not_decisive(record: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
+    chooses = any(is_true(kept.get(CHOOSING[0])) or kept.get(CHOOSING[1]) for kept in (record.get("given", {}), given))
+    return COSMETIC if chooses else COSMETIC | JUDGING - _sampled(record)
+
+
+def _sampled(record: Mapping[str, Any]) -> set[str]:
+    """What of JUDGING decides in a stage whose evaluation samples; saving draws no random numbers anywhere."""
+    return JUDGING - {"save_steps", "save_strategy"} if record.get("stage") in SAMPLING_STAGES else set()
+
+
+def _then(record: Mapping[str, Any], key: str) -> list[Any]:
+    """What a key was: as it was given and as the stage took it. Text is the field's own type, so it alone counts."""
+    taken = record.get("arguments", {}).get(key, _MISSING)
+    if isinstance(taken, str):
+        return [taken]
+    return [value for value in (record.get("given", {}).get(key, _MISSING), taken) if value is not _MISSING]
+
+
+def _same(now: Any, then: Any) -> bool:
+    """Whether a value given now is the recorded one, whose type says how the text is read."""
+    if isinstance(then, list) or isinstance(now, list):
+        now, then = (value if isinstance(value, list) else [value] for value in (now, then))
+        return len(now) == len(then) and all(_same(a, b) for a, b in zip(now, then))
+    if isinstance(then, dict):
+        return isinstance(now, dict) and now.keys() == then.keys() and all(_same(now[k], then[k]) for k in then)
+    if isinstance(then, bool):
+        return str(now).lower() in (TRUE if then else FALSE)
+    if then is None:
+        return now is None or (isinstance(now, str) and now.lower() in NOTHING | {"none"})
+    if isinstance(then, (int, float)):
+        number = _number(now)
+        return number is not None and number == then
+    return _same_text("" if now is None else str(now), str(then))
+
+
+def _same_text(now: str, then: str) -> bool:
+    """Paths are compared as places: ``runs/sft/`` is ``runs/sft``."""
+    if now == then:
+        return True
+    return "/" in now + then and os.path.abspath(os.path.expanduser(now)) == os.path.abspath(os.path.expanduser(then))
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _as_then(now: Any, then: Any) -> Any:
+    """A value for a message, as a number where the other one is."""
+    number = _number(now) if isinstance(then, (int, float)) and not isinstance(then, bool) else None
+    return now if number is None else int(number) if isinstance(then, int) and number.is_integer() else number
+
+
+def _rows_a_step(given: Mapping[str, Any], count: int) -> Any:
+    """Rows that enter one optimizer step, on all processes together; None where a value is no number."""
+    numbers = [_number(given.get(name, default)) for name, default in BATCH.items()]
+    return None if None in numbers else count * math.prod(numbers)
