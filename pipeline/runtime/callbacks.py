@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.hub import retried, upload
 from pipeline.runtime.record import Run
 
@@ -41,6 +42,78 @@ def agreed(found: bool) -> bool:
     flag = torch.tensor(float(found), device=device)
     torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
     return bool(flag.item())
+
+
+def mean_over_processes(value: float) -> float:
+    """The mean of a number over all processes; each of them must ask."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(total)
+    return total.item() / torch.distributed.get_world_size()
+
+
+class MeanLoss(TrainerCallback):
+    """The loss over all steps of a run, of this process and of those before it: Trainer's is that since the resume.
+
+    Summed in double precision from what is handed to ``accelerator.backward``, and kept in ``trainer_state.json``.
+
+    Attributes:
+        total: sum over the steps so far, the mean over processes at every checkpoint; None where the checkpoint that
+            the run resumed from has none.
+    """
+
+    KEY = "mean_loss"
+
+    def __init__(self, accelerator: Any):
+        self.total: float | None = 0.0
+        self._step: list[torch.Tensor] = []
+        backward = accelerator.backward
+
+        def watched(loss: torch.Tensor, **kwargs: Any) -> None:
+            self._step.append(loss.detach())
+            backward(loss, **kwargs)
+
+        accelerator.backward = watched
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Take over the sum that the checkpoint holds."""
+        kept = state.stateful_callbacks.get(self.KEY) or {}
+        self.total = 0.0 if state.global_step == 0 else kept.get("attributes", {}).get("total")
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Add the step's loss, that of its accumulation steps together."""
+        losses, self._step = self._step, []
+        if self.total is None:
+            return
+        self.total += sum(loss.float().mean().item() for loss in losses)
+        if control.should_save or control.should_training_stop:
+            self.total = mean_over_processes(self.total)
+        state.stateful_callbacks[self.KEY] = {"args": {}, "attributes": {"total": self.total}}
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        """Correct the summary in the log's history."""
+        if "train_loss" in (logs or {}):
+            state.log_history[-1] |= self.metrics(state.global_step)
+
+    def metrics(self, steps: int) -> dict[str, float]:
+        """``train_loss`` of the run, where it is known."""
+        return {"train_loss": self.total / steps} if self.total is not None and steps else {}
+
+
+class RequireMetric(TrainerCallback):
+    """Refuse a ``metric_for_best_model`` that the evaluation does not give, where something is chosen by it."""
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
+        """Raises UserError at the first evaluation; Trainer would raise KeyError, or never stop early."""
+        name = args.metric_for_best_model
+        if not name or not metrics or name in metrics or f"eval_{name}" in metrics:
+            return
+        known = [key.removeprefix("eval_") for key in metrics if key.startswith("eval_")]
+        raise UserError(
+            f"metric_for_best_model: the evaluation gives no {name!r}; it gives {', '.join(sorted(known))}"
+        )
 
 
 class PushCheckpoints(TrainerCallback):

@@ -1,31 +1,50 @@
 """Checkpoints that can be trusted: the newest whole one, and a saved folder that is really complete."""
 
 import json
+import zipfile
 from pathlib import Path
 
 from pipeline.runtime.errors import UserError
+
+SAVED = (".safetensors", ".pt", ".pth", ".bin", ".distcp", ".json")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint below ``folder`` that was written to its end, or None.
 
-    ``transformers.trainer_utils.get_last_checkpoint`` takes half-written folders. Trainer writes
-    ``trainer_state.json`` last, so a checkpoint counts when that file parses, its weights are there (safetensors with
-    a readable header whose byte count matches, or a DeepSpeed/FSDP shard folder) and none of its files is empty.
+    ``transformers.trainer_utils.get_last_checkpoint`` takes half-written folders.
     """
     candidates = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    for path in sorted(candidates, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
-        if _is_whole(path):
+    for path in sorted(candidates, key=step_of, reverse=True):
+        if is_whole(path):
             return path
     return None
 
 
-def _is_whole(path: Path) -> bool:
+def step_of(checkpoint: Path) -> int:
+    """The step at which a checkpoint was written, by its name; -1 where the name says nothing."""
+    number = checkpoint.name.split("-")[-1]
+    return int(number) if number.isdigit() else -1
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint was written to its end and can be read.
+
+    Trainer writes ``trainer_state.json`` last, so that file must parse, the weights must be there (safetensors with a
+    readable header whose byte count matches, or a DeepSpeed/FSDP shard folder), no file may be empty, and what
+    ``torch.save`` wrote (optimizer, scheduler, random states) must be a whole archive.
+    """
     try:
         json.loads((path / "trainer_state.json").read_text())
         weights = list(path.glob("*.safetensors"))
         sharded = list(path.glob("global_step*")) + list(path.glob("pytorch_model_fsdp*"))
-        return bool(weights or sharded) and all(_safetensors_size_is_right(file) for file in weights)
+        saved = [file for file in path.rglob("*") if file.suffix in SAVED and file.is_file()]
+        return (
+            bool(weights or sharded)
+            and all(file.stat().st_size for file in saved)
+            and all(_safetensors_size_is_right(file) for file in weights)
+            and all(zipfile.is_zipfile(file) for file in saved if file.suffix in (".pt", ".pth"))
+        )
     except (OSError, ValueError):
         return False
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.arguments import defaults, instances, is_true, parse, read_given, typed
-from pipeline.runtime.checkpoints import newest_checkpoint
-from pipeline.runtime.comparison import changed_inputs, processes
+from pipeline.runtime.checkpoints import is_whole, newest_checkpoint, step_of
+from pipeline.runtime.comparison import changed_arguments, changed_inputs, processes
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.fingerprints import weights_sha256
 
@@ -72,6 +72,7 @@ class Run:
         self._refusal: str | None = None
         self._claimed = False
         self._set_aside: Path | None = None
+        self._named_checkpoint: Path | None = None
         if self.is_main:
             self._refuse_running(previous)
         if self._forced:
@@ -164,6 +165,8 @@ class Run:
             if getattr(part, "push_to_hub", False):
                 self.push, part.push_to_hub = True, False
             check_trackers(getattr(part, "report_to", None) or [])
+        if values.get("resume_from_checkpoint") is not None:
+            self._named_checkpoint = self._check_checkpoint(values["resume_from_checkpoint"])
         self._claim()
         self.write()
         return parsed
@@ -173,7 +176,18 @@ class Run:
         self.record["parents"].append(parent_of(name_or_path, revision))
 
     def add_data(self, sources: list[dict[str, Any]]) -> None:
-        """Record the datasets a run reads: name, split, rows, fingerprint and what was dropped from them."""
+        """Record the datasets a run reads: name, split, rows, fingerprint and what was dropped from them.
+
+        Raises:
+            UserError: the run is to evaluate, and none of them is for that.
+        """
+        strategy = self.record["arguments"].get("eval_strategy", "no")
+        roles = {source.get("role") for source in sources}
+        if strategy != "no" and "train" in roles and "evaluation" not in roles:
+            raise UserError(
+                f"eval_strategy {strategy}: there are no rows to evaluate on; give eval_rows above 0, "
+                "eval_dataset_name or dataset_test_split, or set eval_strategy: no"
+            )
         self.record["data"].extend(sources)
 
     def add_metrics(self, metrics: dict[str, Any]) -> None:
@@ -185,8 +199,53 @@ class Run:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The checkpoint this run resumes from: the newest whole one in its folder."""
-        return newest_checkpoint(self.folder)
+        """The checkpoint this run resumes from: the one that was named, or the newest whole one in its folder."""
+        return self.checkpoint_in(self.folder)
+
+    def checkpoint_in(self, folder: Path) -> Path | None:
+        """The same of one of the run's rounds or corpora.
+
+        A checkpoint of another folder counts until this one has a newer: the run goes on from what it made of it.
+        """
+        named, newest = self._named_checkpoint, newest_checkpoint(folder)
+        if named is None or (self.folder.resolve() in named.parents and named.parent != folder.resolve()):
+            return newest
+        if named.parent == folder.resolve() or newest is None or step_of(newest) <= step_of(named):
+            return named
+        return newest
+
+    def _check_checkpoint(self, value: Any) -> Path | None:
+        """The checkpoint that ``resume_from_checkpoint`` names, resolved; None where it asks for the newest.
+
+        Raises:
+            UserError: it is no whole checkpoint, or it is one of another run.
+        """
+        if value is None or is_true(value) or value == "latest":
+            return None
+        path = Path(str(value)).expanduser().resolve()
+        where = f"resume_from_checkpoint: {value}"
+        if not path.is_dir():
+            raise UserError(
+                f"{where}: there is no such folder; leave it out to resume from the newest checkpoint in output_dir"
+                " (to start anew: --force)"
+            )
+        if not is_whole(path):
+            raise UserError(
+                f"{where} is no whole checkpoint (weights, optimizer and trainer_state.json, written to their end)"
+            )
+        if self.folder.resolve() in path.parents:
+            return path
+        if self.stage in ("rsft", "continual"):
+            raise UserError(f"{where}: {self.stage} resumes its own rounds only, from output_dir; leave it out")
+        other = read_record(path.parent)
+        if other is not None:
+            changes = changed_arguments(other, self.given) if other["stage"] == self.stage else [f"a {other['stage']}"]
+            if changes:
+                raise UserError(
+                    f"{where} is a checkpoint of another run ({changes[0]}); to start from its weights, name it as "
+                    "model_name_or_path"
+                )
+        return path
 
     def write(self) -> None:
         """Write ``run.json`` atomically, on the main process only."""

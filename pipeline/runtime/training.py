@@ -10,9 +10,9 @@ from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import TrainOutput
 
 from pipeline.runtime.arguments import StageArguments
-from pipeline.runtime.callbacks import PushCheckpoints, StopOnSignal
+from pipeline.runtime.callbacks import MeanLoss, PushCheckpoints, RequireMetric, StopOnSignal
 from pipeline.runtime.cards import write_card
-from pipeline.runtime.checkpoints import check_saved, newest_checkpoint, require_same_shards
+from pipeline.runtime.checkpoints import check_saved, require_same_shards
 from pipeline.runtime.errors import DivergedError, UserError
 from pipeline.runtime.finite import ADVICE, StopWhenNotFinite, diverged_in_sampling
 from pipeline.runtime.hub import push_run
@@ -95,9 +95,14 @@ def train_from_newest(run: Run, trainer: Trainer, folder: Path) -> TrainOutput:
     trainer.add_callback(StopOnSignal(run))
     trainer.add_callback(StopWhenNotFinite(trainer, run.stage))  # after it: a checkpoint may have been asked for
     trainer.add_callback(WatchGradients(trainer))
+    mean_loss = MeanLoss(trainer.accelerator)
+    trainer.add_callback(mean_loss)
+    if trainer.args.load_best_model_at_end or trainer.args.save_strategy == "best":
+        trainer.add_callback(RequireMetric())
     faster_b(trainer, run.record["arguments"].get("loraplus_lr_ratio"))
     show_progress(trainer)
-    checkpoint = newest_checkpoint(folder)
+    stop_where_done(trainer)
+    checkpoint = run.checkpoint_in(folder)
     if checkpoint:
         if run.is_main:
             print(f"{run.stage}: resuming from {checkpoint}", flush=True)
@@ -120,7 +125,24 @@ def train_from_newest(run: Run, trainer: Trainer, folder: Path) -> TrainOutput:
                 "zero, so the weights are those that the run started from",
                 flush=True,
             )
+    result.metrics.update(mean_loss.metrics(trainer.state.global_step))
     return result
+
+
+def stop_where_done(trainer: Trainer) -> None:
+    """Make no step where the checkpoint is that of the last one: Trainer would make one more before it looks.
+
+    That is how a run resumes which was killed after its last checkpoint and before its end.
+    """
+    get_batch_samples = trainer.get_batch_samples
+
+    def unless_done(*args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step >= trainer.state.max_steps:
+            trainer.control.should_training_stop = True
+            return [], None
+        return get_batch_samples(*args, **kwargs)
+
+    trainer.get_batch_samples = unless_done
 
 
 def forget_deepspeed() -> None:

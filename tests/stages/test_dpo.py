@@ -64,7 +64,7 @@ def test_the_adapter_loads_with_plain_peft_and_the_card_validates(lora_run):
 def test_a_finished_run_does_nothing_and_loads_nothing(lora_run, capsys):
     before = (lora_run / "run.json").stat().st_mtime_ns
     given = json.loads((lora_run / "run.json").read_text())["given"]
-    main([word for key, value in given.items() for word in (f"--{key}", str(value).lower())])
+    main(flags(**given))
     assert "up to date" in capsys.readouterr().out
     assert (lora_run / "run.json").stat().st_mtime_ns == before
 
