@@ -64,13 +64,14 @@ def main(argv: list[str] | None = None) -> None:
         if run.done or not run.is_main:
             return  # one process judges; the others have nothing to do
         (args,) = run.parse(AssessArguments)
+        from pipeline.runtime.checkpoints import require_model_folder
+
+        require_model_folder(args.model_name_or_path)
         from pipeline.evaluation import lineage
         from pipeline.evaluation.expectations import baseline_metrics, describe, judge_claims, parse_claims
         from pipeline.evaluation.registry import check_entries, headline, label, rehearse, run_entry, takes
         from pipeline.evaluation.results import Results, write_rows
-        from pipeline.runtime.checkpoints import require_model_folder
 
-        require_model_folder(args.model_name_or_path)
         recorded = lineage.recorded_objective(args.model_name_or_path)
         prompts = {name: recorded.pop(name) for name in ("dataset", "split") if name in recorded}
         if args.objective and not any(item.get("type") == "objective" for item in args.evaluations or []):

@@ -39,11 +39,13 @@ class GenerateArguments:
 def main(argv: list[str] | None = None) -> None:
     """Run the stage; see the module's docstring."""
     from pipeline.runtime.arguments import parse
+    from pipeline.runtime.checkpoints import require_model_folder
     from pipeline.runtime.errors import UserError
 
     (args,) = parse(argv, GenerateArguments, prog="generate.py")
     if bool(args.prompt) == args.chat:
         raise UserError("give either --prompt (one or more) or --chat")
+    require_model_folder(args.model_name_or_path)
     from transformers import TextStreamer
 
     from pipeline.inference.decoding import check_options, sample

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.inference.decoding import draw, filtered_probabilities, sample
 from pipeline.model import NarLMConfig, NarLMModel
 from pipeline.model.modeling_narlm import (
     NarLMAttention,
@@ -17,6 +18,7 @@ from pipeline.model.modeling_narlm import (
     eager_attention_forward,
     rotate,
 )
+from tests import tiny_models
 
 
 def paper_rotation(u: float, K: int) -> torch.Tensor:
@@ -266,17 +268,28 @@ def test_worked_example_of_one_step_of_generation(tau, expected):
     """Part 3, section 4: logits (2.0, 1.0, 0.1).
 
     tau=1: e^2=7.389, e^1=2.718, e^0.1=1.105, sum 11.212. tau=0.5: e^4=54.598, e^2=7.389, e^0.2=1.221, sum 63.209.
-    tau=2: e^1=2.718, e^0.5=1.649, e^0.05=1.051, sum 5.418.
+    tau=2: e^1=2.718, e^0.5=1.649, e^0.05=1.051, sum 5.418. Numbers just below and above the first two sums of
+    probabilities draw the tokens on either side.
     """
-    law = torch.softmax(torch.tensor([2.0, 1.0, 0.1]) / tau, dim=0)
-    assert [round(p, 3) for p in law.tolist()] == expected
+    law = filtered_probabilities(torch.tensor([[2.0, 1.0, 0.1]]), temperature=tau, top_p=1.0, top_k=0)
+    assert [round(p, 3) for p in law[0].tolist()] == expected
+    first, second = expected[0], expected[0] + expected[1]
+    numbers = torch.tensor([first - 0.002, first + 0.002, second - 0.002, second + 0.002], dtype=torch.float64)
+    assert draw(law.expand(4, -1).contiguous(), numbers).tolist() == [0, 1, 1, 2]
 
 
 def test_temperature_limits():
     """Remark (iv): tau -> 0 is the argmax, tau -> infinity the uniform law."""
-    z = torch.tensor([2.0, 1.0, 0.1])
-    torch.testing.assert_close(torch.softmax(z / 1e-3, 0), torch.tensor([1.0, 0.0, 0.0]))
-    torch.testing.assert_close(torch.softmax(z / 1e6, 0), torch.full((3,), 1 / 3))
+
+    def law(tau):
+        z = torch.tensor([[2.0, 1.0, 0.1]])
+        return filtered_probabilities(z, temperature=tau, top_p=1.0, top_k=0)[0]
+
+    torch.testing.assert_close(law(1e-3), torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(law(1e6), torch.full((3,), 1 / 3, dtype=torch.float64), atol=1e-6, rtol=0)
+    model, tokenizer, options = tiny_models.tiny_model(), tiny_models.tiny_tokenizer(), {"max_new_tokens": 12}
+    cold, greedy = (sample(model, tokenizer, ["a b", "c"], temperature=tau, **options) for tau in (1e-4, 0))
+    assert cold == greedy  # tau = 0 is defined as that limit
 
 
 def toy_attention(scaling: float) -> tuple[list[float], list[float]]:

@@ -1,5 +1,8 @@
 """KV caching (Part 3, section 1), padding and packing: the same logits by every road."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,6 +10,7 @@ from transformers import DynamicCache, QuantizedCache, StaticCache
 
 from pipeline.model import NarLMConfig, NarLMForCausalLM, NarLMForSequenceClassification
 from pipeline.model.versions_narlm import CACHE_NAME, CACHE_NAMES
+from tests.conftest import ROOT
 from tests.model.conftest import KINDS
 
 # Two roads to one float32 number: logits here are of order 10.
@@ -221,18 +225,58 @@ def test_size_of_the_state(narlm, tokens):
     assert sizes == {"paper": [1024, 1536], "mixed": [704, 960], "sinusoidal": [384, 384]}
 
 
-def test_state_transition_is_deterministic(narlm, tokens):
-    """Part 3, summary: S_{t+1} = T(S_t, x_{t+1}) is a function: the same state and token give the same next state."""
-    model = narlm("paper")
+BRANCH = """
+import copy, sys, torch
+from pipeline.model import NarLMForCausalLM
 
-    def state():
-        cache = DynamicCache()
+found = {}
+for kind, saved in torch.load(sys.argv[1], weights_only=False).items():
+    model = NarLMForCausalLM.from_pretrained(saved["model"], attn_implementation="eager").eval()
+    for name, token in saved["branches"].items():
+        state = copy.deepcopy(saved["state"])
+        with torch.no_grad():
+            logits = model(token, past_key_values=state, use_cache=True).logits
+        found[kind, name] = logits, [(layer.keys, layer.values) for layer in state.layers]
+torch.save(found, sys.argv[2])
+"""
+
+
+def test_a_saved_state_and_a_token_decide_what_follows(narlm, tokens, tmp_path):
+    """Part 3, summary: S_{t+1} = T(S_t, x_{t+1}) is a function of state and token, and needs nothing else of the past.
+
+    S_8 is saved, loaded in a fresh process and continued by two tokens: logits and S_9 are, to the bit, those of this
+    process, which read x_{1:8} and then the token; they are also the logits of x_{1:9} without any state.
+    """
+    models = {kind: narlm(kind) for kind in ("paper", "mixed")}
+    branches = {"a": tokens[:, 8:9], "b": tokens[:, 9:10]}
+
+    def state_of(model):
+        cache = DynamicCache(config=model.config)
         with torch.no_grad():
             model(tokens[:, :8], past_key_values=cache, use_cache=True)
-            model(tokens[:, 8:9], past_key_values=cache, use_cache=True)
-        return torch.stack([layer.keys for layer in cache.layers])
+        return cache
 
-    assert torch.equal(state(), state())
+    saved = {}
+    for kind, model in models.items():
+        model.save_pretrained(tmp_path / kind)
+        saved[kind] = {"model": str(tmp_path / kind), "state": state_of(model), "branches": branches}
+    torch.save(saved, tmp_path / "saved.pt")
+    words = [sys.executable, "-c", BRANCH, str(tmp_path / "saved.pt"), str(tmp_path / "found.pt")]
+    subprocess.run(words, check=True, cwd=ROOT)
+    found = torch.load(tmp_path / "found.pt", weights_only=False)
+    for kind, model in models.items():
+        for name, token in branches.items():
+            cache = state_of(model)
+            with torch.no_grad():
+                here = model(token, past_key_values=cache, use_cache=True).logits
+                whole = model(torch.cat([tokens[:, :8], token], 1), use_cache=False).logits[:, -1:]
+            logits, state = found[kind, name]
+            assert torch.equal(logits, here)
+            torch.testing.assert_close(logits, whole, **CLOSE)
+            for (keys, values), layer in zip(state, cache.layers, strict=True):
+                assert torch.equal(keys, layer.keys)
+                assert torch.equal(values, layer.values)
+        assert (found[kind, "a"][0] - found[kind, "b"][0]).abs().max() > 0.1  # the token matters
 
 
 def test_too_many_learned_positions(narlm, tokens):

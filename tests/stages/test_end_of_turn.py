@@ -216,3 +216,13 @@ def test_vllm_behind_the_rollouts_is_given_it(foreign_model, monkeypatch, tmp_pa
         RolloutTrainer(model=model, args=config, train_dataset=[{"prompt": QUESTION}], processing_class=tokenizer)
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|im_end|>")]
     assert config.generation_kwargs == {"stop_token_ids": ends}
+
+
+def test_white_space_between_answer_and_end_of_turn_does_not_hide_it(foreign_model):
+    """Some templates break the line before they end the turn; the token that ends it is the same."""
+    tokenizer = load_tokenizer(str(foreign_model))
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end_of_turn_id(tokenizer) == end
+    tokenizer.chat_template = tokenizer.chat_template.replace("'<|im_end|>", "'\\n<|im_end|>")
+    assert "\n<|im_end|>" in tokenizer.apply_chat_template(QUESTION, tokenize=False)
+    assert end_of_turn_id(tokenizer) == end
