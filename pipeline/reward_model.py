@@ -2,16 +2,18 @@
 
     pairwise:  L = -log sigma( R(x, y+) - R(x, y-) )                                       (Bradley-Terry)
     listwise:  L = -log prod_i exp R(x, y_i) / sum_{j >= i} exp R(x, y_j),  y_1 the best   (Plackett-Luce)
+    binary:    L = -log sigma( R(x, y) ) of a good answer, -log(1 - sigma( R(x, y) )) of a bad one
 
     accelerate launch pipeline/reward_model.py --config configs/quickstart/reward_model.yaml
 
-Data: prompt + chosen + rejected, or with objective: listwise prompt + ranked (best first; a column ranks states ties).
+Data: prompt + chosen + rejected, or with objective: listwise prompt + ranked (best first; a column ranks states ties),
+or with objective: binary prompt + completion + label (true or false).
 The saved model is loaded anew and judged on the held-out rows: accuracy, margin, calibration, correlation with length.
 
 Paper: Part 2, section 1A. A reward is identified only up to a constant of each prompt, so only answers to one prompt
 are ever compared; the paper's beta in P = sigma(beta (R+ - R-)) is taken into the reward's own unit.
 Loss: `objectives.preference.bradley_terry_loss` (tests/stages/test_losses.py::test_reward_model_of_pairs) and
-`plackett_luce_loss` (::test_reward_model_of_rankings).
+`plackett_luce_loss` (::test_reward_model_of_rankings), `binary_reward_loss` (::test_reward_model_of_labels).
 """
 
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from typing import Any, Literal
 
 from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.entry import entry
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
 
 
@@ -27,8 +30,12 @@ from pipeline.runtime.record import Run
 class RewardModelArguments(StageArguments):
     """What is compared, and with what truth; everything else is TRL's ``RewardConfig``."""
 
-    objective: Literal["pairwise", "listwise"] = field(
-        default="pairwise", metadata={"help": "Pairs (Bradley-Terry) or whole rankings (Plackett-Luce, ties allowed)."}
+    objective: Literal["pairwise", "listwise", "binary"] = field(
+        default="pairwise",
+        metadata={
+            "help": "Pairs (Bradley-Terry), whole rankings (Plackett-Luce, ties allowed), or single answers with a "
+            "label (a binary classifier)."
+        },
     )
     true_reward: str | None = field(
         default=None,
@@ -53,11 +60,12 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.model.policy import ModelArguments, load_policy
         from pipeline.rewards.registry import get_reward
         from pipeline.runtime.training import train_and_save
-        from pipeline.trainers.reward import DataCollatorForRanking, RankedRewardTrainer, encode_rankings
+        from pipeline.trainers import reward as rewards
 
         own, data_args, model_args, config = run.parse(
             RewardModelArguments, DataArguments, ModelArguments, RewardConfig
         )
+        check(own, config)
         truth = get_reward(own.true_reward) if own.true_reward else None
         start = load_policy(
             model_args, run, trust_remote_code=config.trust_remote_code,
@@ -66,36 +74,73 @@ def main(argv: list[str] | None = None) -> None:
         if start.peft_config is not None:  # the head is new: it must be trained and saved with the adapter
             start.peft_config.task_type = "SEQ_CLS"
             start.peft_config.modules_to_save = sorted({*(start.peft_config.modules_to_save or ()), "score"})
-        listwise = own.objective == "listwise"
-        data = load_data(data_args, "ranked" if listwise else "preference", config.seed)
+        kind, trainer_class, collator, encode = {
+            "pairwise": ("preference", RewardTrainer, None, None),
+            "listwise": (
+                "ranked", rewards.RankedRewardTrainer, rewards.DataCollatorForRanking, rewards.encode_rankings
+            ),
+            "binary": (
+                "labelled", rewards.LabelledRewardTrainer, rewards.DataCollatorForLabels, rewards.encode_labelled
+            ),
+        }[own.objective]  # fmt: skip
+        data = load_data(data_args, kind, config.seed)
         run.add_data(data.sources)
         template, config.chat_template_path = config.chat_template_path, None  # TRL would change the model for it
         data = templated(data, start.tokenizer, run, template, skip=data_args.skip_bad_rows)
         train, evaluation = data.train, data.evaluation
-        if listwise:
+        if encode:
             config.remove_unused_columns = False
-            train = encode_rankings(train, start.tokenizer, config.max_length)
+            train = encode(train, start.tokenizer, config.max_length)
             report_dropped(run, "train", {LONG: len(data.train) - len(train)}, len(data.train))
-            evaluation = encode_rankings(evaluation, start.tokenizer, config.max_length) if evaluation else None
-        trainer = (RankedRewardTrainer if listwise else RewardTrainer)(
+            evaluation = encode(evaluation, start.tokenizer, config.max_length) if evaluation else None
+        trainer = trainer_class(
             model=start.model,
             args=config,
             train_dataset=train,
             eval_dataset=evaluation,
             processing_class=start.tokenizer,
             peft_config=start.peft_config,
-            data_collator=DataCollatorForRanking(start.tokenizer.pad_token_id) if listwise else None,
+            data_collator=collator(start.tokenizer.pad_token_id) if collator else None,
         )
-        if not listwise:
+        if not encode:
             settle_pairs(trainer, data, run)
 
         def finish(folder: Path) -> None:
             start.finish(folder)
-            if data.evaluation is not None:
+            if data.evaluation is not None and own.objective == "binary":
+                run.add_metrics(judged_labels(folder, data.evaluation))
+            elif data.evaluation is not None:
                 figures, run.record["reliability"] = judged(folder, data.evaluation, truth, own.ranked_dataset_name)
                 run.add_metrics(figures)
 
         train_and_save(run, trainer, own, finish)
+
+
+def check(own: RewardModelArguments, config: Any) -> None:
+    """Refuse what does not go with labels of single answers, before anything is loaded.
+
+    Raises:
+        UserError: a comparison with a true reward, or a coefficient that centres what the labels place.
+    """
+    if own.objective != "binary":
+        return
+    if own.true_reward or own.ranked_dataset_name:
+        raise UserError("true_reward and ranked_dataset_name compare answers to one prompt: leave them out of binary")
+    if config.center_rewards_coefficient is not None:
+        raise UserError("center_rewards_coefficient: labels say where 0 is; leave it out of objective binary")
+
+
+def judged_labels(folder: Path, held_out: Any) -> dict[str, float]:
+    """Figures of the reward model saved in ``folder`` on held-out labelled answers."""
+    from pipeline.evaluation.reward_quality import label_figures
+    from pipeline.model.tokens import encode_pair_side
+    from pipeline.rewards.learned import load_reward_model, score_sequences
+
+    load_reward_model.cache_clear()  # the folder may hold other weights than when it was read before
+    model, tokenizer = load_reward_model(str(folder))
+    ids = [encode_pair_side(tokenizer, row["prompt"], row["completion"], row) for row in held_out]
+    figures = label_figures(score_sequences(model, ids, tokenizer.pad_token_id), held_out["label"])
+    return {f"held_out_{name}": value for name, value in figures.items()}
 
 
 def judged(

@@ -8,6 +8,7 @@ sft        ``messages``, or ``prompt``+``completion``, or ``text``      the same
 preference ``prompt``+``chosen``+``rejected``                           the same; chosen+rejected, whole dialogues
 prompt     ``prompt`` and every other column, for the rewards           prompt; messages; chosen+rejected dialogues
 ranked     ``prompt``+``ranked`` (best first)+``ranks`` (1 is best)     prompt+ranked(+ranks); any preference pair
+labelled   ``prompt``+``completion``+``label`` (true: good)             the same; true/false, 1/0, as text too
 ========== ============================================================ =============================================
 
 ``conversations`` (ShareGPT) stands for ``messages``, and for the ``prompt`` of a preference pair. Dialogues bring the
@@ -32,7 +33,7 @@ from typing import Any, NamedTuple
 from pipeline.data.rows import RowError
 from pipeline.runtime.errors import UserError
 
-KINDS = ("text", "sft", "preference", "prompt", "ranked")
+KINDS = ("text", "sft", "preference", "prompt", "ranked", "labelled")
 
 # Columns that make a form, in order of preference for each kind.
 FORMS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -46,6 +47,7 @@ FORMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("conversations", "chosen", "rejected"),
         ("chosen", "rejected"),
     ),
+    "labelled": (("prompt", "completion", "label"),),
 }
 _WANTED = {
     "text": "text (or messages, or prompt+completion)",
@@ -53,6 +55,7 @@ _WANTED = {
     "preference": "prompt+chosen+rejected, or chosen+rejected that are whole dialogues",
     "prompt": "prompt (or messages)",
     "ranked": "prompt+ranked, best first",
+    "labelled": "prompt+completion+label",
 }
 # What other people call these columns, for the hint that comes with an error.
 _ALIASES = {
@@ -167,7 +170,7 @@ def detect(rows: Sequence[Mapping[str, Any]], kind: str, where: str, mapped: Col
             f"{where} has chosen and rejected texts but no prompt: add a prompt column (dataset_map), or give whole "
             f"dialogues; it has {_listed(columns)}"
         )
-    dialogue = any(not isinstance(sample[name], str) for name in form if name not in ("text", "ranked"))
+    dialogue = any(not isinstance(sample[name], str) for name in form if name not in ("text", "ranked", "label"))
     if "ranked" in form:
         dialogue = dialogue or any(not isinstance(c, str) for c in _list(sample["ranked"], "ranked"))
     return Form(form, dialogue or form[0] in ("messages", "conversations") or form == ("chosen", "rejected"))
@@ -421,6 +424,16 @@ def _ranking(row: Mapping[str, Any], form: Form) -> dict[str, Any]:
     return {"prompt": prompt, "ranked": [answers[i] for i in order], "ranks": [ranks[i] for i in order]}
 
 
+def _label_of(value: Any) -> bool:
+    """Whether an answer is good: a boolean, 1 or 0, or one of these as text."""
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if isinstance(value, str) and value.strip().lower() in words:
+        return words[value.strip().lower()]
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    raise RowError("label", f"true or false (1 or 0) was expected, found {value!r}")
+
+
 def _dialogue(row: Mapping[str, Any], form: Form) -> list[Message]:
     """The messages of a row for supervised learning: at least one answer, none of them empty."""
     field = form.columns[0]
@@ -449,9 +462,9 @@ def convert(row: Mapping[str, Any], form: Form, kind: str) -> dict[str, Any]:
         RowError: field and reason, e.g. an empty completion, chosen equal to rejected, a wrong type.
     """
     converted = _converted(row, form, kind)
-    if kind in ("preference", "ranked") and form.conversational:
+    if kind in ("preference", "ranked", "labelled") and form.conversational:
         _refuse_weights(converted)
-    if kind in ("sft", "preference", "ranked"):
+    if kind in ("sft", "preference", "ranked", "labelled"):
         return {**converted, **_template_columns(row, form.conversational)}
     return converted
 
@@ -460,11 +473,11 @@ def _refuse_weights(row: Mapping[str, Any]) -> None:
     """A comparison is of whole answers; in a prompt nothing is learned anyway."""
     for message in row["prompt"]:
         message.pop("weight", None)
-    answers = [(name, row[name]) for name in ("chosen", "rejected") if name in row]
+    answers = [(name, row[name]) for name in ("chosen", "rejected", "completion") if name in row]
     answers += [(f"ranked[{place}]", answer) for place, answer in enumerate(row.get("ranked", ()))]
     for field, answer in answers:
         if any("weight" in message for message in answer):
-            raise RowError(field, "has a turn of weight 0: answers are compared as a whole")
+            raise RowError(field, "has a turn of weight 0: answers are judged as a whole")
 
 
 def _converted(row: Mapping[str, Any], form: Form, kind: str) -> dict[str, Any]:
@@ -473,6 +486,12 @@ def _converted(row: Mapping[str, Any], form: Form, kind: str) -> dict[str, Any]:
         return _pair(row, form)
     if kind == "ranked":
         return _ranking(row, form)
+    if kind == "labelled":
+        return {
+            "prompt": _prompt_of(row.get("prompt"), form.conversational),
+            "completion": _completion_of(row.get("completion"), form.conversational, "completion"),
+            "label": _label_of(row.get("label")),
+        }
     if kind == "prompt":
         if columns == ("chosen", "rejected"):
             prompt: str | list[Message] = _pair(row, form)["prompt"]

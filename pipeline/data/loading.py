@@ -460,6 +460,8 @@ def _standard_feature(name: str, values: Sequence[Any], kind: str) -> Any:
         return None
     if any(_more_than_said(value) for value in values):
         return datasets.Json()
+    if name == "label":
+        return datasets.Value("bool")
     if name == "ranks":
         return datasets.List(datasets.Value("int64"))
     if name == "ranked":

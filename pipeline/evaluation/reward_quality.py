@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.evaluation.scores import preference_figures
+from pipeline.evaluation.scores import preference_figures, wilson_interval, with_interval
 
 BINS = 10
 
@@ -33,6 +33,25 @@ def reward_figures(
         "ece": expected_calibration_error(margins, seed=seed),
         "length_correlation": correlation(margins, longer),
         "pairs": len(margins),
+    }
+
+
+def label_figures(scores: Sequence[float], labels: Sequence[bool]) -> dict[str, float]:
+    """Of a binary classifier's scores on labelled answers: ``accuracy`` at 0 (with interval), ``majority`` (that of
+    always giving the commoner label), ``auc`` (the share of good and bad answers in the right order, a tie a half; nan
+    where there is one kind only) and ``ece`` of ``sigma(score)``.
+    """
+    scores, good = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
+    accuracy = float(((scores > 0) == good).mean())
+    positive, negative = int(good.sum()), int((~good).sum())
+    ranks = average_ranks(scores)[good].sum() - positive * (positive + 1) / 2
+    table = reliability(0.5 * (1 + np.tanh(scores / 2)), good.astype(np.float64))
+    return {
+        **with_interval("accuracy", accuracy, wilson_interval(accuracy * len(good), len(good))),
+        "majority": max(positive, negative) / len(good),
+        "auc": float(ranks / (positive * negative)) if positive and negative else float("nan"),
+        "ece": sum(abs(predicted - observed) * count for predicted, observed, count in table) / len(good),
+        "answers": len(good),
     }
 
 

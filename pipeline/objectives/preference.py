@@ -1,4 +1,4 @@
-"""Losses on comparisons: Bradley-Terry, Plackett-Luce with ties, DPO.
+"""Losses on comparisons and labels: Bradley-Terry, Plackett-Luce with ties, a binary classifier, DPO.
 
 Scores and log-probabilities are those of whole completions. `B` batch, `N` candidates of one prompt.
 """
@@ -16,6 +16,17 @@ def bradley_terry_loss(
 ) -> torch.Tensor:  # (B,)
     """`-log sigma(R+ - R- - margin)` in nats (Bradley and Terry, 1952)."""
     return -F.logsigmoid(chosen - rejected - margin)
+
+
+def binary_reward_loss(
+    scores: torch.Tensor,  # (B,)
+    labels: torch.Tensor,  # (B,) 1 for a good answer, 0 for a bad one
+) -> torch.Tensor:  # (B,)
+    """`-log sigma(R)` of a good answer, `-log(1 - sigma(R))` of a bad one, in nats: a classifier of single answers.
+
+    Its minimum is `R = log P(good | x, y) / P(bad | x, y)`: unlike Bradley-Terry's it has no free constant per prompt.
+    """
+    return F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype), reduction="none")
 
 
 def dpo_loss(

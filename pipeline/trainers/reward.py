@@ -1,9 +1,10 @@
-"""Reward models from whole rankings: TRL's RewardTrainer with the Plackett-Luce likelihood.
+"""Reward models from whole rankings and from labels: TRL's RewardTrainer with another likelihood.
 
     L = -log prod_i exp(R(x, y_i)) / sum_{j >= i} exp(R(x, y_j))        y_1 the best
 
 For two candidates it is TRL's Bradley-Terry loss exactly. Ties, stated by a column ``ranks``, count the likelihood of
-all their orders. (Plackett, 1975; the paper's Part 2, section 1A.)
+all their orders. (Plackett, 1975; the paper's Part 2, section 1A.) Labelled single answers are a binary classifier's,
+the paper's other example of a reward model.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from trl import RewardTrainer
 from trl.trainer.utils import pad
 
 from pipeline.model.tokens import encode_pair_side
-from pipeline.objectives.preference import plackett_luce_loss
+from pipeline.objectives.preference import binary_reward_loss, plackett_luce_loss
 
 
 def encode_ranking(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
@@ -95,4 +96,52 @@ class RankedRewardTrainer(RewardTrainer):
             }.items():
                 self._metrics[mode][name].append(value)
             self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        return (loss, outputs) if return_outputs else loss
+
+
+def encode_labelled(dataset: Any, tokenizer: Any, max_length: int | None) -> Any:
+    """A ``prompt`` + ``completion`` + ``label`` dataset tokenized; a row longer than ``max_length`` is left out."""
+
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
+        ids = encode_pair_side(tokenizer, row["prompt"], row["completion"], row)
+        return {"chosen_ids": ids, "rejected_ids": ids, "label": row["label"]}  # by their names TRL sees tokens
+
+    dataset = dataset.map(encode, remove_columns=dataset.column_names, desc="Tokenizing")
+    return dataset if max_length is None else dataset.filter(lambda row: len(row["chosen_ids"]) <= max_length)
+
+
+class DataCollatorForLabels:
+    """Rows as (B, T) ids with their mask, and ``labels``, (B,)."""
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Pad the rows to one length."""
+        ids = [torch.tensor(row["chosen_ids"]) for row in rows]
+        return {
+            "input_ids": pad(ids, padding_value=self.pad_token_id, padding_side="right"),
+            "attention_mask": pad([torch.ones_like(x) for x in ids], padding_value=0, padding_side="right"),
+            "labels": torch.tensor([float(row["label"]) for row in rows]),
+        }
+
+
+class LabelledRewardTrainer(RewardTrainer):
+    """RewardTrainer on labelled single answers.
+
+    It takes datasets of ``encode_labelled``, a ``DataCollatorForLabels`` and ``remove_unused_columns=False``.
+    """
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean binary cross-entropy of the scores, with the share of answers on the right side of 0 as accuracy."""
+        mode = "train" if self.model.training else "eval"
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        scores = outputs.logits.squeeze(-1).float()
+        loss = binary_reward_loss(scores, inputs["labels"]).mean()
+        with torch.no_grad():
+            right = ((scores > 0) == (inputs["labels"] > 0.5)).float().mean()
+            for name, value in {"accuracy": right, "mean_reward": scores.mean()}.items():
+                self._metrics[mode][name].append(self.accelerator.gather(value).mean().item())
         return (loss, outputs) if return_outputs else loss

@@ -101,6 +101,20 @@ def read(row: dict, kind: str) -> dict:
         ),
         ("ranked", {"prompt": "p", "ranked": ["a", "b"]}, {"prompt": "p", "ranked": ["a", "b"], "ranks": [1, 2]}),
         (
+            "labelled",
+            {"prompt": "p", "completion": "a", "label": "0"},
+            {"prompt": "p", "completion": "a", "label": False},
+        ),
+        (
+            "labelled",
+            {"prompt": [{"role": "user", "content": "p"}], "completion": "a", "label": 1},
+            {
+                "prompt": [{"role": "user", "content": "p"}],
+                "completion": [{"role": "assistant", "content": "a"}],
+                "label": True,
+            },
+        ),
+        (
             "ranked",
             {"prompt": "p", "chosen": "good", "rejected": "bad"},
             {"prompt": "p", "ranked": ["good", "bad"], "ranks": [1, 2]},
@@ -164,6 +178,13 @@ GOOD = {"prompt": "p", "chosen": "a", "rejected": "b"}
             "does not stand in chosen",
         ),
         ("ranked", {"prompt": "p", "ranked": ["a", "b"]}, {"prompt": "p", "ranked": ["a"]}, "ranked", "at least two"),
+        (
+            "labelled",
+            {"prompt": "p", "completion": "a", "label": True},
+            {"prompt": "p", "completion": "a", "label": 2},
+            "label",
+            "true or false",
+        ),
         ("ranked", {"prompt": "p", "ranked": ["a", "b"]}, {"prompt": "p", "ranked": ["a", "a"]}, "ranked", "twice"),
         (
             "ranked",

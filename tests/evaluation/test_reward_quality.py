@@ -9,6 +9,7 @@ from pipeline.evaluation.reward_quality import (
     average_ranks,
     correlation,
     expected_calibration_error,
+    label_figures,
     plot_reliability,
     randomised_order,
     reliability,
@@ -87,3 +88,15 @@ def test_the_plot_is_an_image(tmp_path):
     path = plot_reliability(np.random.default_rng(0).normal(1, 1, 300), tmp_path / "plots" / "reliability.png")
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert path.stat().st_size > 5000
+
+
+def test_label_figures_by_hand():
+    """Good answers at 2 and -1, bad ones at -3 and -1: all but the good one at -1 are on their side of 0, 3 / 4; of
+    the four pairs of a good and a bad one three are in order and one is tied: 3.5 / 4.
+    """
+    figures = label_figures([2.0, -1.0, -3.0, -1.0], [True, True, False, False])
+    assert (figures["accuracy"], figures["majority"], figures["auc"]) == (0.75, 0.5, 0.875)
+    assert figures["accuracy_low"] < 0.75 < figures["accuracy_high"]
+    assert math.isnan(label_figures([1.0, 2.0], [True, True])["auc"])
+    # 100 answers at log 3, three quarters of them good: calibrated.
+    assert label_figures([math.log(3)] * 100, [i % 4 != 0 for i in range(100)])["ece"] == pytest.approx(0)

@@ -8,7 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.objectives.preference import MAX_TIED, bradley_terry_loss, dpo_loss, plackett_luce_loss
+from pipeline.objectives.preference import (
+    MAX_TIED,
+    binary_reward_loss,
+    bradley_terry_loss,
+    dpo_loss,
+    plackett_luce_loss,
+)
 
 WEIGHTS_321 = torch.tensor([[3.0, 2.0, 1.0]], dtype=torch.float64).log()
 
@@ -109,3 +115,14 @@ def test_any_number_may_be_tied_last(last):
     loss.sum().backward()
     assert loss.item() == pytest.approx(-math.log(3 / (3 + last)))
     assert scores.grad[0, 0].item() == pytest.approx(3 / (3 + last) - 1)
+
+
+def test_binary_reward_by_hand():
+    """R = log 3 is P(good) = 3/4: a good answer costs log 4/3, a bad one log 4. The expected loss of an answer that is
+    good with probability 3/4 has gradient 0 at that R.
+    """
+    score = torch.tensor([math.log(3)] * 2, dtype=torch.float64, requires_grad=True)
+    losses = binary_reward_loss(score, torch.tensor([1, 0]))
+    assert losses.tolist() == pytest.approx([math.log(4 / 3), math.log(4)])
+    (0.75 * losses[0] + 0.25 * losses[1]).backward()
+    assert score.grad.sum().item() == pytest.approx(0)

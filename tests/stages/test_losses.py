@@ -13,7 +13,7 @@ import torch
 
 from pipeline.objectives.likelihood import negative_log_likelihood
 from pipeline.objectives.policy import group_advantages, grpo_loss, ppo_clip_loss, token_rewards
-from pipeline.objectives.preference import bradley_terry_loss, dpo_loss, plackett_luce_loss
+from pipeline.objectives.preference import binary_reward_loss, bradley_terry_loss, dpo_loss, plackett_luce_loss
 from pipeline.objectives.regularisers import l2
 from pipeline.objectives.value import clipped_value_loss, gae
 from tests.stages.conftest import flags, write_rows
@@ -199,6 +199,23 @@ def test_reward_model_of_rankings(base, build, tmp_path):
     mask = batch["ranks"] > 0
     scores = torch.zeros(mask.shape, dtype=torch.float64).masked_scatter(mask, scores_of(trainer, batch))
     expected = plackett_luce_loss(scores, mask, batch["ranks"]).mean().item()
+    with torch.no_grad():
+        assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(expected, **CLOSE)
+
+
+def test_reward_model_of_labels(base, build, tmp_path):
+    """``binary_reward_loss`` of the scores, good and bad answers of different lengths."""
+    from pipeline.reward_model import main
+
+    rows = [{"prompt": f"What is {a}?", "completion": "It is 7." * (1 + a), "label": a % 3 == 0} for a in range(4)]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    trainer = build(main, model_name_or_path=base, dataset_name=file, objective="binary")
+    moved(trainer.model, 0.3)
+    batch = batch_of(trainer)
+    labels, scores = batch["labels"], scores_of(trainer, batch)
+    assert sorted(labels.tolist()) == [0.0, 0.0, 1.0, 1.0]
+    expected = binary_reward_loss(scores, labels).mean().item()
+    assert abs(expected - binary_reward_loss(scores, 1 - labels).mean().item()) > 0.05
     with torch.no_grad():
         assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(expected, **CLOSE)
 

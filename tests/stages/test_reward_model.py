@@ -124,3 +124,39 @@ def test_the_card_says_what_it_is(pair_run):
     assert "held_out_accuracy" in card
     assert str(pair_run.parent) not in card
     assert json.loads((pair_run / "run.json").read_text())["stage"] == "reward_model"
+
+
+@pytest.mark.parametrize("start", ["tiny_model", "foreign_model"])
+@pytest.mark.parametrize("chat", [False, True], ids=["text", "chat"])
+def test_labels_of_single_answers(request, tmp_path, start, chat):
+    """A sum is good, "Bad." is not: after 16 steps the saved model has every held-out answer on its side of 0."""
+    rows = []
+    for a in range(8):
+        for b in range(4):
+            question, good = f"What is {a} plus {b}?", b % 2 == 0
+            prompt = [{"role": "user", "content": question}] if chat else question
+            rows.append({"prompt": prompt, "completion": f"It is {a + b}." if good else "Bad.", "label": int(good)})
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    main(
+        flags(
+            model_name_or_path=request.getfixturevalue(start), dataset_name=file, output_dir=tmp_path / "run",
+            objective="binary", eval_rows=8, max_steps=16, save_steps=16, eval_strategy="steps", eval_steps=16,
+        )
+    )  # fmt: skip
+    metrics = read_metrics(tmp_path / "run")
+    assert metrics["held_out_answers"] == 8
+    assert (metrics["held_out_accuracy"], metrics["held_out_auc"]) == (1.0, 1.0)
+    assert metrics["held_out_majority"] < 1
+    assert metrics["eval_loss"] < 0.5
+
+
+def test_labels_go_with_no_true_reward(tiny_model, tmp_path):
+    rows = [{"prompt": "a", "completion": "b", "label": 1}, {"prompt": "a", "completion": "c", "label": 3}]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    common = {"model_name_or_path": tiny_model, "dataset_name": file, "objective": "binary", "eval_rows": 0}
+    with pytest.raises(UserError, match="leave them out of binary"):
+        main(flags(output_dir=tmp_path / "a", true_reward="tests.stages.test_reward_model:likes_sums", **common))
+    with pytest.raises(UserError, match="center_rewards_coefficient"):
+        main(flags(output_dir=tmp_path / "b", center_rewards_coefficient=0.1, **common))
+    with pytest.raises(UserError, match=r"row 2.*label.*true or false"):
+        main(flags(output_dir=tmp_path / "c", **common))
