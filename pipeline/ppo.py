@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
         from pipeline.data.preparation import templated
+        from pipeline.inference.positions import fitting
         from pipeline.model.policy import ChatModelArguments, load_policy
         from pipeline.rewards.resolve import record_reward, resolve, strict_metric
         from pipeline.runtime.training import train_and_save
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
         data = templated(data, policy.tokenizer, run, model_args.chat_template_path, skip=data_args.skip_bad_rows)
+        data = fitting(run, data, policy.tokenizer, policy.model.config, config.max_completion_length)
         weights = config.reward_weights or [1.0] * len(rewards)
         guards = Guards(
             strict_metric(rewards, config.reward_weights),

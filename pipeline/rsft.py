@@ -66,8 +66,9 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import Data, load_data
         from pipeline.data.preparation import supervised, templated
+        from pipeline.inference.positions import fitting
         from pipeline.inference.stopping import declare_stops
-        from pipeline.model.loading import load_tokenizer
+        from pipeline.model.loading import load_tokenizer, model_config
         from pipeline.model.policy import ModelArguments, start_name
         from pipeline.rewards.resolve import record_reward, resolve
         from pipeline.runtime.training import train_and_save
@@ -85,6 +86,9 @@ def main(argv: list[str] | None = None) -> None:
         run.add_data(data.sources)
         tokenizer = load_tokenizer(start_name(model_args), config.trust_remote_code)
         data = templated(data, tokenizer, run, config.chat_template_path, skip=data_args.skip_bad_rows)
+        if not own.from_candidates:
+            base = model_config(start_name(model_args), config.trust_remote_code)
+            data = fitting(run, data, tokenizer, base, own.max_completion_length)
         rows, held_out = list(data.train), list(data.evaluation or [])
 
         for number in range(1, own.rounds + 1):

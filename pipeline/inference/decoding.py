@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from pipeline.inference.stopping import stop_token_ids
+from pipeline.model.loading import position_limit
 from pipeline.runtime.errors import UserError
 
 Prompt = str | list[dict[str, str]]
@@ -261,8 +262,7 @@ def check_options(
 
 
 def _check_lengths(model: Any, encoded: list[list[int]], max_new_tokens: int) -> None:
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = position_limit(model.config)
     longest = max(range(len(encoded)), key=lambda i: len(encoded[i]))
     if limit and len(encoded[longest]) + max_new_tokens > limit:
         raise UserError(

@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -256,6 +257,17 @@ def _vocab_size(name: str, trust_remote_code: bool) -> int | None:
     except (OSError, ValueError, KeyError):
         return None
     return getattr(config.get_text_config(), "vocab_size", None)
+
+
+def model_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The config of a model, or of the base of an adapter."""
+    return AutoConfig.from_pretrained(adapter_base(name) or name, trust_remote_code=trust_remote_code)
+
+
+def position_limit(config: PretrainedConfig) -> int | None:
+    """Tokens that a model has positions for; None where its config sets no limit."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text, "max_position_embeddings", None) or None
 
 
 def require_language_model(name: str, trust_remote_code: bool = False) -> None:

@@ -1,0 +1,55 @@
+"""How many tokens a model has positions for, and which prompts leave room for a completion."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.inference.decoding import encode_prompts
+from pipeline.model.loading import position_limit
+from pipeline.runtime.errors import UserError
+
+
+def fitting(run: Any, data: Any, tokenizer: Any, config: Any, new_tokens: int) -> Any:
+    """The data without the rows whose prompt and a completion of ``new_tokens`` exceed the model's positions.
+
+    How many those are is printed and recorded (``prompts_too_long``, ``eval_prompts_too_long``): tokens beyond the
+    last position would be sampled and learned at places that the model has never seen.
+
+    Args:
+        run: the run whose record and terminal hear of it.
+        data: ``data.loading.Data`` whose rows have a ``prompt``; a stream is left as it is.
+        config: the model's config.
+        new_tokens: tokens of a completion at most.
+
+    Raises:
+        UserError: no row is left to train on.
+    """
+    limit = position_limit(config)
+    if limit is None:
+        return data
+    parts: dict[str, Any] = {}
+    for name, prefix in (("train", ""), ("evaluation", "eval_")):
+        rows = getattr(data, name)
+        if not rows or not hasattr(rows, "__len__"):
+            continue
+        lengths = [len(ids) for ids in encode_prompts(tokenizer, [row["prompt"] for row in rows])]
+        kept = [index for index, length in enumerate(lengths) if length + new_tokens <= limit]
+        lost = len(lengths) - len(kept)
+        run.add_metrics({f"{prefix}prompts_too_long": lost})
+        if not lost:
+            continue
+        what = (
+            f"{lost} of {len(lengths)} {name} prompts (the longest has {max(lengths)} tokens) and a completion of "
+            f"{new_tokens} tokens do not fit into the model's {limit} positions"
+        )
+        if not kept and name == "train":
+            raise UserError(f"{what}: no row is left; lower max_completion_length, or shorten the prompts")
+        if run.is_main:
+            print(f"{run.stage}: left out: {what}", flush=True)
+        places = getattr(data, f"{name}_places")
+        parts |= {name: _selected(rows, kept) if kept else None, f"{name}_places": [places[i] for i in kept if places]}
+    return dataclasses.replace(data, **parts)
+
+
+def _selected(rows: Any, kept: Sequence[int]) -> Any:
+    return rows.select(kept) if hasattr(rows, "select") else [rows[index] for index in kept]
