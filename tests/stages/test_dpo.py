@@ -161,3 +161,26 @@ def test_an_empty_file_and_a_missing_column_are_named(tiny_model, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "chosen": "b"}])
     with pytest.raises(UserError, match="rejected"):
         main(flags(model_name_or_path=tiny_model, dataset_name=rows, output_dir=tmp_path / "b"))
+
+
+@pytest.mark.parametrize("base", ["tiny_model", "foreign_model"])
+def test_rows_of_other_lengths_are_no_alarm_and_a_fall_below_the_reference_is_one(request, base, tmp_path, capsys):
+    """Answers of 1 to 40 words: log-likelihoods of the batches differ by a hundred nats while nothing is learned
+    (learning rate 1e-12), which is no fall. TRL's ``apo_down`` lowers the chosen answers, which is.
+    """
+    model = request.getfixturevalue(base)
+    rows = [
+        {"prompt": f"What is {n} plus 1?", "chosen": "The answer is right. " * (1 + 10 * (n % 4)), "rejected": "Bad."}
+        for n in range(16)
+    ]
+    data = write_rows(tmp_path / "pairs.jsonl", rows)
+    common = {"model_name_or_path": model, "dataset_name": data, "eval_rows": 0, "max_length": 240}
+    common |= {"per_device_train_batch_size": 1, "max_steps": 12, "save_steps": 100}
+    main(flags(output_dir=tmp_path / "still", **common | {"learning_rate": 1e-12}))
+    history = json.loads((tmp_path / "still" / "trainer_state.json").read_text())["log_history"]
+    likelihoods = [entry["logps/chosen"] for entry in history if "logps/chosen" in entry]
+    assert max(likelihoods) - min(likelihoods) > 50
+    assert "less likely than under pi_ref" not in capsys.readouterr().out
+    main(flags(output_dir=tmp_path / "down", loss_type="apo_down", **common | {"max_steps": 6}))
+    said = capsys.readouterr().out
+    assert said.count("nats less likely than under pi_ref") == 1

@@ -97,6 +97,28 @@ def test_an_interrupted_run_ends_where_the_whole_one_does(tiny_model, prompts, t
         assert {k: v for k, v in old.items() if "time" not in k} == {k: v for k, v in new.items() if "time" not in k}
 
 
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_reward_that_is_hacked_is_seen(tiny_model, tmp_path, capsys, watched):
+    """Right is a token without letters, and letters are paid for twice as well: the sum rises as ``exact`` falls. The
+    guard sees it in the part of a sum, and in a second reward that is only watched (weight 0).
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    words = {tokenizer.decode([i], skip_special_tokens=True).strip() for i in range(len(tokenizer))}
+    right = sorted(word for word in words if not any(c.isascii() and c.isalpha() for c in word))
+    rows = [{"prompt": f"What is {a} plus 1?", "answer": right} for a in range(8)]
+    options = SAMPLING | {"use_peft": False, "critic": "separate", "max_steps": 24, "guard_patience": 100}
+    options |= {"max_completion_length": 1, "dataset_name": write_rows(tmp_path / "rows.jsonl", rows)}
+    if watched:
+        options |= {"reward": [LETTERS, "exact"], "reward_weights": ["2.0", "0.0"]}
+    else:
+        options |= {"reward": f"exact + 2*{LETTERS}"}
+    main(flags(model_name_or_path=tiny_model, output_dir=tmp_path / "run", **options))
+    metric = "rewards/exact/mean" if watched else "reward_parts/exact"
+    assert f"while {metric} fell by" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
