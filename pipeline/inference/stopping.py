@@ -34,6 +34,7 @@ def declare_stops(model: Any, tokenizer: Any, row: Mapping[str, Any]) -> list[in
     """
     ids = stop_token_ids(model, tokenizer, chat=is_dialogue(row))
     model.generation_config.eos_token_id = ids[0] if len(ids) == 1 else ids
+    model.generation_config._from_model_config = False  # else a reader may rebuild it from the model's config
     return ids
 
 

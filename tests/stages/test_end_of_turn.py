@@ -152,6 +152,8 @@ def test_sft_on_dialogues_writes_the_end_of_turn_for_everybody_s_generate(talker
         )
     )  # fmt: skip
     assert stop in declared(out)
+    written = json.loads((out / "generation_config.json").read_text())
+    assert not written.get("_from_model_config")  # some versions would replace such a one by the model's config
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), load_tokenizer(str(out))
     inputs = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     further = {"generation_config": GenerationConfig.from_pretrained(out)} if use_peft else {}
