@@ -85,9 +85,8 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = load_tokenizer(start_name(model_args), config.trust_remote_code)
         path = (model_args if own.kind == "preference" else config).chat_template_path
         learned = learned_of(run, config) if own.kind != "preference" else None
-        ready = partial(
-            templated, tokenizer=tokenizer, run=run, path=path, learned=learned, skip=data_args.skip_bad_rows
-        )
+        skip = data_args.skip_bad_rows
+        ready = partial(templated, tokenizer=tokenizer, run=run, kind=own.kind, path=path, learned=learned, skip=skip)
         judge = Judge(run, own, data_args, model_args, config, ready)
         for number, corpus in enumerate(judge.corpora, 1):
             here = Corpus(run, number, len(judge.corpora), own, model_args, config, tokenizer.chat_template)

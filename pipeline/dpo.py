@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> None:
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
         data = load_data(data_args, "preference", config.seed)
         run.add_data(data.sources)
-        data = templated(data, policy.tokenizer, run, model_args.chat_template_path, skip=data_args.skip_bad_rows)
+        template, skip = model_args.chat_template_path, data_args.skip_bad_rows
+        data = templated(data, policy.tokenizer, run, "preference", template, skip=skip)
         declare_stops(policy.model, policy.tokenizer, data.train[0])
         trainer = DPOTrainer(
             model=policy.model,

@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> None:
         record_reward(run, reward)
         data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
-        data = templated(data, policy.tokenizer, run, model_args.chat_template_path, skip=data_args.skip_bad_rows)
+        template, skip = model_args.chat_template_path, data_args.skip_bad_rows
+        data = templated(data, policy.tokenizer, run, "prompt", template, skip=skip)
         data = fitting(run, data, policy.tokenizer, policy.model.config, config.max_completion_length)
         train = data.train
         if own.prefilter_samples:

@@ -86,13 +86,16 @@ def main(argv: list[str] | None = None) -> None:
         data = load_data(data_args, kind, config.seed)
         run.add_data(data.sources)
         template, config.chat_template_path = config.chat_template_path, None  # TRL would change the model for it
-        data = templated(data, start.tokenizer, run, template, skip=data_args.skip_bad_rows)
+        data = templated(data, start.tokenizer, run, kind, template, skip=data_args.skip_bad_rows)
         train, evaluation = data.train, data.evaluation
         if encode:
             config.remove_unused_columns = False
             train = encode(train, start.tokenizer, config.max_length)
             report_dropped(run, "train", {LONG: len(data.train) - len(train)}, len(data.train))
-            evaluation = encode(evaluation, start.tokenizer, config.max_length) if evaluation else None
+            if evaluation is not None:
+                evaluation = encode(evaluation, start.tokenizer, config.max_length)
+                lost, needed = len(data.evaluation) - len(evaluation), config.eval_strategy != "no"
+                report_dropped(run, "evaluation", {LONG: lost}, len(data.evaluation), needed=needed)
         trainer = trainer_class(
             model=start.model,
             args=config,

@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
             data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
         tokenizer = load_tokenizer(start_name(model_args), config.trust_remote_code)
-        data = templated(data, tokenizer, run, config.chat_template_path, skip=data_args.skip_bad_rows)
+        data = templated(data, tokenizer, run, "prompt", config.chat_template_path, skip=data_args.skip_bad_rows)
         if not own.from_candidates:
             base = model_config(start_name(model_args), config.trust_remote_code)
             data = fitting(run, data, tokenizer, base, own.max_completion_length)

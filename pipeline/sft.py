@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
         data = load_data(data_args, "sft", config.seed)
         run.add_data(data.sources)
-        data = templated(data, policy.tokenizer, run, config.chat_template_path)
+        data = templated(data, policy.tokenizer, run, "sft", config.chat_template_path)
         declare_stops(policy.model, policy.tokenizer, data.train[0])
         data = supervised(data, policy.tokenizer, config, run, learned_of(run, config), skip=data_args.skip_bad_rows)
         trainer = SFTTrainer(

@@ -37,6 +37,7 @@ def templated(
     data: Data,
     tokenizer: "PreTrainedTokenizerBase",
     run: "Run",
+    kind: str,
     path: str | None = None,
     *,
     learned: Learned | None = None,
@@ -48,6 +49,7 @@ def templated(
     SFT's rows are checked where they are tokenized (`supervised`); here only where ``learned`` is given.
 
     Args:
+        kind: of the data, as `load_data` was asked for it.
         path: ``chat_template_path``.
         learned: what is to be learned of SFT rows, which are then checked too.
         skip: leave out rows that the chat template refuses, instead of stopping at the first.
@@ -66,10 +68,9 @@ def templated(
         print(f"{run.stage}: {installed}", flush=True)
     if "messages" in columns:
         ensure_training_chat_template(tokenizer)
-    supervised_rows = "messages" in columns or "completion" in columns
-    if not chat or (supervised_rows and learned is None):
+    if not chat or kind == "text" or (kind == "sft" and learned is None):
         return data
-    if not supervised_rows and "chosen" not in columns and "ranked" not in columns:
+    if kind == "prompt":
         for column in {"tools", "chat_template_kwargs"} & set(columns):
             raise UserError(
                 f"column {column}: prompts are sampled from without it; rename it if a reward reads it "
@@ -77,19 +78,20 @@ def templated(
             )
     parts = []
     for rows, places, label in _splits(data, name):
-        refused = [_refusal(row, tokenizer, learned) for row in rows]
+        refused = [_refusal(row, kind, tokenizer, learned or ANSWERS) for row in rows]
         parts.append(_keep(rows, [REFUSED if why else "" for why in refused], run, label, places, refused, skip=skip))
     return replace(data, train=parts[0], evaluation=parts[1] if len(parts) > 1 else None)
 
 
-def _refusal(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", learned: Learned | None) -> str:
+def _refusal(row: Mapping[str, Any], kind: str, tokenizer: "PreTrainedTokenizerBase", learned: Learned) -> str:
     """Why the chat template does not write a row, or an empty text."""
-    answers = row["ranked"] if "ranked" in row else [row[name] for name in ("chosen", "rejected") if name in row]
+    names = {"preference": ("chosen", "rejected"), "labelled": ("completion",)}.get(kind, ())
+    answers = row["ranked"] if kind == "ranked" else [row[name] for name in names]
     try:
-        if learned is not None:
+        if kind == "sft":
             encode_row(tokenizer, row, learned)
-            return ""
-        renderer(tokenizer, row)(row["prompt"], generation=True)
+        else:
+            renderer(tokenizer, row)(row["prompt"], generation=True)
         for answer in answers:
             check_dialogue(tokenizer, row, [*row["prompt"], *answer])
     except UserError as error:
@@ -137,7 +139,8 @@ def supervised(
     parts = []
     for rows, places, label in _splits(data, name):
         coded = encode(rows, tokenizer, config, learned)
-        parts.append(_keep(coded, coded["lost"], run, label, places, coded["refused"], skip=skip))
+        needed = rows is data.train or config.eval_strategy != "no"
+        parts.append(_keep(coded, coded["lost"], run, label, places, coded["refused"], skip=skip, needed=needed))
     figures = {column: sum(parts[0][column]) for column in ("learned", "kept")}
     cut = sum(kept < length for kept, length in zip(parts[0]["kept"], parts[0]["length"]))
     share = figures["learned"] / figures["kept"]
@@ -146,8 +149,8 @@ def supervised(
     if run.is_main:
         ends = f"; {cut} of {len(parts[0])} rows are cut to max_length {config.max_length}" if cut else ""
         print(f"{run.stage}: learning {share:.0%} of the tokens: {what}{ends}", flush=True)
-    parts = [part.select_columns(["input_ids", "labels"]) for part in parts]
-    return replace(data, train=parts[0], evaluation=parts[1] if len(parts) > 1 else None)
+    train, *held_out = (part.select_columns(["input_ids", "labels"]) for part in parts)
+    return replace(data, train=train, evaluation=held_out[0] if held_out and len(held_out[0]) else None)
 
 
 def encode(
@@ -221,9 +224,12 @@ def settle_pairs(trainer: Any, data: Data, run: "Run", name: str = "train") -> N
             desc="Comparing answers",
         )
         equal = list(compared["equal"]) if len(prepared) else []
-        report_dropped(run, label, {by_trl: len(rows) - len(prepared), EQUAL: sum(equal)}, len(rows))
+        needed = rows is data.train or trainer.args.eval_strategy != "no"
+        causes = {by_trl: len(rows) - len(prepared), EQUAL: sum(equal)}
+        report_dropped(run, label, causes, len(rows), needed=needed)
         if any(equal):
-            setattr(trainer, attribute, prepared.select([place for place, same in enumerate(equal) if not same]))
+            prepared = prepared.select([place for place, same in enumerate(equal) if not same])
+        setattr(trainer, attribute, prepared if len(prepared) else None)
 
 
 def _pair_part(config: Any) -> slice:
@@ -258,6 +264,7 @@ def _keep(
     refused: Sequence[str] = (),
     *,
     skip: bool = False,
+    needed: bool = True,
 ) -> "datasets.Dataset":
     """The rows that are not lost; the others are counted by cause and reported.
 
@@ -269,22 +276,22 @@ def _keep(
         first = lost.index(REFUSED)
         where = "{}, row {}".format(*places[first]) if places else f"{label}, row {first + 1}"
         raise UserError(f"{where}: {refused[first]} (change the row, or pass --skip_bad_rows)")
-    report_dropped(run, label, Counter(filter(None, lost)), len(lost))
+    report_dropped(run, label, Counter(filter(None, lost)), len(lost), needed=needed)
     return rows.select([place for place, cause in enumerate(lost) if not cause]) if any(lost) else rows
 
 
-def report_dropped(run: "Run", label: str, causes: Mapping[str, int], total: int) -> None:
+def report_dropped(run: "Run", label: str, causes: Mapping[str, int], total: int, *, needed: bool = True) -> None:
     """Puts the rows lost of ``total`` into the run record and on the terminal.
 
     Raises:
-        UserError: none is left.
+        UserError: none is left, and they are needed (held-out rows are where the trainer evaluates).
     """
     causes = {cause: count for cause, count in causes.items() if count}
     if not causes:
         return
     run.record.setdefault("dropped", {})[label] = causes
     each = ", ".join(f"{count} {cause}" for cause, count in causes.items())
-    if sum(causes.values()) >= total:
+    if needed and sum(causes.values()) >= total:
         raise UserError(f"{label}: no row is left of {total}: {each}; raise max_length, or look at the rows")
     if run.is_main:
         print(f"{run.stage}: dropped {sum(causes.values())} of {total} rows ({label}): {each}", flush=True)

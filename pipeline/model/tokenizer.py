@@ -140,10 +140,16 @@ def install_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None =
     if path in (None, "narlm"):
         if tokenizer.eos_token is None:
             raise UserError(f"the tokenizer of {_name(tokenizer)} has no EOS token; set eos_token and save it again")
-        tokenizer.chat_template = CHAT_TEMPLATE if tokenizer.bos_token else CHAT_TEMPLATE.partition("\n")[2]
+        template = CHAT_TEMPLATE if tokenizer.bos_token else CHAT_TEMPLATE.partition("\n")[2]
+        if template == tokenizer.chat_template:
+            return None
+        tokenizer.chat_template = template
         why = "" if path else f"{_name(tokenizer)} has none; --chat_template_path names another"
         return "NarLM's chat template" + (f" ({why})" if why else "")
-    tokenizer.chat_template = template = _read_template(path)
+    template = _read_template(path)
+    if template == tokenizer.chat_template:
+        return None
+    tokenizer.chat_template = template
     lacking = sorted(set(re.findall(r"<\|[^|<>{}\s'\"]+\|>", template)) - tokenizer.get_vocab().keys())
     return f"the chat template of {path}" + (f"; plain text to this tokenizer: {' '.join(lacking)}" if lacking else "")
 

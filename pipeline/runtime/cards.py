@@ -78,6 +78,7 @@ def write_card(folder: Path, record: dict[str, Any], repo: str | None = None) ->
                 for s in record["data"]
             ],
         ),
+        "prepared": prepared_rows(record),
         "results": _table(["metric", "value"], [[k, f"{v:.4g}"] for k, v in sorted(results.items())]),
         "configuration": yaml.safe_dump({key: public_value(value) for key, value in record["given"].items()}).strip(),
         "command": f"accelerate launch {processes}pipeline/{record['stage']}.py --config config.yaml",
@@ -99,6 +100,18 @@ def write_card(folder: Path, record: dict[str, Any], repo: str | None = None) ->
     path = folder / "README.md"
     card.save(path)
     return path
+
+
+def prepared_rows(record: dict[str, Any]) -> list[str]:
+    """What of the data was learned, and what was dropped before training, in sentences."""
+    lines = [
+        f"Learned ({name}): {learned['share']:.0%} of the tokens, {learned['of']}"
+        + (f"; {learned['rows_cut']} rows are cut to the longest length." if learned["rows_cut"] else ".")
+        for name, learned in record.get("learned", {}).items()
+    ]
+    for name, causes in record.get("dropped", {}).items():
+        lines.append(f"Dropped ({name}): {', '.join(f'{count} rows {cause}' for cause, count in causes.items())}.")
+    return lines
 
 
 def lineage_of(record: dict[str, Any]) -> tuple[str | None, str]:

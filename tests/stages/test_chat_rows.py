@@ -214,6 +214,22 @@ def test_continual_counts_the_rows_of_each_corpus(trainer_of, kind):
 
 
 @pytest.mark.parametrize("stage", [sft, dpo, reward_model])
+def test_held_out_rows_are_needed_only_where_the_trainer_evaluates(trainer_of, stage, tiny_model, tmp_path):
+    held_out = write_rows(tmp_path / "held_out.jsonl", lossy(stage)[6:8])
+    given = {"eval_dataset_name": held_out, "max_length": 24}
+    trainer = trainer_of(stage, "tiny_model", lossy(stage)[:6], **given)
+    assert trainer.eval_dataset is None
+    assert sum(trainer_record(trainer)["dropped"]["evaluation"].values()) == 2
+    with pytest.raises(UserError, match="evaluation: no row is left of 2: 2 "):
+        stage.main(
+            flags(
+                model_name_or_path=tiny_model, dataset_name=tmp_path / "rows.jsonl", output_dir=tmp_path / "second",
+                eval_strategy="steps", eval_steps=1, **given,
+            )
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", [sft, dpo, reward_model])
 def test_nothing_left_is_refused_by_cause(stage, tiny_model, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", lossy(stage)[6:])
     with pytest.raises(UserError, match=r"no row is left of 5: .*max_length"):

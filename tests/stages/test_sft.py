@@ -21,6 +21,8 @@ def test_held_out_loss_falls_and_the_folder_loads(tiny_model, sft_file, tmp_path
         )
     )  # fmt: skip
     metrics = read_metrics(tmp_path / "run")
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"Learned (train): {metrics['learned_share']:.0%} of the tokens, the completions." in card
     assert metrics["eval_loss"] < 0.7 * metrics["first_eval_loss"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
