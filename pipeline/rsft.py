@@ -146,7 +146,10 @@ def check(own: RSFTArguments, config) -> None:
         raise UserError("eval_strategy: the selection is new in every round, so it must be no; see held_out_reward_*")
 
 
-FLAGS = {"learning_rate": "of the imitation [2e-5]", "max_length": "tokens of prompt and answer kept [1024]"}
+FLAGS = {
+    "learning_rate": "of the imitation [2e-4 with LoRA, else 2e-5]",
+    "max_length": "tokens of prompt and answer kept [1024]",
+}
 
 if __name__ == "__main__":
     entry(main, RSFTArguments, __doc__, flags=FLAGS)

@@ -30,6 +30,7 @@ from pipeline.model.pad_token import with_pad_token
 from pipeline.model.tokenizer import check_tokenizer
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.progress import hide_weight_bars
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -299,17 +300,24 @@ def take_end_tokens(model: PreTrainedModel, adapter: str) -> None:
 
 
 def from_pretrained(auto_class: type, name: str, **kwargs: Any) -> PreTrainedModel:
-    """``auto_class.from_pretrained``, with one clear error where there is no such model.
+    """``auto_class.from_pretrained``, with one clear error where there is no such model, and no bar of its weights.
+
+    Weights that the files lack are random: they are named in one line, but for a score head, which starts that way.
 
     Raises:
         UserError: neither a model folder nor a repository that can be reached.
     """
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    hide_weight_bars()
     try:
-        return auto_class.from_pretrained(name, **kwargs)
+        model, found = auto_class.from_pretrained(name, **kwargs, output_loading_info=True)
     except (OSError, ValueError):
         _require_reachable(name, kwargs["trust_remote_code"])
         raise
+    missing = sorted(key for key in found["missing_keys"] if not key.startswith("score."))
+    if missing and int(os.environ.get("RANK", 0)) == 0:
+        print(f"warning: {name} lacks {len(missing)} weights, which are random now: {missing[0]}, …", flush=True)
+    return model
 
 
 def _require_reachable(name: str, trust_remote_code: bool) -> None:

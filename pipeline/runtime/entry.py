@@ -1,16 +1,26 @@
 """How a stage file becomes a command: help without heavy imports, one ``error:`` line, exit codes."""
 
+import contextlib
 import ctypes
 import dataclasses
+import json
 import logging
 import os
 import sys
 import textwrap
+import time
 import typing
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
+from pipeline.runtime.defaults import LORA_LEARNING_RATE
 from pipeline.runtime.errors import DivergedError, PushError, UserError
+from pipeline.runtime.record import RECIPE_VARIABLE
+
+# Read at the start, for a Trainer sets such variables itself. A recipe's launcher prints no traceback.
+LAUNCHED = any(name.startswith("ACCELERATE_") for name in os.environ) and RECIPE_VARIABLE not in os.environ
+PATIENCE_S = 20  # that a process which is not the main one waits before it reports an error
 
 # The flags people use, with TRL's and Transformers' own names. A test checks that every training stage has each one.
 COMMON_FLAGS = {
@@ -31,7 +41,7 @@ COMMON_FLAGS = {
     "max_steps": "stop after this many steps (beats num_train_epochs)",
     "per_device_train_batch_size": "rows a device and step",
     "gradient_accumulation_steps": "steps before an update",
-    "bf16": "mixed precision; TRL's default is on",
+    "bf16": "mixed precision; on where the device has it, unless given",
     "gradient_checkpointing": "less memory, about 20% slower; TRL's default is on",
     "eval_strategy": "no | steps | epoch",
     "save_steps": "steps between checkpoints",
@@ -77,23 +87,47 @@ def run_and_exit(main: Callable[..., None], *arguments: object) -> typing.NoRetu
     """Call ``main`` and leave the process with the exit code of what happened (see ``entry``)."""
     try:
         main(*arguments)
-    except UserError as error:
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
-    except (PushError, DivergedError) as error:
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from None
+    except (UserError, PushError, DivergedError) as error:
+        report(error)
+        raise SystemExit(2 if isinstance(error, UserError) else 1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     raise SystemExit(0)
+
+
+def report(error: Exception) -> None:
+    """Print one ``error:`` line on stderr, from the main process.
+
+    Under ``accelerate launch`` the parent's own traceback follows, whatever the stage does: there the line is framed,
+    and torch's launcher, which prints last, is handed the same line for its summary. The other processes wait for the
+    main one to speak, since the launcher ends all of them with the first; a mistake of one of them alone is told then.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    if rank:
+        time.sleep(PATIENCE_S)
+    red, plain = ("\033[1;31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    lines = [f"{red}error: {error}{plain}"]
+    if LAUNCHED:
+        rule = "=" * 100
+        quietly = "" if "WORLD_SIZE" in os.environ else "; accelerate launch -q leaves it out"
+        note = f"(What follows is accelerate's, and only says that this process has ended{quietly}.)"
+        lines = ["", rule, *lines, note, rule]
+    print("\n".join(lines), file=sys.stderr, flush=True)
+    summary = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if summary:
+        text = {"message": f"error: {error}", "extraInfo": {"timestamp": int(time.time())}}
+        with contextlib.suppress(OSError):
+            Path(summary).write_text(json.dumps({"message": text}), encoding="utf-8")
 
 
 def _quiet() -> None:
     """Keep the terminal for what the user can act on: libraries' notes about their own future and missing kernels."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    warnings.filterwarnings("ignore", message=".*(Distutils was imported|Setuptools is replacing).*")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what matters in a load report is said by model.loading
+    if not sys.stderr.isatty():  # a bar in a log file is a line of thousands of characters
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # DeepSpeed sets its logger's level when it is imported, which leaves filters as they are.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
@@ -118,9 +152,14 @@ def short_help(doc: str, own: type, flags: dict[str, str], trains: bool) -> str:
         lines += ["", "What decides its result:"]
         lines += [_line(name, text) for name, text in flags.items()]
     if trains:
+        stage = Path(sys.modules[own.__module__].__file__ or "").stem
+        lora = LORA_LEARNING_RATE.get(stage)
         fields = {f.name for f in dataclasses.fields(own)}
         lines += ["", "Often used:"]
-        lines += [_line(name, text) for name, text in COMMON_FLAGS.items() if name not in fields]
+        common = COMMON_FLAGS | {
+            "learning_rate": COMMON_FLAGS["learning_rate"] + (f" [{lora:g} with LoRA]" if lora else "")
+        }
+        lines += [_line(name, text) for name, text in common.items() if name not in fields]
         lines += ["", "--help_all lists every field of TRL and Transformers."]
     else:
         lines += ["", _line("config", COMMON_FLAGS["config"])]

@@ -2,12 +2,15 @@
 
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from huggingface_hub.utils import enable_progress_bars
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import logging
 
 # What to show of a log entry, in this order, and under which name. run.json and trainer_state.json keep all of it.
 SHOWN = {
@@ -93,8 +96,17 @@ class Progress(ProgressCallback):
 
 def show_progress(trainer: Trainer) -> TrainerCallback:
     """Put ``Progress`` in the place of what transformers prints; ``disable_tqdm: true`` keeps the lines alone."""
+    hide_weight_bars()
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     progress = Progress(bar=sys.stderr.isatty() and not trainer.args.disable_tqdm)
     trainer.add_callback(progress)
     return progress
+
+
+def hide_weight_bars() -> None:
+    """Show no progress bar of weights read and written; those of downloads stay."""
+    logging.disable_progress_bar()  # and the Hub's with it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where the user's environment has switched the Hub's off
+        enable_progress_bars()

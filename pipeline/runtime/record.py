@@ -19,9 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.arguments import defaults, instances, is_true, parse, read_given, typed
+from pipeline.runtime.arguments import defaults, has, instances, is_true, parse, read_given, typed
 from pipeline.runtime.checkpoints import is_whole, newest_checkpoint, step_of
 from pipeline.runtime.comparison import changed_arguments, changed_inputs, processes
+from pipeline.runtime.defaults import REASONS, dependent_defaults
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.fingerprints import weights_sha256
 
@@ -154,10 +155,12 @@ class Run:
         if self._helping:
             parse(self.argv, *dataclass_types, prog=f"{self.stage}.py")  # prints and exits
         values = typed(self.argv, *dataclass_types)
-        parsed = instances(values, *dataclass_types)
+        here = {name: v for name, v in dependent_defaults(self.stage, values).items() if has(name, *dataclass_types)}
+        parsed = instances(here | values, *dataclass_types)
         self.given = values
         self.record["given"] = _recorded(values)
-        self.record["defaults"] = _recorded(defaults(values, *dataclass_types))
+        kept = {name: value for name, value in here.items() if name in values}
+        self.record["defaults"] = _recorded(defaults(values, *dataclass_types) | kept)
         self.record["arguments"] = {key: value for part in parsed for key, value in _recorded(vars(part)).items()}
         self.record["seed"] = self.record["arguments"].get("seed", 42)
         for part in parsed:
@@ -169,6 +172,9 @@ class Run:
             self._named_checkpoint = self._check_checkpoint(values["resume_from_checkpoint"])
         self._claim()
         self.write()
+        if self.is_main and (chosen := {name: value for name, value in here.items() if name not in values}):
+            shown = ", ".join(f"{name} {str(value).lower()} ({REASONS[name]})" for name, value in chosen.items())
+            print(f"{self.stage}: not given: {shown}", flush=True)
         return parsed
 
     def add_parent(self, name_or_path: str, revision: str | None = None) -> None:

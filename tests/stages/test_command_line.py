@@ -118,15 +118,38 @@ def test_a_misspelt_yaml_key_exits_2_with_one_error_line(tiny_model, preference_
     assert not (tmp_path / "run").exists()
 
 
-def test_an_error_stands_out_under_accelerate_launch(tmp_path):
-    """accelerate turns every failure into 1 with a traceback of its own; the stage's line is still there, once."""
+@pytest.mark.parametrize("config", ["cpu", "ddp"])
+def test_an_error_stands_out_under_accelerate_launch(tmp_path, config):
+    """accelerate turns every failure into 1 with a traceback of its own; the stage's line is there, once, in a frame.
+    With several processes the launcher's summary, which is printed last, gives it as the cause."""
     result = run(
-        "accelerate", "launch", "--config_file", "accelerate_configs/cpu.yaml", "pipeline/sft.py",
+        "accelerate", "launch", "--config_file", f"accelerate_configs/{config}.yaml",
+        *(["--num_processes", 2] if config == "ddp" else []), "pipeline/sft.py",
         "--output_dir", tmp_path / "run", "--config", "nowhere.yaml",
     )  # fmt: skip
     assert result.returncode == 1
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert lines == ["error: --config: there is no file nowhere.yaml"]
+    text = result.stderr.splitlines()
+    lines = [number for number, line in enumerate(text) if line.startswith("error:")]
+    assert [text[number] for number in lines] == ["error: --config: there is no file nowhere.yaml"]
+    assert text[lines[0] - 1] == text[lines[0] + 2] == "=" * 100
+    assert text[lines[0] + 1].startswith("(What follows is accelerate's")
+    if config == "ddp":
+        assert "traceback : error: --config: there is no file nowhere.yaml" in text[-2]
+
+
+def test_a_normal_run_prints_its_own_lines_and_nothing_else(tiny_model, preference_file, tmp_path):
+    """No load report of the new score head, no bar of weights, no library's notes; and no flag of precision is needed
+    where there is no GPU."""
+    given = flags(
+        model_name_or_path=tiny_model, dataset_name=preference_file, output_dir=tmp_path / "run", eval_rows=0,
+        max_steps=2, use_peft=True, lora_target_modules="all-linear",
+    )  # fmt: skip
+    words = [word for key, value in zip(given[::2], given[1::2]) if key != "--bf16" for word in (key, value)]
+    result = run(sys.executable, "-m", "pipeline.reward_model", *words)
+    assert result.returncode == 0, result.stderr
+    printed = (result.stdout + result.stderr).splitlines()
+    assert [line for line in printed if not line.startswith(("reward_model: ", "step "))] == []
+    assert printed
 
 
 @pytest.mark.parametrize("config", ["zero2"])

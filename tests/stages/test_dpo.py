@@ -184,3 +184,22 @@ def test_rows_of_other_lengths_are_no_alarm_and_a_fall_below_the_reference_is_on
     main(flags(output_dir=tmp_path / "down", loss_type="apo_down", **common | {"max_steps": 6}))
     said = capsys.readouterr().out
     assert said.count("nats less likely than under pi_ref") == 1
+
+
+@pytest.mark.parametrize("model", ["tiny_model", "foreign_model"])
+def test_the_shortest_command_runs_on_a_cpu_and_moves_an_adapter(model, preference_file, tmp_path, capsys, request):
+    """The README's flags: no precision, no learning rate. AdamW's first steps are the learning rate's size: four of
+    1e-5 with linear decay move an entry of B by up to 2.5e-5, TRL's 1e-6 by a tenth of that."""
+    given = {
+        "model_name_or_path": request.getfixturevalue(model), "dataset_name": preference_file, "use_peft": "true",
+        "lora_target_modules": "all-linear", "output_dir": tmp_path / "run", "max_steps": 4, "report_to": "none",
+    }  # fmt: skip
+    main([str(word) for key, value in given.items() for word in (f"--{key}", value)])
+    assert "dpo: not given: learning_rate 1e-05 (the default with LoRA)" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["arguments"]["learning_rate"] == 1e-5
+    weights = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    moved = max(value.abs().max().item() for name, value in weights.items() if "lora_B" in name)
+    assert moved == pytest.approx(2.5e-5, rel=0.1)
+    if not torch.cuda.is_available():
+        assert record["arguments"]["bf16"] is False

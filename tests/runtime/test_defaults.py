@@ -1,0 +1,48 @@
+"""What a field is where it was not given, by the method and by the machine."""
+
+import json
+
+import pytest
+import torch
+
+from pipeline.runtime import defaults
+from pipeline.runtime.defaults import computes_bf16, dependent_defaults
+
+
+@pytest.fixture
+def with_bf16(monkeypatch):
+    monkeypatch.setattr(defaults, "computes_bf16", lambda use_cpu: True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "rate"),
+    [
+        ("dpo", {"use_peft": "true"}, 1e-5),
+        ("dpo", {"use_peft": True}, 1e-5),
+        ("dpo", {}, None),
+        ("dpo", {"use_peft": "false"}, None),
+        ("sft", {"use_peft": True}, 2e-4),
+        ("reward_model", {"use_peft": True}, None),  # TRL's own is one for LoRA
+        ("continual", {}, 2e-4),  # its method is lora where none is given
+        ("continual", {"method": "full"}, None),
+        ("dpo", {"model_name_or_path": "ADAPTER"}, 1e-5),  # an adapter as the start is trained on
+        ("dpo", {"model_name_or_path": "ADAPTER", "adapter_mode": "merge"}, None),
+        ("dpo", {"model_name_or_path": "ADAPTER", "adapter_mode": "merge", "use_peft": True}, 1e-5),
+    ],
+)
+def test_an_adapter_learns_ten_times_as_fast(stage, given, rate, tmp_path, with_bf16):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({}))
+    given = {key: str(tmp_path) if value == "ADAPTER" else value for key, value in given.items()}
+    assert dependent_defaults(stage, given) == ({} if rate is None else {"learning_rate": rate})
+
+
+def test_bfloat16_is_left_out_where_there_is_none(monkeypatch):
+    """On a CPU, asked for or not; on a GPU that only emulates it; on any other it stays TRL's default."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert dependent_defaults("dpo", {}) == {"bf16": False}
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for supported in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, found=supported: found)
+        assert computes_bf16(use_cpu=False) is supported
+    assert dependent_defaults("dpo", {"use_cpu": "true"}) == {"bf16": False}
