@@ -13,9 +13,9 @@ from jinja2 import Template
 
 from pipeline.runtime.record import read_record
 from pipeline.runtime.resources import resource
+from pipeline.runtime.snippets import OWN, scores, snippet
 
 PAPER = "2602.00426"
-OWN = "NARLM"  # the peft_type of adapters that PEFT lacks (pipeline.model.adapters)
 
 # Metrics of a run that its model-index states: those on rows it was not trained on, or at the end of its rollouts.
 RESULTS = ("eval_", "held_out_", "last_")
@@ -45,7 +45,7 @@ def write_card(folder: Path, record: dict[str, Any], repo: str | None = None) ->
     # What an adapter is laid on is further back than the adapter that its run started from.
     found = adapter.get("base_model_name_or_path")
     base = found if found and _is_hub_id(found) else base
-    task = "text-classification" if record["stage"] == "reward_model" else "text-generation"
+    task = "text-classification" if scores(folder, record) else "text-generation"
     hub_data = sorted({data for data in datasets if _is_hub_id(data)})
     card_data = ModelCardData(
         base_model=base,
@@ -82,7 +82,7 @@ def write_card(folder: Path, record: dict[str, Any], repo: str | None = None) ->
         "results": _table(["metric", "value"], [[k, f"{v:.4g}"] for k, v in sorted(results.items())]),
         "configuration": yaml.safe_dump({key: public_value(value) for key, value in record["given"].items()}).strip(),
         "command": f"accelerate launch {processes}pipeline/{record['stage']}.py --config config.yaml",
-        "load": _load_snippet(record["stage"], adapter, base, name),
+        "load": snippet(folder, record, name, base),
         "environment": _table(["package", "version"], sorted(record["versions"].items())),
         "hardware": hardware(),
         "seconds": f"{record['seconds']:.0f}",
@@ -180,29 +180,3 @@ def _render(template: str, facts: dict[str, Any]) -> str:
 def _table(header: list[str], rows: list[list[Any]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def _load_snippet(stage: str, adapter: dict[str, Any], base: str | None, name: str) -> str:
-    kind = "AutoModelForSequenceClassification" if stage == "reward_model" else "AutoModelForCausalLM"
-    if adapter.get("method") == "routed":
-        return (
-            f"from peft import PeftModel\nfrom transformers import {kind}\n\n"
-            f"base = {kind}.from_pretrained({base!r}, trust_remote_code=True)\n"
-            f"model = PeftModel.from_pretrained(base, {name!r}, subfolder='routes/1')  # one route of several"
-        )
-    if adapter.get("peft_type") == OWN:
-        return (
-            f"from pipeline.model.loading import load_model  # PEFT has no such kind\n\nmodel = load_model({name!r})"
-        )
-    if adapter:
-        peft_kind = kind.replace("Auto", "AutoPeft")
-        return (
-            f"from peft import {peft_kind}\n\n"
-            f"# The base ({base or 'see the lineage below'}) is found through adapter_config.json.\n"
-            f"model = {peft_kind}.from_pretrained({name!r}, trust_remote_code=True)"
-        )
-    return (
-        f"from transformers import AutoTokenizer, {kind}\n\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({name!r})\n"
-        f"model = {kind}.from_pretrained({name!r}, trust_remote_code=True)"
-    )

@@ -90,7 +90,7 @@ def test_a_local_base_must_be_pushed_first_and_is_then_named_by_its_hub_id(adapt
     assert card_problems(card) == []
     assert "base_model: me/base" in card
     assert "https://huggingface.co/me/base" in card
-    assert "from_pretrained('me/name', " in card
+    assert "from_pretrained('me/name'" in card
     assert "![plots/margin.png](plots/margin.png)" in card
     assert "model-index" in card
     # Nothing of this machine leaves it, and the run on disk is as it was but for the name it was pushed under.

@@ -20,7 +20,7 @@ from tests.stub_hub import TOKEN, StubHub, card_problems
 
 # What a stranger has: transformers and peft. Neither this package nor TRL can be imported. The card's lines run too.
 STRANGER = """
-import json, sys
+import contextlib, io, json, sys
 sys.modules["pipeline"] = sys.modules["trl"] = None
 import torch
 from peft import PeftConfig, PeftModel
@@ -31,7 +31,8 @@ for revision in ("main", "checkpoint-2"):
     tuned = PeftModel.from_pretrained(model, "me/dpo", revision=revision)
     print(json.dumps(tuned(torch.tensor([[1, 5, 7, 9]])).logits.tolist()))
     model = tuned.unload()
-exec(sys.argv[1])
+with contextlib.redirect_stdout(io.StringIO()):  # what the model writes
+    exec(sys.argv[1])
 print(json.dumps(model(torch.tensor([[1, 5, 7, 9]])).logits.tolist()))
 """
 
