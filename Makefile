@@ -6,12 +6,14 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help venv quickstart test test-slow lint bench clean
+.PHONY: help venv quickstart test test-slow test-versions test-latest lint bench clean
 
 help:
 	@echo "make venv        create .venv and install narlm with its development tools, at the tested versions"
 	@echo "make quickstart  pretrain, fine-tune and align a small model on this machine; report in runs/quickstart"
 	@echo "make test        the test suite (make test-slow adds what is marked slow)"
+	@echo "make test-versions  load saved models without this package on seven minor versions of transformers"
+	@echo "make test-latest    the suite on the newest transformers, trl, peft, accelerate and torch"
 	@echo "make lint        ruff check and ruff format --check"
 	@echo "make bench       every benchmark in benchmarks/, results printed"
 
@@ -33,6 +35,13 @@ test: .venv/.installed
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow
+
+test-versions: .venv/.installed
+	$(BIN)/python -m tests.versions.saved
+
+# LATEST: arguments of tests/versions/latest.py, such as "--keep-torch tests/model"
+test-latest: .venv/.installed
+	$(BIN)/python -m tests.versions.latest $(LATEST)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

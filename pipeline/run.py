@@ -342,7 +342,8 @@ def launch(stage: str, words: list[str], output: Connection | None) -> None:
     import subprocess
 
     import psutil
-    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    from pipeline.runtime.compat import launch_command, launch_command_parser
 
     if output is not None:
         os.dup2(output.fileno(), sys.stdout.fileno())

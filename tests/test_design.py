@@ -26,7 +26,7 @@ ORDER = [
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 STAGE_RANK = len(ORDER)
 # The files that travel with a saved model import only each other.
-SIBLINGS = {"configuration_narlm", "modeling_narlm"}
+SIBLINGS = {"configuration_narlm", "modeling_narlm", "versions_narlm"}
 
 
 def modules() -> list[Path]:

@@ -29,8 +29,11 @@ from pipeline.model.adapters import is_own_config, load_adapter
 from pipeline.model.pad_token import with_pad_token
 from pipeline.model.tokenizer import check_tokenizer
 from pipeline.runtime.checkpoints import require_model_folder
+from pipeline.runtime.compat import require
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.progress import hide_weight_bars
+
+require("whole_weights")
 
 if TYPE_CHECKING:
     from peft import PeftModel

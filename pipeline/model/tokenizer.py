@@ -189,7 +189,7 @@ def ensure_training_chat_template(tokenizer: PreTrainedTokenizerBase) -> PreTrai
     if re.search(r"\{%-?\s*generation\s*-?%\}", template):
         return tokenizer
 
-    from trl.chat_template_utils import get_training_chat_template
+    from pipeline.runtime.compat import get_training_chat_template
 
     with contextlib.suppress(ValueError):  # no family that TRL knows
         tokenizer.chat_template = get_training_chat_template(tokenizer)

@@ -11,11 +11,13 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Template
 
+from pipeline.runtime.compat import SAVED_MODELS_RUN_ON
 from pipeline.runtime.record import read_record
 from pipeline.runtime.resources import resource
 from pipeline.runtime.snippets import OWN, scores, snippet
 
 PAPER = "2602.00426"
+CODE = "modeling_narlm.py"  # in the folder of every saved NarLM
 
 # Metrics of a run that its model-index states: those on rows it was not trained on, or at the end of its rollouts.
 RESULTS = ("eval_", "held_out_", "last_")
@@ -83,6 +85,7 @@ def write_card(folder: Path, record: dict[str, Any], repo: str | None = None) ->
         "configuration": yaml.safe_dump({key: public_value(value) for key, value in record["given"].items()}).strip(),
         "command": f"accelerate launch {processes}pipeline/{record['stage']}.py --config config.yaml",
         "load": snippet(folder, record, name, base),
+        "code_runs_on": " to ".join(SAVED_MODELS_RUN_ON) if (folder / CODE).is_file() else None,
         "environment": _table(["package", "version"], sorted(record["versions"].items())),
         "hardware": hardware(),
         "seconds": f"{record['seconds']:.0f}",

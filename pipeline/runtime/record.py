@@ -22,6 +22,7 @@ from typing import Any
 from pipeline.runtime.arguments import defaults, has, instances, is_true, parse, read_given, typed
 from pipeline.runtime.checkpoints import is_whole, newest_checkpoint, step_of
 from pipeline.runtime.comparison import changed_arguments, changed_inputs, processes
+from pipeline.runtime.compat import require
 from pipeline.runtime.defaults import REASONS, dependent_defaults
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.fingerprints import weights_sha256
@@ -383,6 +384,7 @@ def check_trackers(names: list[str]) -> None:
     """
     if not names:
         return
+    require("check_trackers")
     from transformers.integrations import integration_utils as known
 
     for name in names:

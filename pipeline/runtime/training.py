@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import TrainOutput
@@ -13,12 +12,15 @@ from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.callbacks import MeanLoss, PushCheckpoints, RequireMetric, StopOnSignal
 from pipeline.runtime.cards import write_card
 from pipeline.runtime.checkpoints import check_saved, require_same_shards
+from pipeline.runtime.compat import AcceleratorState, require
 from pipeline.runtime.errors import DivergedError, UserError
 from pipeline.runtime.finite import ADVICE, StopWhenNotFinite, diverged_in_sampling
 from pipeline.runtime.hub import push_run
 from pipeline.runtime.learning import WatchGradients, could_learn
 from pipeline.runtime.progress import show_progress
 from pipeline.runtime.record import Run
+
+require("forget_deepspeed")
 
 
 def train_and_save(

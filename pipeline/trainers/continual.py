@@ -30,10 +30,13 @@ from pipeline.model.routing import Router, load_routed, prompt_features, save_ro
 from pipeline.objectives import regularisers
 from pipeline.runtime.checkpoints import check_saved
 from pipeline.runtime.comparison import changed_arguments
+from pipeline.runtime.compat import require
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.learning import could_learn
 from pipeline.runtime.record import Run, write_json
 from pipeline.runtime.training import forget_deepspeed, train_from_newest
+
+require("Regularised")
 
 TERMS = ("l2", "ewc", "function", "orthogonal", "replay")
 FISHER_ROWS = 128  # single-row backward passes after a corpus

@@ -21,8 +21,6 @@ from accelerate.utils import is_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 from trl import GRPOConfig
-from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import get_config_model_id
 
 from pipeline.model.padding import pad_right
 from pipeline.objectives.policy import leave_one_out_advantages, token_rewards
@@ -36,9 +34,12 @@ from pipeline.objectives.value import (
 )
 from pipeline.rewards.judging import completion_text
 from pipeline.rewards.learned import encode_dialogue
+from pipeline.runtime.compat import disable_gradient_checkpointing, get_config_model_id, require
 from pipeline.runtime.errors import UserError
 from pipeline.trainers import shared
 from pipeline.trainers.rollouts import RolloutTrainer
+
+require("PPOTrainer")
 
 LOSSES = (
     "dr_grpo",

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from trl import RewardTrainer
-from trl.trainer.utils import pad
 
 from pipeline.model.tokens import encode_pair_side
 from pipeline.objectives.preference import binary_reward_loss, plackett_luce_loss
+from pipeline.runtime.compat import pad, require
+
+require("RankedRewardTrainer")
 
 
 def encode_ranking(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from trl import GRPOTrainer
-from trl.trainer.utils import RepeatSampler
 
 from pipeline.inference.stopping import declare_stops
+from pipeline.runtime.compat import RepeatSampler, require
 from pipeline.runtime.errors import UserError
+
+require("RolloutTrainer")
 
 
 class EpochSampler(RepeatSampler):

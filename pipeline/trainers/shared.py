@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.runtime.adapters import variant_of
+from pipeline.runtime.compat import AuxiliaryTrainingWrapper, BaseTunerLayer, require
 from pipeline.runtime.errors import UserError
+
+require("AdapterSwitch")
 
 POLICY, REFERENCE, CRITIC, REWARD = "default", "ref", "critic", "reward"  # names of adapters
 VALUE_HEAD, REWARD_HEAD = "value_head", "reward_head"  # names of modules

@@ -28,12 +28,13 @@ def newest_minors(package: str, count: int) -> list[str]:
     return list(newest.values())[:count]
 
 
-def overlay(name: str, requirements: list[str]) -> Path:
+def overlay(name: str, requirements: list[str], upgrade: tuple[str, ...] = ()) -> Path:
     """The Python of an environment in which this one's packages are visible beneath the given requirements.
 
     Args:
         name: of its folder in ``build/versions``; an environment that has the requirements is used again.
-        requirements: as ``package==version``. What they need and this environment already has is not installed again.
+        requirements: as ``package==version``, installed there, with what they need that this environment lacks.
+        upgrade: packages to take in the newest version that pip accepts.
 
     Raises:
         SystemExit: pip could not install them, with its message.
@@ -46,12 +47,18 @@ def overlay(name: str, requirements: list[str]) -> Path:
         packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
         (site / "beneath.pth").write_text("\n".join(packages) + "\n")
     here = {f"{found.metadata['Name'].lower()}=={found.version}" for found in distributions(path=[str(site)])}
-    beneath = {f"{found.metadata['Name'].lower()}=={found.version.partition('+')[0]}" for found in distributions()}
-    missing = [requirement for requirement in requirements if requirement not in here | beneath]
+    missing = [requirement for requirement in requirements if requirement not in here]
     if missing:
-        # Kept from the terminal: pip warns that narlm pins other versions, which is why they are installed here.
-        command = [*PIP, "--python", str(python), "install", *missing]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"error: {' '.join(missing)} cannot be installed:\n{done.stderr.strip()}")
+        # Also what lies beneath at this very version, so that its commands (accelerate) start this Python.
+        _install(python, "--no-deps", "--ignore-installed", *missing)
+        _install(python, *missing)
+    if upgrade:
+        _install(python, "--upgrade", *upgrade)
     return python
+
+
+def _install(python: Path, *words: str) -> None:
+    """pip's warnings stay off the terminal: that narlm pins other versions is why these are installed here."""
+    done = subprocess.run([*PIP, "--python", str(python), "install", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"error: cannot install {' '.join(words)}:\n{done.stderr.strip()}")
