@@ -68,7 +68,9 @@ def test_from_a_dead_hub_to_a_stranger_who_loads_it(tiny_model, sft_file, prefer
     again = shlex.split(errors[0].split("`")[1])
     done = run([sys.executable, *again[1:]], environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert {"model.safetensors", "modeling_narlm.py", "tokenizer.json", "README.md"} <= set(stub.files("me/sft"))
+    code = {"configuration_narlm.py", "modeling_narlm.py", "versions_narlm.py"}
+    assert {"model.safetensors", "tokenizer.json", "README.md", *code} <= set(stub.files("me/sft"))
+    assert b"it runs on transformers 5.18 to 5.24." in stub.files("me/sft")["README.md"]
 
     stub.refuse_commits = 2
     words = flags(
