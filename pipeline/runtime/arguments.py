@@ -189,11 +189,6 @@ def defaults(names: Iterable[str], *dataclass_types: type) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not dataclasses.MISSING}
 
 
-def has(name: str, *dataclass_types: type) -> bool:
-    """Whether a field of this name can be given."""
-    return name in _fields(dataclass_types)
-
-
 def default_of(f: dataclasses.Field) -> Any:
     """A field's default, or ``dataclasses.MISSING``."""
     return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default

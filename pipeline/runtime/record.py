@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.arguments import defaults, has, instances, is_true, parse, read_given, typed
+from pipeline.runtime.arguments import defaults, instances, is_true, parse, read_given, typed
 from pipeline.runtime.checkpoints import is_whole, newest_checkpoint, step_of
 from pipeline.runtime.comparison import changed_arguments, changed_inputs, processes
 from pipeline.runtime.compat import require
@@ -156,7 +156,9 @@ class Run:
         if self._helping:
             parse(self.argv, *dataclass_types, prog=f"{self.stage}.py")  # prints and exits
         values = typed(self.argv, *dataclass_types)
-        here = {name: v for name, v in dependent_defaults(self.stage, values).items() if has(name, *dataclass_types)}
+        here = dependent_defaults(self.stage, values)
+        usual = defaults(here, *dataclass_types)
+        here = {name: value for name, value in here.items() if name in usual and usual[name] != value}
         parsed = instances(here | values, *dataclass_types)
         self.given = values
         self.record["given"] = _recorded(values)
