@@ -48,6 +48,14 @@ class ContinualArguments(StageArguments):
     distill: Literal["both", "hidden", "logits"] = field(default="both", metadata={"help": "What function holds."})
     memory_rows: int = field(default=256, metadata={"help": "Rows that Omega may remember, of all corpora together."})
     memory_batch_size: int = field(default=16, metadata={"help": "Of those, drawn a step for function and replay."})
+    replay_source: Literal["memory", "model"] = field(
+        default="memory",
+        metadata={
+            "help": "Remembered rows, or what the model writes itself: answers to the remembered prompts, or whole "
+            "texts (kind text, for which nothing is remembered)."
+        },
+    )
+    replay_max_new_tokens: int = field(default=128, metadata={"help": "Tokens of what the model writes itself."})
     old_dataset_name: str | None = field(
         default=None, metadata={"help": "What the model knew before: fills the memory at first, and is judged too."}
     )
@@ -94,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
                 continue
             policy = here.policy()
             judge.before(number, policy)
-            omega = here.omega(judge.old_rows, corpus.train, judge.anchors)
+            omega = here.omega(judge.old_rows, corpus.train, judge.anchors, policy)
             trainer = here.trainer(policy, corpus, omega, judge.callbacks(number, policy.tokenizer))
 
             def finish(folder: Path, here=here, trainer=trainer, policy=policy, corpus=corpus, number=number) -> None:
@@ -135,6 +143,10 @@ def check(own: ContinualArguments, data_args: Any, push: bool) -> None:
         raise UserError("give the corpora once: as corpora, as datasets in YAML, or one as dataset_name")
     if own.memory_rows < 1 or own.anchor_rows < 1:
         raise UserError("memory_rows and anchor_rows must be at least 1")
+    if own.replay_source == "model" and not {"replay", "function", "ewc"} & set(own.omega):
+        raise UserError("replay_source model: no term of omega reads it; add replay, function or ewc")
+    if own.replay_source == "model" and own.kind == "preference":
+        raise UserError("replay_source model: pairs cannot be sampled; use kind sft or text")
     if own.anchor_dataset_name and "function" not in own.omega:
         raise UserError("anchor_dataset_name: only function reads anchors; add it to omega, or leave the anchors out")
     if own.anchor_dataset_name and own.kind == "preference":

@@ -35,6 +35,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.learning import could_learn
 from pipeline.runtime.record import Run, write_json
 from pipeline.runtime.training import forget_deepspeed, train_from_newest
+from pipeline.trainers.self_replay import written_by
 
 require("Regularised")
 
@@ -100,7 +101,8 @@ class Memory:
 class Omega:
     """The terms of Omega with their lambdas, as one corpus sees them.
 
-    ``old_reads``: the LoRA A matrices of earlier corpora, by module, for ``orthogonal``.
+    ``old_reads``: the LoRA A matrices of earlier corpora, by module, for ``orthogonal``. ``written``: rows that the
+    model wrote itself, read in place of the memory's.
     """
 
     weights: dict[str, float]
@@ -109,6 +111,12 @@ class Omega:
     batch_size: int = 16
     seed: int = 0
     old_reads: dict[str, torch.Tensor] = field(default_factory=dict)
+    written: list[dict] | None = None
+
+    @property
+    def rows(self) -> list[dict]:
+        """What is replayed, and read where there are no anchors."""
+        return self.memory.rows if self.written is None else self.written
 
     def uses(self, *terms: str) -> bool:
         """Whether one of these terms has a weight above 0."""
@@ -131,8 +139,8 @@ class Regularised:
         **kwargs: Any,
     ):
         sets = {"eval": eval_dataset} if eval_dataset is not None else {}
-        if omega.uses("function", "replay", "ewc") and omega.memory.rows:
-            sets["memory"] = prepare(omega.memory.rows)
+        if omega.uses("function", "replay", "ewc") and omega.rows:
+            sets["memory"] = prepare(omega.rows)
         if omega.uses("function") and omega.memory.anchors:
             sets["anchors"] = prepare(omega.memory.anchors)
         super().__init__(*args, eval_dataset=sets or None, **kwargs)
@@ -309,6 +317,7 @@ def refuse_split(own: Any) -> None:
     refused = [f"omega {name}" for name in terms]
     refused += [f"method {own.method}"] if own.method not in ("lora", "full") else []
     refused += [f"adapters {own.adapters}"] if own.adapters != "shared" else []
+    refused += ["replay_source model"] if own.replay_source == "model" else []
     refused += ["method full on pairs"] if own.method == "full" and own.kind == "preference" else []
     if refused:
         raise UserError(f"{refused[0]} needs whole weights, which FSDP and ZeRO-3 split: launch with ddp or zero2")
@@ -398,9 +407,11 @@ class Corpus:
         policy.tokenizer.chat_template = self.template
         return policy
 
-    def omega(self, old_rows: Sequence[dict], new_rows: Sequence[Mapping], anchors: Sequence[dict] = ()) -> Omega:
+    def omega(
+        self, old_rows: Sequence[dict], new_rows: Sequence[Mapping], anchors: Sequence[dict], policy: Policy
+    ) -> Omega:
         """Omega with the memory that corpus k-1 left, or that of the run's start, or one filled from old rows; less
-        what the new rows contradict.
+        what the new rows contradict. With ``replay_source: model`` the policy writes what is replayed.
         """
         own = self.own
         memory = Memory.load(self.start, own.memory_rows)
@@ -419,7 +430,23 @@ class Corpus:
             own.memory_batch_size,
             self.base_config.seed,
             reads,
+            self._written(policy, memory) if own.replay_source == "model" else None,
         )
+
+    def _written(self, policy: Policy, memory: Memory) -> list[dict]:
+        """What theta_k writes of the memory's prompts, or of nothing; how much of it is kept is in the run record."""
+        own = self.own
+        rows = written_by(
+            policy.model,
+            policy.tokenizer,
+            memory.rows,
+            kind=own.kind,
+            count=own.memory_rows,
+            max_new_tokens=own.replay_max_new_tokens,
+            seed=self.base_config.seed + self.number,
+        )
+        self.run.add_metrics({f"corpus_{self.number}/self_replay_rows": len(rows)})
+        return rows
 
     def trainer(self, policy: Policy, data: Any, omega: Omega, callbacks: Sequence[Any]) -> Any:
         """The trainer of this corpus, by the kind of data."""

@@ -276,3 +276,41 @@ def test_corpora_of_different_columns_are_refused(tiny_model, tmp_path):
     config.write_text(yaml.safe_dump({"datasets": [{"path": str(one)}, {"path": str(two)}], "eval_rows": 1}))
     with pytest.raises(UserError, match="must have the same columns"):
         run(tiny_model, str(config), tmp_path / "run")
+
+
+def test_the_model_replays_what_it_writes_itself(tiny_model, foreign_model, tmp_path, monkeypatch):
+    """Two corpora: before the second the model answers the prompts of the first one anew, and these rows, not the
+    remembered ones, are replayed; the memory that is saved holds the rows as they were.
+    """
+    from pipeline.trainers import continual, self_replay
+
+    files = []
+    for k in range(2):
+        rows = [{"prompt": f"What is {a} plus {k}?", "completion": f"It is {a + k}."} for a in range(12)]
+        files.append(str(write_rows(tmp_path / f"part-{k}.jsonl", rows)))
+    for name, start in (("tiny", tiny_model), ("foreign", foreign_model)):
+        replayed = []
+
+        def kept(*args, replayed=replayed, **kwargs):
+            replayed.append((list(args[2]), self_replay.written_by(*args, **kwargs)))
+            return replayed[-1][1]
+
+        monkeypatch.setattr(continual, "written_by", kept)
+        config = write_config(
+            tmp_path, *files, omega=["replay"], omega_weight=[1.0], replay_source="model", replay_max_new_tokens=16
+        )
+        run(start, config, tmp_path / name, max_steps=30, learning_rate="2e-2", lora_dropout=0.0)
+        (none, nothing), (asked, written) = replayed
+        assert (none, nothing) == ([], [])
+        assert read_metrics(tmp_path / name)["corpus_2/self_replay_rows"] == len(written) > 0
+        assert {row["prompt"] for row in written} <= {row["prompt"] for row in asked}
+        assert [row["completion"] for row in written] != [row["completion"] for row in asked][: len(written)]
+        saved = json.loads((tmp_path / name / "corpus-1" / "omega.json").read_text())["rows"]
+        assert saved == asked
+
+
+def test_self_replay_needs_a_term_that_reads_it(tiny_model, sequence, tmp_path):
+    for change, message in (({"omega": ["l2"]}, "no term of omega reads it"), ({"kind": "preference"}, "pairs")):
+        given = {"kind": "sft", "omega": ["replay"], "omega_weight": [1.0], "replay_source": "model"} | change
+        with pytest.raises(UserError, match=message):
+            run(tiny_model, sequence(**given), tmp_path / "run")

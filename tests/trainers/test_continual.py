@@ -264,3 +264,18 @@ def test_function_holds_the_head_as_it_was(tmp_path):
     expected = ((old.exp() * (old - new)).sum(-1) * mask).sum() / mask.sum()
     assert found == pytest.approx(expected.item(), rel=1e-3)
     assert found > 0.05
+
+
+def test_what_the_model_wrote_is_replayed_in_place_of_the_memory(tmp_path):
+    """Three rows written, four remembered: the three are replayed, and read by function where there are no anchors."""
+    written = [{"prompt": f"{word} =", "completion": " 9 9"} for word in "abc"]
+    trainer = ContinualSFTTrainer(
+        model=tiny_model(),
+        args=config(tmp_path),
+        train_dataset=datasets.Dataset.from_list(NEW),
+        processing_class=tiny_tokenizer(),
+        omega=Omega({"replay": 1.0, "function": 1.0}, Memory(4, OLD[:4], 4), written=written),
+    )
+    nine = tiny_tokenizer().convert_tokens_to_ids("9")
+    assert [row["input_ids"].count(nine) for row in trainer.memory_rows] == [2, 2, 2]
+    assert len(trainer.anchor_rows) == 3
