@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
                 max_new_tokens=config.max_completion_length, temperature=config.temperature, seed=config.seed,
                 cache=run.folder / "pass_rates.json",
             )  # fmt: skip
-            train, dropped = worth_learning(train, rates, easiest_first=own.curriculum)
+            train, dropped = worth_learning(train, rates, easiest_first=own.curriculum, reward=reward)
             run.add_metrics(dropped)
             config.shuffle_dataset = config.shuffle_dataset and not own.curriculum
         guards = Guards(

@@ -64,13 +64,14 @@ def pass_rates(
 
 
 def worth_learning(
-    dataset: datasets.Dataset, rates: list[float | None], *, easiest_first: bool
+    dataset: datasets.Dataset, rates: list[float | None], *, easiest_first: bool, reward: Any = None
 ) -> tuple[datasets.Dataset, dict[str, float]]:
     """The rows whose pass rate lies strictly between 0 and 1, and what was dropped.
 
     Args:
         rates: pass rate a row; None counts as unscorable and is dropped.
         easiest_first: order by falling pass rate (a curriculum) instead of leaving the order.
+        reward: says why it gave no score, where it gave none.
 
     Raises:
         UserError: nothing is left.
@@ -85,9 +86,10 @@ def worth_learning(
         "prefilter/kept": len(kept),
     }
     if not kept:
+        why = reward.no_scores() if hasattr(reward, "no_scores") else None
         raise UserError(
             f"prefilter_samples: of {len(rates)} prompts {metrics['prefilter/always_solved']} are always solved, "
             f"{metrics['prefilter/never_solved']} never, {metrics['prefilter/unscorable']} cannot be scored: nothing "
-            "is left to learn; take other prompts, more samples, or a better start"
+            "is left to learn; " + (why or "take other prompts, more samples, or a better start")
         )
     return dataset.select(kept), metrics

@@ -1,6 +1,7 @@
 """What GRPO and PPO share in how prompts become rollouts: an order that survives a resume, enough of them, and a
 first one that is checked to come from the policy that is trained."""
 
+import logging
 import math
 from typing import Any
 
@@ -12,6 +13,10 @@ from pipeline.runtime.compat import RepeatSampler, require
 from pipeline.runtime.errors import UserError
 
 require("RolloutTrainer")
+# TRL prints five lines for every batch in which a completion has no score; the guards say it once, with the reason.
+logging.getLogger("trl.trainer.grpo_trainer").addFilter(
+    lambda record: "All reward functions returned None" not in record.getMessage()
+)
 
 
 class EpochSampler(RepeatSampler):

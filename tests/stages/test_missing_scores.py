@@ -104,10 +104,11 @@ def test_a_prompt_that_cannot_be_judged_does_not_stop_the_others(run, stage):
         ("ppo", "strings", r"reward '{0}' returned '1' for completion 0: return a number or None"),
     ],
 )  # fmt: skip
-def test_what_is_no_score_is_one_line_that_names_the_reward(run, stage, reward, message):
+def test_what_is_no_score_is_one_line_that_names_the_reward(run, stage, reward, message, caplog):
     with pytest.raises(UserError, match=message.format(f"{HERE}:{reward}")) as caught:
         run(stage, f"{HERE}:{reward}")
     assert "\n" not in str(caught.value)
+    assert "All reward functions returned None" not in caplog.text
 
 
 @pytest.mark.parametrize(("stage", "base"), [("grpo", "tiny_model"), ("grpo", "foreign_model"), ("ppo", "tiny_model")])

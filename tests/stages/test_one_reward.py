@@ -150,3 +150,13 @@ def test_every_stage_reads_every_kind_of_reward_before_any_model(stage, reward, 
         stage(flags(**given, reward=reward))
     with pytest.raises(UserError, match="unknown name 'rm2'"):
         stage(flags(**given, reward="rm2"))
+
+
+@pytest.mark.parametrize("name", ["accuracy", "reward", "objective", "best_of_n"])
+def test_every_evaluation_with_a_reward_may_run_code_without_a_sandbox(name):
+    """assess hands its flag to the evaluations that take it."""
+    from inspect import signature
+
+    from pipeline.evaluation.registry import get_evaluation
+
+    assert signature(get_evaluation(name)).parameters["allow_unsafe_code_execution"].default is False

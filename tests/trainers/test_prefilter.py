@@ -21,6 +21,16 @@ def test_always_never_and_unscorable_prompts_are_dropped_and_counted():
         worth_learning(data.select([0, 2]), [0.0, 1.0], easiest_first=False)
 
 
+def test_a_reward_that_scores_nothing_says_why():
+    from pipeline.rewards.registry import get_reward
+
+    reward = get_reward("numeric")
+    reward(None, ["#### 1", "#### 2"], answer=["not known", "neither"])
+    data = datasets.Dataset.from_dict({"prompt": ["a", "b"]})
+    with pytest.raises(UserError, match=r"2 cannot be scored.*reward 'numeric' gave none of 2 .*is not one number"):
+        worth_learning(data, [None, None], easiest_first=False, reward=reward)
+
+
 def test_pass_rates_are_the_mean_reward_and_are_kept(tmp_path):
     """A reward that alternates 1, 0, None over the answers: of 4 answers to one prompt the mean is over those scored.
 
