@@ -13,6 +13,7 @@ import sympy
 from math_verify import LatexExtractionConfig, grader, parse, verify
 
 from pipeline.rewards.formulas import Tree
+from pipeline.runtime.compat import require
 
 _MEMORY = 4 << 30
 # Constants whose difference no simplification decides count as equal if they agree to so many digits.
@@ -71,6 +72,7 @@ def exactly_equal(a, b, float_rounding: int = 0, numeric_precision: int = 0) -> 
     return sympy.simplify(difference).is_zero is not False
 
 
+require("exactly_equal")
 grader.sympy_numeric_eq = exactly_equal  # sympy_expr_eq asks it before it simplifies
 
 

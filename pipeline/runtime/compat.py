@@ -19,6 +19,7 @@ TESTED = {
     "trl": ">=1.16,<1.17",
     "peft": ">=0.20,<0.22",
     "accelerate": ">=1.14,<1.16",
+    "math-verify": ">=0.9,<0.10",
 }
 # The versions of transformers that run the code files of a saved NarLM (make test-versions), for the model cards.
 SAVED_MODELS_RUN_ON = ("5.18", "5.24")
@@ -48,6 +49,7 @@ MEMBERS: dict[str, dict[str, tuple[str, ...]]] = {
             "compute_entropy)",
             "eos_token_ids",
             "num_generations",
+            "_determine_best_metric(metrics, trial)",
         )
     },
     "PPOTrainer": {
@@ -83,6 +85,15 @@ MEMBERS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "whole_weights": {"transformers.integrations.deepspeed": ("_hf_deepspeed_config_weak_ref",)},
     "forget_deepspeed": {"accelerate.state:AcceleratorState": ("_shared_state", "_reset_state()")},
+    "exactly_equal": {
+        "math_verify.grader": (
+            "sympy_numeric_eq(a, b, float_rounding, numeric_precision)",
+            "sympy_expr_eq(gold, pred, float_rounding, numeric_precision)",
+            "sympy_compare_interval(a, b, float_rounding, numeric_precision)",
+            "safe_sympy_doit(a)",
+            "is_relation(expr)",
+        )
+    },
     "check_trackers": {"transformers.integrations.integration_utils": ("INTEGRATION_TO_CALLBACK",)},
 }
 
@@ -142,7 +153,7 @@ def _has(owner: Any, name: str) -> bool:
 
 
 def _moved(what: str, user: str) -> UserError:
-    package = what.removeprefix("the parameter ").rpartition(" of ")[2].partition(".")[0]
+    package = what.removeprefix("the parameter ").rpartition(" of ")[2].partition(".")[0].replace("_", "-")
     try:
         installed = version(package)
     except PackageNotFoundError:
