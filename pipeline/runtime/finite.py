@@ -100,7 +100,9 @@ class StopWhenNotFinite(TrainerCallback):
             raise self._diverged(f"the weights are not finite after step {step}")
 
     def _diverged(self, what: str) -> DivergedError:
-        return DivergedError(f"{self.stage} diverged: {what}. Nothing of it was saved; {ADVICE}")
+        return DivergedError(
+            f"{self.stage} diverged: {what}. Nothing of it was saved, earlier checkpoints are kept; {ADVICE}"
+        )
 
 
 def all_finite(tensors: Any) -> bool:
