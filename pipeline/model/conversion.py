@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from pipeline.model.configuration_narlm import FFN_ACTIVATIONS, NarLMConfig
+from pipeline.model.loading import adapter_base, attach_adapter, merged
 from pipeline.model.modeling_narlm import NarLMForCausalLM
 from pipeline.runtime.errors import UserError
 
@@ -237,20 +238,25 @@ _FROM = {"llama": from_llama, "mistral": from_mistral, "gpt2": from_gpt2}
 
 
 def load_as_narlm(name_or_path: str, **kwargs) -> NarLMForCausalLM:
-    """A Hub id or a folder of a NarLM, Llama, Mistral or GPT-2 causal language model, as NarLM.
+    """A NarLM, Llama, Mistral or GPT-2 causal language model, or an adapter of one (which is merged), as NarLM.
 
-    ``kwargs`` go to ``from_pretrained``.
+    Args:
+        name_or_path: Hub id or folder.
+        kwargs: passed to ``from_pretrained`` of the model.
 
     Raises:
         UserError: another architecture.
     """
-    kind = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
+    base = adapter_base(str(name_or_path))
+    kind = AutoConfig.from_pretrained(base or name_or_path, trust_remote_code=False).model_type
     if kind != "narlm" and kind not in _FROM:
         raise UserError(
             f"{name_or_path} is a {kind} model: NarLM can hold {', '.join(sorted(_FROM))}; "
             "train it as it is, every stage takes any causal language model"
         )
-    model = AutoModelForCausalLM.from_pretrained(name_or_path, trust_remote_code=False, **kwargs)
+    model = AutoModelForCausalLM.from_pretrained(base or name_or_path, trust_remote_code=False, **kwargs)
+    if base is not None:
+        model = merged(attach_adapter(model, str(name_or_path)))
     return model if kind == "narlm" else _FROM[kind](model)
 
 

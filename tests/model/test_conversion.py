@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -142,6 +143,21 @@ def test_load_as_narlm(tmp_path, name):
     x = torch.randint(3, 61, (1, 8), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(again(x).logits, original(x).logits, atol=1e-5, rtol=0)
+
+
+def test_an_adapter_comes_as_narlm_merged(tmp_path):
+    """With the logits that PEFT gives on its base."""
+    original = randomise(llama())
+    original.save_pretrained(tmp_path / "base")
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    config = LoraConfig(target_modules="all-linear", r=2, init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(base, config).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    x = torch.randint(3, 61, (1, 8), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours = load_as_narlm(tmp_path / "adapter").eval()(x).logits
+        torch.testing.assert_close(ours, adapted(x).logits, atol=1e-5, rtol=0)
+        assert (ours - original.eval()(x).logits).abs().max() > 1e-3
 
 
 def test_load_as_narlm_keeps_the_dtype_asked_for(tmp_path):
