@@ -22,6 +22,7 @@ from pipeline.model.loading import load_model, load_tokenizer
 from pipeline.rewards.learned import encode_dialogue, load_reward_model
 from pipeline.rewards.registry import Reward, get_reward
 from pipeline.rewards.resolve import reward_spec
+from pipeline.runtime.checkpoints import check_saved
 from pipeline.runtime.errors import UserError
 from pipeline.trainers.ppo import AdapterReward
 from tests.stages.conftest import flags, read_metrics, write_rows
@@ -283,3 +284,34 @@ def test_what_does_not_add_up_is_refused_before_the_base_is_loaded(
         )  # fmt: skip
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_padding_with_eos_is_refused_before_training_and_when_saved(foreign_model, sft_file, tmp_path):
+    """``--pad_token`` may name it, and so may a tokenizer that was written by something else."""
+    with pytest.raises(UserError, match=r"pad_token and eos_token are both '<\|endoftext\|>'"):
+        importlib.import_module("pipeline.sft").main(
+            flags(
+                model_name_or_path=foreign_model, dataset_name=sft_file, output_dir=tmp_path / "run", max_steps=1,
+                pad_token="<|endoftext|>", **LORA,
+            )
+        )  # fmt: skip
+    folder = shutil.copytree(foreign_model, tmp_path / "copy")
+    check_saved(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": config["eos_token"]}))
+    with pytest.raises(RuntimeError, match="was saved with its EOS token"):
+        check_saved(folder)
+
+
+def test_an_adapter_that_was_saved_with_more_rows_gets_them(foreign_model, tmp_path):
+    """Other tools add rows for new tokens, and PEFT saves the embedding then."""
+    model = AutoModelForCausalLM.from_pretrained(foreign_model)
+    rows = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(rows + 3)
+    config = LoraConfig(target_modules="all-linear", r=2, init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(model, config).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        expected, ours = model(IDS).logits, load_model(str(tmp_path / "adapter"))(IDS).logits
+    assert ours.shape[-1] == rows + 3
+    assert (ours - expected).abs().max() < 1e-4  # merging rounds
