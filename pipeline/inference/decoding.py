@@ -210,6 +210,7 @@ def _decode(
     if uniforms is not None:
         uniforms = uniforms.to(device)
     accepted = _accepted_arguments(model)
+    cache_name = "cache" if "cache" in accepted else "past_key_values"  # renamed in transformers 5.24
     rows = torch.arange(len(prompts), device=device)
     running = torch.ones(len(prompts), dtype=torch.bool, device=device)
     cache = None
@@ -217,8 +218,8 @@ def _decode(
     for step in range(max_new_tokens):
         extra = {"position_ids": position, "logits_to_keep": 1}
         extra = {name: value for name, value in extra.items() if name in accepted}
-        output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
-        cache = output.past_key_values
+        output = model(input_ids=ids, attention_mask=mask, use_cache=True, **{cache_name: cache}, **extra)
+        cache = getattr(output, "cache" if "cache" in output else "past_key_values")
         logits = output.logits[:, -1, :]
         if uniforms is None:
             tokens = logits.argmax(-1)

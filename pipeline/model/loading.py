@@ -156,7 +156,7 @@ def merged(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
     """The plain model that answers as base and adapter do; an adapter of `pipeline.model.adapters` stays attached."""
     if not hasattr(model, "merge_and_unload"):
         return model
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from pipeline.runtime.compat import BaseTunerLayer
 
     base = model.get_base_model()
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()

@@ -169,7 +169,8 @@ def renderer(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> Call
 
     def render(messages: Sequence[Mapping], generation: bool = False, tools: bool = True, spans: bool = False) -> Any:
         from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
+
+        from pipeline.runtime.compat import render_jinja_template
 
         plain = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
         shared = {"tools": given if tools else None, "add_generation_prompt": generation, **options}

@@ -17,7 +17,7 @@ from pipeline.runtime.errors import UserError
 TESTED = {
     "transformers": ">=5.21,<5.25",
     "trl": ">=1.16,<1.17",
-    "peft": ">=0.20,<0.22",
+    "peft": ">=0.21,<0.22",
     "accelerate": ">=1.14,<1.16",
     "math-verify": ">=0.9,<0.10",
 }
@@ -30,6 +30,7 @@ NAMES = {
     "pad": "trl.trainer.utils",
     "disable_gradient_checkpointing": "trl.models.utils",
     "get_training_chat_template": "trl.chat_template_utils",
+    "render_jinja_template": "transformers.utils.chat_template_utils",
     "BaseTunerLayer": "peft.tuners.tuners_utils",
     "AuxiliaryTrainingWrapper": "peft.utils",
     "AcceleratorState": "accelerate.state",
@@ -67,6 +68,7 @@ MEMBERS: dict[str, dict[str, tuple[str, ...]]] = {
             *SAVE,
         )
     },
+    "LabelledRewardTrainer": {"trl:RewardTrainer": ("_metrics",)},
     "RankedRewardTrainer": {"trl:RewardTrainer": ("_metrics", "_total_train_tokens")},
     "Regularised": {
         f"trl:{trainer}": (

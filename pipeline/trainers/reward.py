@@ -17,6 +17,7 @@ from pipeline.objectives.preference import binary_reward_loss, plackett_luce_los
 from pipeline.runtime.compat import pad, require
 
 require("RankedRewardTrainer")
+require("LabelledRewardTrainer")
 
 
 def encode_ranking(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
