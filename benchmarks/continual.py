@@ -119,7 +119,7 @@ def finished(config: Path, options: dict) -> Iterator[tuple[dict, Path, dict, di
 
 def run(options: dict) -> dict:
     """One run on the world's corpora, and what its last model says of changed facts."""
-    from pipeline.evaluation.forgetting import forward, prompt_ids, score
+    from pipeline.evaluation.tasks.forgetting import forward, prompt_ids, score
     from pipeline.model.loading import load_model, load_tokenizer
     from pipeline.model.routing import load_routed, routed
     from pipeline.worlds.table import load_world

@@ -193,7 +193,7 @@ def our_trainer(options, policy, tokenizer, prompts, shared, steps):
     from datasets import Dataset
 
     from pipeline.rewards.registry import get_reward
-    from pipeline.trainers.ppo import AdapterReward, PPOConfig, PPOTrainer
+    from pipeline.training.ppo import AdapterReward, PPOConfig, PPOTrainer
 
     adapter = options.worker == "shared"
     reward = (

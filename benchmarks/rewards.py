@@ -11,10 +11,10 @@ import json
 import statistics
 import time
 
-from pipeline.rewards import sandbox
 from pipeline.rewards.code import prepare_tests
 from pipeline.rewards.registry import get_reward
-from pipeline.rewards.workers import core_share
+from pipeline.rewards.sandbox import boxes
+from pipeline.rewards.sandbox.workers import core_share
 
 PROGRAM = "def f(x):\n    return sum(k * k for k in range(x))\n"
 ASSERTS = ["assert f(3) == 5", "assert f(1) == 0", "assert f(100) == 328350"]
@@ -54,7 +54,7 @@ def call_milliseconds(bubblewrap: str | None, count: int = 30) -> float:
     times = []
     for _ in range(count):
         start = time.perf_counter()
-        assert sandbox.run_pair(job)[0] == "right"
+        assert boxes.run_pair(job)[0] == "right"
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times)
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--code", type=int, default=200)
     parser.add_argument("--numeric", type=int, default=20_000)
     given = parser.parse_args()
-    boxed, bare = call_milliseconds(sandbox.launcher()), call_milliseconds(None)
+    boxed, bare = call_milliseconds(boxes.launcher()), call_milliseconds(None)
     print(
         json.dumps(
             {

@@ -29,13 +29,13 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, SFTConfig, SFTTrainer
 
 from pipeline import pretrain
-from pipeline.evaluation.objective import exact_figures, exact_law, prefix_law
+from pipeline.evaluation.tasks.objective import exact_figures, exact_law, prefix_law
 from pipeline.model import NarLMForCausalLM
 from pipeline.objectives.divergences import tilted_law
 from pipeline.rewards.registry import get_reward
-from pipeline.trainers import rejection
-from pipeline.trainers.ppo import PPOConfig, PPOTrainer
-from pipeline.trainers.rollouts import RolloutTrainer
+from pipeline.training import candidates as rejection
+from pipeline.training.ppo import PPOConfig, PPOTrainer
+from pipeline.training.rollouts import RolloutTrainer
 from pipeline.worlds import enumerable
 
 ROOT = Path(__file__).resolve().parents[1]

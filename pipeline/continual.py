@@ -79,11 +79,11 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.preparation import learned_of, templated
-        from pipeline.evaluation.sequence import Judge
+        from pipeline.evaluation.tasks.sequence import Judge
         from pipeline.model.loading import load_tokenizer
         from pipeline.model.policy import ChatModelArguments, ModelArguments, start_name
-        from pipeline.runtime.training import train_and_save
-        from pipeline.trainers.continual import Corpus, refuse_split
+        from pipeline.training.regularised import Corpus, refuse_split
+        from pipeline.training.session import train_and_save
 
         config_class = DPOConfig if run.given.get("kind") == "preference" else SFTConfig
         model_class = ModelArguments if config_class is SFTConfig else ChatModelArguments
@@ -164,7 +164,7 @@ def check_routed(own: ContinualArguments, push: bool) -> None:
     if own.retained or push:
         raise UserError(
             "adapters routed: retained and push_to_hub take one model, not several adapters with a router; leave them "
-            "out, assess one of the routes, and push the finished folder with python -m pipeline.runtime.hub"
+            "out, assess one of the routes, and push the finished folder with python -m pipeline.publish.hub"
         )
 
 

@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.preparation import settle_pairs, templated
         from pipeline.inference.stopping import declare_stops
         from pipeline.model.policy import ChatModelArguments, load_policy
-        from pipeline.runtime.training import train_and_save
-        from pipeline.trainers.callbacks import WarnWhenChosenFalls
+        from pipeline.training.callbacks import WarnWhenChosenFalls
+        from pipeline.training.session import train_and_save
 
         own, data_args, model_args, config = run.parse(DPOArguments, DataArguments, ChatModelArguments, DPOConfig)
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)

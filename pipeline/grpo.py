@@ -53,10 +53,10 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.inference.positions import fitting
         from pipeline.model.policy import ChatModelArguments, load_policy
         from pipeline.rewards.resolve import record_reward, resolve
-        from pipeline.runtime.training import train_and_save
-        from pipeline.trainers.guards import Guards
-        from pipeline.trainers.prefilter import pass_rates, worth_learning
-        from pipeline.trainers.rollouts import RolloutTrainer
+        from pipeline.training.guards import Guards
+        from pipeline.training.prefilter import pass_rates, worth_learning
+        from pipeline.training.rollouts import RolloutTrainer
+        from pipeline.training.session import train_and_save
 
         own, data_args, model_args, config = run.parse(GRPOArguments, DataArguments, ChatModelArguments, GRPOConfig)
         reward = resolve(own.reward, allow_unsafe_code_execution=own.allow_unsafe_code_execution)

@@ -53,9 +53,9 @@ def main(argv: list[str] | None = None) -> None:
         import torch
 
         from pipeline.model.loading import adapter_base, attach_adapter, load_model, load_tokenizer, merged
-        from pipeline.runtime.cards import write_card
+        from pipeline.publish.cards import write_card
+        from pipeline.publish.hub import push_run
         from pipeline.runtime.checkpoints import check_saved, require_model_folder
-        from pipeline.runtime.hub import push_run
 
         require_model_folder(args.model_name_or_path)
         base = adapter_base(args.model_name_or_path)

@@ -47,10 +47,10 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.inference.positions import fitting
         from pipeline.model.policy import ChatModelArguments, load_policy
         from pipeline.rewards.resolve import record_reward, resolve, strict_metric
-        from pipeline.runtime.training import train_and_save
-        from pipeline.trainers.guards import Guards
-        from pipeline.trainers.ppo import AdapterReward, PPOConfig, PPOTrainer
-        from pipeline.trainers.shared import same_backbone
+        from pipeline.training.guards import Guards
+        from pipeline.training.ppo import AdapterReward, PPOConfig, PPOTrainer
+        from pipeline.training.session import train_and_save
+        from pipeline.training.shared_backbone import same_backbone
 
         own, data_args, model_args, config = run.parse(PPOArguments, DataArguments, ChatModelArguments, PPOConfig)
         if not own.reward:

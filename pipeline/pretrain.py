@@ -60,19 +60,18 @@ def main(argv: list[str] | None = None) -> None:
         from transformers import TrainingArguments, default_data_collator, set_seed
 
         from pipeline.data.arguments import DataArguments
-        from pipeline.data.loading import load_data
         from pipeline.data.packing import pack
-        from pipeline.data.streaming import pack_stream
+        from pipeline.data.streaming import load_documents, pack_stream
         from pipeline.model.building import build_narlm, new_tokenizer
         from pipeline.model.policy import ModelArguments, load_policy, with_adapter
-        from pipeline.runtime.training import require_rows, train_and_save
-        from pipeline.trainers.pretraining import PackedTrainer
+        from pipeline.training.pretraining import PackedTrainer
+        from pipeline.training.session import require_rows, train_and_save
 
         own, data_args, model_args, config = run.parse(
             PretrainArguments, DataArguments, ModelArguments, TrainingArguments
         )
         set_seed(config.seed)
-        data = load_data(data_args, "text", config.seed)
+        data = load_documents(data_args, config.seed)
         run.add_data(data.sources)
         if model_args.model_name_or_path:
             policy = load_policy(model_args, run)

@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.preparation import LONG, report_dropped, settle_pairs, templated
         from pipeline.model.policy import ModelArguments, load_policy
         from pipeline.rewards.registry import get_reward
-        from pipeline.runtime.training import train_and_save
-        from pipeline.trainers import reward as rewards
+        from pipeline.training import reward_model as rewards
+        from pipeline.training.session import train_and_save
 
         own, data_args, model_args, config = run.parse(
             RewardModelArguments, DataArguments, ModelArguments, RewardConfig
@@ -135,7 +135,7 @@ def check(own: RewardModelArguments, config: Any) -> None:
 
 def judged_labels(folder: Path, held_out: Any) -> dict[str, float]:
     """Figures of the reward model saved in ``folder`` on held-out labelled answers."""
-    from pipeline.evaluation.reward_quality import label_figures
+    from pipeline.evaluation.tasks.reward_quality import label_figures
     from pipeline.model.tokens import encode_pair_side
     from pipeline.rewards.learned import load_reward_model, score_sequences
 
@@ -150,7 +150,7 @@ def judged(
     folder: Path, held_out: Any, truth: Any, ranked_dataset_name: str | None
 ) -> tuple[dict[str, float], list[tuple[float, float, int]]]:
     """Figures of the reward model saved in ``folder`` on held-out comparisons, and its reliability table and plot."""
-    from pipeline.evaluation import reward_quality
+    from pipeline.evaluation.tasks.completions import reward_quality
     from pipeline.model.tokens import encode_pair_side
     from pipeline.rewards.learned import encode_dialogue, load_reward_model, score_sequences
 

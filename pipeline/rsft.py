@@ -71,8 +71,9 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.model.loading import load_tokenizer, model_config
         from pipeline.model.policy import ModelArguments, start_name
         from pipeline.rewards.resolve import record_reward, resolve
-        from pipeline.runtime.training import train_and_save
-        from pipeline.trainers import rejection, rounds
+        from pipeline.training import candidates as rejection
+        from pipeline.training import legs as rounds
+        from pipeline.training.session import train_and_save
 
         own, data_args, model_args, config = run.parse(RSFTArguments, DataArguments, ModelArguments, SFTConfig)
         rule = rejection.Selection(own.select, own.top_k, own.threshold, own.tau, own.draws)

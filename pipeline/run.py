@@ -116,12 +116,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def memory_table(entries: list[Entry], chosen: list[Entry]) -> str:
-    """The memory that the chosen entries which train will need, by formula; see ``pipeline.runtime.estimate``.
+    """The memory that the chosen entries which train will need, by formula; see ``pipeline.recipes.estimate``.
 
     Raises:
         UserError: a model's shape is not known, or nothing of it trains.
     """
-    from pipeline.runtime.estimate import TRAINED, shape_by_name, shape_of, table
+    from pipeline.recipes.estimate import TRAINED, shape_by_name, shape_of, table
 
     shapes, adapters, rows = {}, set(), []
     for item in entries:

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.preparation import learned_of, supervised, templated
         from pipeline.inference.stopping import declare_stops
         from pipeline.model.policy import ModelArguments, load_policy
-        from pipeline.runtime.training import train_and_save
+        from pipeline.training.session import train_and_save
 
         own, data_args, model_args, config = run.parse(SFTArguments, DataArguments, ModelArguments, SFTConfig)
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 import yaml
 
+from pipeline.recipes.estimate import SHAPES
 from pipeline.run import read_recipe
 from pipeline.runtime.arguments import parse
-from pipeline.runtime.estimate import SHAPES
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "configs").rglob("recipe.yaml"))
@@ -40,7 +40,7 @@ def parsers(stage: str) -> tuple[type, ...]:
         "reward_model": RewardConfig, "rsft": SFTConfig, "continual": SFTConfig,
     }  # fmt: skip
     if stage == "ppo":
-        from pipeline.trainers.ppo import PPOConfig
+        from pipeline.training.ppo import PPOConfig
 
         configs["ppo"] = PPOConfig
     return (own, DataArguments, ModelArguments, configs[stage]) if stage in configs else (own,)

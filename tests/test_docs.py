@@ -47,7 +47,7 @@ def test_a_new_domain_takes_under_ten_lines_that_the_stage_reads(text, stage, tm
 FILE = re.compile(r"([\w/]+\.py)(?:(?:::|: )([\w.]+))?")
 NAME = re.compile(r"(?:::)?([A-Za-z_]\w*(?:\.\w+)*)")
 # The page's own shorthand.
-ALIASES = {"model.py": "model/modeling_narlm.py"}
+ALIASES = {"model.py": "model/narlm/modeling_narlm.py"}
 
 
 @cache

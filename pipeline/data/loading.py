@@ -32,12 +32,10 @@ from pipeline.data.formats import (
 from pipeline.data.mixing import Part, Place, Source
 from pipeline.data.rows import RowError
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.fingerprints import files_sha256
+from pipeline.runtime.files import files_sha256
 
 if TYPE_CHECKING:
     import datasets
-
-    from pipeline.data.streaming import DocumentStream
 
 EVAL_SHARE, EVAL_ROWS = 0.1, 500
 PEEK = 100
@@ -49,13 +47,13 @@ _SLICE = re.compile(r"^([^\[\]]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?$")
 class Data:
     """What a stage trains on and is judged by, and the run record's account of both.
 
-    ``train`` is a ``datasets.Dataset`` (a `DocumentStream` when streaming), ``evaluation`` a ``datasets.Dataset``, or
+    ``train`` is a ``datasets.Dataset`` (from `load_stream` a ``DocumentStream``), ``evaluation`` one too, or
     None when ``eval_rows`` is 0. ``sources`` has an entry for each dataset read: name, split, rows (that remain),
     fingerprint, files (local ones), bad_rows, duplicates, removed_from_train, and in mixtures weight and repeats.
     ``train_places`` and ``evaluation_places`` say of every row where it was read: file or dataset, and row number.
     """
 
-    train: "datasets.Dataset | DocumentStream"
+    train: "datasets.Dataset"
     evaluation: "datasets.Dataset | None"
     sources: list[dict[str, Any]]
     train_places: Sequence[Place] = ()
@@ -73,11 +71,7 @@ def load_data(arguments: DataArguments, kind: str, seed: int) -> Data:
         UserError: anything wrong in the names, files, columns or rows.
     """
     if arguments.dataset_streaming:
-        if kind != "text":
-            raise UserError(f"dataset_streaming is for pretraining text; {kind} data is loaded whole: switch it off")
-        from pipeline.data.streaming import load_stream
-
-        return load_stream(arguments, seed)
+        raise UserError(f"dataset_streaming is for pretraining text; {kind} data is loaded whole: switch it off")
     sources = sources_of(arguments)
     judges = evaluation_sources(arguments, sources)
     parts, held_out = ([_announced(s, kind, arguments.skip_bad_rows) for s in group] for group in (sources, judges))

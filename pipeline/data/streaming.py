@@ -42,6 +42,7 @@ from pipeline.data.loading import (
     Data,
     evaluation_sources,
     find_form,
+    load_data,
     load_hub,
     prepare,
     raw_rows,
@@ -353,6 +354,11 @@ def pack_stream(
     if checkpoint is not None:
         resume_stream(stream, checkpoint, args)
     return stream, [StreamPosition(stream)]
+
+
+def load_documents(arguments: DataArguments, seed: int) -> Data:
+    """Text for pretraining: as a stream with ``dataset_streaming``, else loaded whole."""
+    return load_stream(arguments, seed) if arguments.dataset_streaming else load_data(arguments, "text", seed)
 
 
 def load_stream(arguments: DataArguments, seed: int) -> Data:

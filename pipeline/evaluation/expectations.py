@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.fingerprints import path_sha256
+from pipeline.runtime.files import path_sha256
 from pipeline.runtime.formatting import number
 from pipeline.runtime.record import Run, read_record
 

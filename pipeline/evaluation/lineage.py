@@ -107,7 +107,7 @@ def objective_entry(model: str, prompts: dict[str, str]) -> dict[str, Any]:
 
 def note_on_model(model: str, metrics: dict[str, float]) -> None:
     """Put the objective's figures into the judged run's own record and card, where its readers look for them."""
-    from pipeline.runtime.cards import write_card
+    from pipeline.publish.cards import write_card
 
     folder = Path(model)
     record = read_record(folder)

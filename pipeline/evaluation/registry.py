@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.evaluation.rows import read_rows
-from pipeline.runtime.dotted import import_function
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.registry import import_function
 
 EVALUATIONS = {
-    "loss": "pipeline.evaluation.language:loss",
-    "trigram": "pipeline.evaluation.language:trigram",
-    "accuracy": "pipeline.evaluation.tasks:accuracy",
-    "reward": "pipeline.evaluation.tasks:reward",
-    "samples": "pipeline.evaluation.tasks:samples",
-    "preference": "pipeline.evaluation.preference:preference",
-    "best_of_n": "pipeline.evaluation.best_of_n:best_of_n",
-    "objective": "pipeline.evaluation.objective:evaluate",
+    "loss": "pipeline.evaluation.tasks.language:loss",
+    "trigram": "pipeline.evaluation.tasks.language:trigram",
+    "accuracy": "pipeline.evaluation.tasks.completions:accuracy",
+    "reward": "pipeline.evaluation.tasks.completions:reward",
+    "samples": "pipeline.evaluation.tasks.completions:samples",
+    "preference": "pipeline.evaluation.tasks.preference:preference",
+    "best_of_n": "pipeline.evaluation.tasks.best_of_n:best_of_n",
+    "objective": "pipeline.evaluation.tasks.objective:evaluate",
 }
 
 

@@ -12,8 +12,8 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from pipeline.model.configuration_narlm import NarLMConfig
-from pipeline.model.modeling_narlm import (
+from pipeline.model.narlm.configuration_narlm import NarLMConfig
+from pipeline.model.narlm.modeling_narlm import (
     NarLMForCausalLM,
     NarLMForSequenceClassification,
     NarLMForTokenClassification,

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline.runtime.adapters import adapter_folder
+from pipeline.model.lora_sum import adapter_folder
 from pipeline.runtime.errors import UserError
 
 PEFT_TYPE = "NARLM"

@@ -17,9 +17,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pipeline.model.configuration_narlm import FFN_ACTIVATIONS, NarLMConfig
 from pipeline.model.loading import adapter_base, attach_adapter, merged
-from pipeline.model.modeling_narlm import NarLMForCausalLM
+from pipeline.model.narlm.configuration_narlm import FFN_ACTIVATIONS, NarLMConfig
+from pipeline.model.narlm.modeling_narlm import NarLMForCausalLM
 from pipeline.runtime.errors import UserError
 
 # Fields that mean the same in LlamaConfig, MistralConfig and NarLMConfig.

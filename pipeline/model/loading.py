@@ -31,7 +31,7 @@ from pipeline.model.tokenizer import check_tokenizer
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.compat import require
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.progress import hide_weight_bars
+from pipeline.runtime.terminal import hide_weight_bars
 
 require("whole_weights")
 

@@ -35,7 +35,7 @@ from pipeline.model.loading import (
     merged,
     require_language_model,
 )
-from pipeline.runtime.adapters import adapter_folder, check_stackable, stack_adapters
+from pipeline.model.lora_sum import adapter_folder, check_stackable, stack_adapters
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run

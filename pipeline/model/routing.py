@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.model.adapters import PEFT_TYPE
-from pipeline.model.padding import pad_right
+from pipeline.model.batching import pad_right
 from pipeline.runtime.errors import UserError
 
 SHRINK = 0.01  # of the covariance, towards a multiple of the identity: corpora may have fewer rows than features

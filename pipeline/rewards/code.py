@@ -13,9 +13,9 @@ import symtable
 import sys
 from typing import Any, NamedTuple
 
-from pipeline.rewards import sandbox
 from pipeline.rewards.answers import visible_text
 from pipeline.rewards.judging import Judgement, Sample, error, message_text, right, timeout, unscorable, wrong
+from pipeline.rewards.sandbox import boxes
 from pipeline.runtime.errors import UserError
 
 COLUMNS = ("tests",)
@@ -182,7 +182,7 @@ def run_job(job: dict) -> tuple[str, str]:
     if entry_point and not _defines(source, entry_point) and _defines(prompt, entry_point):
         source = prompt + source  # the completion goes on where the prompt stops, inside the function
     details = {"source": source, "code": tests.code, "names": list(tests.names)}
-    return sandbox.run_pair({**details, "deadline": job["deadline"], "bubblewrap": job["bubblewrap"]})
+    return boxes.run_pair({**details, "deadline": job["deadline"], "bubblewrap": job["bubblewrap"]})
 
 
 def prepare(deadline: float = 6.0, allow_unsafe_code_execution: bool = False) -> str:
@@ -192,14 +192,14 @@ def prepare(deadline: float = 6.0, allow_unsafe_code_execution: bool = False) ->
     """
     if not 0 < deadline <= 600:
         raise UserError(f"reward 'code': deadline must be in 0..600 seconds, got {deadline}")
-    return sandbox.require(allow_unsafe_code_execution)
+    return boxes.require(allow_unsafe_code_execution)
 
 
 def judge_many(
     samples: list[Sample], deadline: float = 6.0, allow_unsafe_code_execution: bool = False
 ) -> list[Judgement]:
     """Verdicts on ``samples`` against the column ``tests``; each completion has ``deadline`` seconds of wall clock."""
-    boxed = sandbox.require(allow_unsafe_code_execution) == "bubblewrap"
+    boxed = boxes.require(allow_unsafe_code_execution) == "bubblewrap"
     judgements: list[Judgement | None] = []
     jobs = []
     for sample in samples:
@@ -214,10 +214,10 @@ def judge_many(
                     "tests": tests,
                     "entry_point": entry_point if isinstance(entry_point, str) else None,
                     "deadline": float(deadline),
-                    "bubblewrap": sandbox.launcher() if boxed else None,
+                    "bubblewrap": boxes.launcher() if boxed else None,
                 }
             )
-    outcomes = iter(sandbox.pool().run(jobs, deadline + _STARTUP_SECONDS))
+    outcomes = iter(boxes.pool().run(jobs, deadline + _STARTUP_SECONDS))
     return [judgement or _judgement(next(outcomes)) for judgement in judgements]
 
 

@@ -87,7 +87,7 @@ def score_sequences(
     """Scores of whole token sequences by a sequence classifier of one output, in input order."""
     import torch
 
-    from pipeline.model.padding import pad_right
+    from pipeline.model.batching import pad_right
 
     scores = [0.0] * len(sequences)
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))

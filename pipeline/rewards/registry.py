@@ -17,8 +17,8 @@ from functools import partial
 from typing import Any
 
 from pipeline.rewards.judging import Judgement, Sample, completion_text, error, scored
-from pipeline.runtime.dotted import import_function
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.registry import import_function
 
 # name -> (module, function, columns it needs, whether the function judges a whole batch at once). A module is imported
 # when its reward is asked for: numeric must not wait for torch.

@@ -9,7 +9,7 @@ from pipeline.rewards.answers import gold_text, marked_answer, visible_text, wit
 from pipeline.rewards.formulas import Tree, canonical, tree, variables
 from pipeline.rewards.judging import Judgement, Sample, error, judged, right, timeout, unscorable, wrong
 from pipeline.rewards.numeric import read_number, same_number
-from pipeline.rewards.workers import Outcome, WorkerPool, core_share
+from pipeline.rewards.sandbox.workers import Outcome, WorkerPool, core_share
 from pipeline.runtime.errors import UserError
 
 # --- math ------------------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def _same_base(answer: str, gold: str) -> bool | None:
 
 @functools.cache
 def _pool() -> WorkerPool:
-    return WorkerPool("pipeline.rewards.math_worker:compare", min(core_share(), 8))  # each holds sympy: 150 MB
+    return WorkerPool("pipeline.rewards.sandbox.math_worker:compare", min(core_share(), 8))  # each holds sympy: 150 MB
 
 
 @functools.lru_cache(maxsize=65536)

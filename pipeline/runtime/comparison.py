@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.arguments import FALSE, NOTHING, TRUE, is_true
-from pipeline.runtime.fingerprints import files_sha256, path_sha256, weights_sha256
+from pipeline.runtime.files import files_sha256, path_sha256, weights_sha256
 
 # Values that do not change what is learned: changing them never makes a run another.
 COSMETIC = {

@@ -4,19 +4,18 @@ import contextlib
 import ctypes
 import dataclasses
 import json
-import logging
 import os
 import sys
 import textwrap
 import time
 import typing
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.runtime.defaults import LORA_LEARNING_RATE
 from pipeline.runtime.errors import DivergedError, PushError, UserError
 from pipeline.runtime.record import RECIPE_VARIABLE
+from pipeline.runtime.terminal import quiet
 
 # Read at the start, for a Trainer sets such variables itself. A recipe's launcher prints no traceback.
 LAUNCHED = any(name.startswith("ACCELERATE_") for name in os.environ) and RECIPE_VARIABLE not in os.environ
@@ -75,7 +74,7 @@ def entry(
     argv = sys.argv[1:]
     # TRL reports its use over the network by default; a run of ours says nothing to anybody unless it is asked to.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    _quiet()
+    quiet()
     if "--help" in argv or "-h" in argv:
         print(short_help(doc, own, flags or {}, trains))
         raise SystemExit(0)
@@ -118,19 +117,6 @@ def report(error: Exception) -> None:
         text = {"message": f"error: {error}", "extraInfo": {"timestamp": int(time.time())}}
         with contextlib.suppress(OSError):
             Path(summary).write_text(json.dumps({"message": text}), encoding="utf-8")
-
-
-def _quiet() -> None:
-    """Keep the terminal for what the user can act on: libraries' notes about their own future and missing kernels."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    warnings.filterwarnings("ignore", message=".*(Distutils was imported|Setuptools is replacing).*")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what matters in a load report is said by model.loading
-    if not sys.stderr.isatty():  # a bar in a log file is a line of thousands of characters
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    # DeepSpeed sets its logger's level when it is imported, which leaves filters as they are.
-    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 
 def keep_freed_memory() -> None:

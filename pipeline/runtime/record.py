@@ -25,7 +25,7 @@ from pipeline.runtime.comparison import changed_arguments, changed_inputs, proce
 from pipeline.runtime.compat import require
 from pipeline.runtime.defaults import REASONS, dependent_defaults
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.fingerprints import weights_sha256
+from pipeline.runtime.files import weights_sha256
 
 SCHEMA = 1
 RECIPE_VARIABLE = "NARLM_RECIPE"  # set by pipeline.run: the recipe of which this run is an entry
@@ -85,7 +85,7 @@ class Run:
             print(f"{stage}: {self.folder} is up to date, nothing to do (--force runs it again)", flush=True)
             if is_true(self.given.get("push_to_hub")) and "hub" not in self.record:
                 repo = self.given.get("hub_model_id") or self.folder.name
-                print(f"to push it: python -m pipeline.runtime.hub push {self.folder} {repo}", flush=True)
+                print(f"to push it: python -m pipeline.publish.hub push {self.folder} {repo}", flush=True)
 
     # ------------------------------------------------------------------ life
 

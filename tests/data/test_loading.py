@@ -13,7 +13,7 @@ import pytest
 from pipeline.data import check, loading
 from pipeline.data.arguments import DataArguments
 from pipeline.data.loading import load_data, read_split, source_fingerprints
-from pipeline.runtime import fingerprints
+from pipeline.runtime import files as fingerprints
 from pipeline.runtime.comparison import changed_inputs
 from pipeline.runtime.errors import UserError
 

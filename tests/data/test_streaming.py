@@ -11,9 +11,8 @@ import pytest
 
 from pipeline.data import check, loading, streaming
 from pipeline.data.arguments import DataArguments
-from pipeline.data.loading import load_data
 from pipeline.data.mixing import Source
-from pipeline.data.streaming import DocumentStream, PackedStream, pack_stream
+from pipeline.data.streaming import DocumentStream, PackedStream, load_documents, pack_stream
 from pipeline.runtime.errors import UserError
 from tests.data.test_packing import make_tokenizer
 
@@ -193,7 +192,7 @@ def test_evaluation_documents_are_not_in_the_stream(corpus):
     """Six documents are held out, two of each file; a copy of one further on in the corpus is left out as well."""
     with open(corpus / "train-2.jsonl", "a") as file:
         file.write(json.dumps({"text": numbered(0, 1)[0]}) + "\n")
-    data = load_data(DataArguments(dataset_name=str(corpus), dataset_streaming=True, eval_rows=6), "text", 0)
+    data = load_documents(DataArguments(dataset_name=str(corpus), dataset_streaming=True, eval_rows=6), 0)
     held = data.evaluation["text"][:]
     assert held == numbered(0, 2) + numbered(40, 2) + numbered(80, 2)
     data.train.counts = [114]
@@ -201,7 +200,7 @@ def test_evaluation_documents_are_not_in_the_stream(corpus):
     assert sorted(texts) == sorted(set(numbered(0, 120)) - set(held))
     assert [(s["role"], s["rows"]) for s in data.sources] == [("train", None), ("evaluation", 6)]
     assert len(data.sources[0]["fingerprint"]) == 64
-    named = load_data(
+    named = load_documents(
         DataArguments(
             dataset_name=str(corpus / "train-0.jsonl"),
             eval_dataset_name=str(corpus / "train-1.jsonl"),
@@ -228,13 +227,13 @@ def test_evaluation_documents_are_not_in_the_stream(corpus):
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_error_in_every_way_to_read_it(tmp_path, capsys, name, data, message):
-    """`load_data` is what every stage calls; a stream meets the fault when it comes to it; the check only counts bad
-    rows, unless the rest of the file is unreadable."""
+    """`load_documents` is what the stage calls; a stream meets the fault when it comes to it; the check only counts
+    bad rows, unless the rest of the file is unreadable."""
     (tmp_path / name).write_bytes(data)
     for streaming_on in (False, True):
         arguments = DataArguments(dataset_name=str(tmp_path / name), dataset_streaming=streaming_on, eval_rows=0)
         with pytest.raises(UserError, match=message) as error:
-            list(load_data(arguments, "text", seed=0).train.texts())
+            list(load_documents(arguments, 0).train.texts())
         assert "\n" not in str(error.value)
     try:
         check.main([str(tmp_path / name), "--kind", "text"])
@@ -246,7 +245,7 @@ def test_a_file_that_cannot_be_read_is_one_error_in_every_way_to_read_it(tmp_pat
 
 def test_what_cannot_be_streamed(corpus, tmp_path):
     def first_window(**arguments):
-        data = load_data(DataArguments(dataset_streaming=True, eval_rows=0, **arguments), "text", 0)
+        data = load_documents(DataArguments(dataset_streaming=True, eval_rows=0, **arguments), 0)
         return documents_in(data.train, 1)
 
     with pytest.raises(UserError, match="a stream takes a whole split"):
@@ -255,8 +254,8 @@ def test_what_cannot_be_streamed(corpus, tmp_path):
     bad.write_text('{"text": "good"}\n{"text": ""}\n')
     with pytest.raises(UserError, match=r"bad.jsonl, row 2: text: is empty \(fix"):
         first_window(dataset_name=str(bad))
-    data = load_data(
-        DataArguments(dataset_name=str(bad), dataset_streaming=True, eval_rows=0, skip_bad_rows=True), "text", 0
+    data = load_documents(
+        DataArguments(dataset_name=str(bad), dataset_streaming=True, eval_rows=0, skip_bad_rows=True), 0
     )
     data.train.counts = [3]
     assert documents_in(data.train, 1) == [["good"] * 3]

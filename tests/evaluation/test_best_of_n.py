@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from pipeline.evaluation.best_of_n import MOST, best_of_n, equal_n, selected
+from pipeline.evaluation.tasks.best_of_n import MOST, best_of_n, equal_n, selected
 from pipeline.objectives.divergences import best_of_n_bound
 from pipeline.runtime.errors import UserError
 from tests.tiny_models import tiny_model, tiny_tokenizer

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from pipeline.evaluation import tasks
-from pipeline.evaluation.language import cut, loss, trigram
-from pipeline.evaluation.preference import preference
 from pipeline.evaluation.prompts import user_text
+from pipeline.evaluation.tasks.completions import completions as tasks
+from pipeline.evaluation.tasks.language import cut, loss, trigram
+from pipeline.evaluation.tasks.preference import preference
 from pipeline.inference.decoding import Completion
 from pipeline.runtime.errors import UserError
 from tests.tiny_models import tiny_model, tiny_tokenizer

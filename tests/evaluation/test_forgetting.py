@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.evaluation.forgetting import (
+from pipeline.evaluation.tasks.forgetting import (
     Matrix,
     WatchOverlap,
     drift,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.evaluation import metrics
-from pipeline.evaluation.scores import bootstrap_interval, preference_figures, ratio_with_interval, wilson_interval
+from pipeline.evaluation.statistics import bootstrap_interval, preference_figures, ratio_with_interval, wilson_interval
 from pipeline.runtime.errors import UserError
 
 FOLDER = Path(metrics.__file__).parent

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.evaluation.objective import (
+from pipeline.evaluation.tasks.objective import (
     estimates,
     exact_figures,
     exact_law,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.evaluation.reward_quality import (
+from pipeline.evaluation.tasks.reward_quality import (
     average_ranks,
     correlation,
     expected_calibration_error,

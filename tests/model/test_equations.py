@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from pipeline.inference.decoding import draw, filtered_probabilities, sample
 from pipeline.model import NarLMConfig, NarLMModel
-from pipeline.model.modeling_narlm import (
+from pipeline.model.narlm.modeling_narlm import (
     NarLMAttention,
     NarLMFeedForward,
     NarLMLayerNorm,

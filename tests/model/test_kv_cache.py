@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, QuantizedCache, StaticCache
 
 from pipeline.model import NarLMConfig, NarLMForCausalLM, NarLMForSequenceClassification
-from pipeline.model.versions_narlm import CACHE_NAME, CACHE_NAMES
+from pipeline.model.narlm.versions_narlm import CACHE_NAME, CACHE_NAMES
 from tests.conftest import ROOT
 from tests.model.conftest import KINDS
 

@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from pipeline.model import NarLMConfig
-from pipeline.model.modeling_narlm import NarLMFeedForward, eager_attention_forward
+from pipeline.model.narlm.modeling_narlm import NarLMFeedForward, eager_attention_forward
 
 
 @torch.no_grad()

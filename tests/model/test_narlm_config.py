@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.model import NarLMConfig, NarLMForCausalLM
-from pipeline.model.configuration_narlm import PRESETS
+from pipeline.model.narlm.configuration_narlm import PRESETS
 
 
 def test_defaults_are_the_paper_s():

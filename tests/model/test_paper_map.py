@@ -40,7 +40,7 @@ def test_every_piece_of_code_named_exists():
     text = (ROOT / "docs" / "paper_map.md").read_text(encoding="utf-8")
     count = 0
     for file, first, others in re.findall(r"`([\w/]+\.py): ([\w.]+)`((?:, `[\w.]+`)*)", text):
-        path = ROOT / "pipeline" / ("model/modeling_narlm.py" if file == "model.py" else file)
+        path = ROOT / "pipeline" / ("model/narlm/modeling_narlm.py" if file == "model.py" else file)
         for name in [first, *re.findall(r"`([\w.]+)`", others)]:
             if not name.endswith(".py"):
                 assert set(name.split(".")) <= names(path), f"{file}: {name}"

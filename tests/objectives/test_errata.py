@@ -19,9 +19,9 @@ from pipeline.objectives.divergences import (
     tilted_law,
     total_variation,
 )
-from pipeline.objectives.policy import grpo_loss, ppo_clip_loss, reinforce_loss
+from pipeline.objectives.policy_gradient import grpo_loss, ppo_clip_loss, reinforce_loss
 from pipeline.objectives.preference import bradley_terry_loss, dpo_loss
-from pipeline.trainers.rejection import Selection, selection_law
+from pipeline.training.candidates import Selection, selection_law
 from tests.conftest import ROOT
 
 

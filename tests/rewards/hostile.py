@@ -18,11 +18,11 @@ class Anything{base}:
     def __hash__(self): return 0
     def __bool__(self): return True
 """
-_BOX = "import pipeline.rewards.box_candidate as box, pipeline.rewards.box_protocol as protocol\n"
+_BOX = "import pipeline.rewards.sandbox.candidate_box as box, pipeline.rewards.sandbox.protocol as protocol\n"
 _REPLY = """
 def f(x):
     import os
-    from pipeline.rewards.box_protocol import encode, send
+    from pipeline.rewards.sandbox.protocol import encode, send
     for descriptor in range(3, 20):
         try:
             send(descriptor, {message})
@@ -141,7 +141,7 @@ EQUAL_TO_ALL = {
         ["assert {'a': 1}.get(f(3)) == 1"],
     ),
     "guess until it fits": (
-        "import pipeline.rewards.box_candidate as box\nclass Guess(int): pass\nguesses = iter(range(10 ** 9))\n"
+        "import pipeline.rewards.sandbox.candidate_box as box\nclass Guess(int): pass\nguesses = iter(range(10 ** 9))\n"
         "perform = box._Served.perform\n"
         "def guess(self, op, details): return (next(guesses),) if op == 'plain' else perform(self, op, details)\n"
         "box._Served.perform = guess\nvalue = Guess(1)\ndef f(x): return value",

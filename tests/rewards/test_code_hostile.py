@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hostile import cases
 
-from pipeline.rewards import sandbox
 from pipeline.rewards.registry import get_reward
-from pipeline.rewards.workers import core_share
+from pipeline.rewards.sandbox import boxes
+from pipeline.rewards.sandbox.workers import core_share
 from pipeline.runtime.errors import UserError
 
 DEADLINE = 1.2
@@ -106,38 +106,38 @@ def test_hostile_completions_leave_nothing_behind(judged, world):
 
 
 def test_the_probe_holds_here():
-    assert sandbox.probe() == sandbox.Probe(True)
+    assert boxes.probe() == boxes.Probe(True)
     assert get_reward("code").sandbox == "bubblewrap"
 
 
 def test_the_probe_sees_a_shared_network_and_a_missing_filter(monkeypatch):
-    command = sandbox._box_command
+    command = boxes._box_command
     monkeypatch.setattr(
-        sandbox, "_box_command", lambda *given: [part for part in command(*given) if part != "--unshare-net"]
+        boxes, "_box_command", lambda *given: [part for part in command(*given) if part != "--unshare-net"]
     )
-    monkeypatch.setattr(sandbox, "system_call_filter", lambda machine: ALLOW_ALL)
-    found = sandbox.probe()
+    monkeypatch.setattr(boxes, "system_call_filter", lambda machine: ALLOW_ALL)
+    found = boxes.probe()
     assert not found.holds
     for leak in ("the network", "an abstract socket", "a new process"):
         assert leak in found.cause
 
 
 def test_the_probe_sees_an_environment_and_writable_places(monkeypatch):
-    command = sandbox._box_command
+    command = boxes._box_command
 
     def open_box(*given):
         canary = ["--setenv", "LEAK", os.environ["NARLM_CANARY"], "--perms", "0777", "--tmpfs", "/dev/shm"]
         return [*command(*given)[:-2], *canary, "--remount-ro", "/"]
 
-    monkeypatch.setattr(sandbox, "_box_command", open_box)
-    cause = sandbox.probe().cause
+    monkeypatch.setattr(boxes, "_box_command", open_box)
+    cause = boxes.probe().cause
     assert "its environment" in cause
     assert "a write to /dev/shm" in cause
 
 
 def test_no_bubblewrap_is_the_users_mistake_unless_allowed(monkeypatch, capsys):
-    monkeypatch.setattr(sandbox, "launcher", lambda: None)
-    sandbox.require.cache_clear()
+    monkeypatch.setattr(boxes, "launcher", lambda: None)
+    boxes.require.cache_clear()
     try:
         with pytest.raises(UserError, match=r"not installed; install it.*--allow_unsafe_code_execution"):
             get_reward("code")
@@ -147,12 +147,12 @@ def test_no_bubblewrap_is_the_users_mistake_unless_allowed(monkeypatch, capsys):
         assert get_reward("format + code", allow_unsafe_code_execution=True).sandbox == "none"
         assert reward(None, ["def f(x): return x"] * 2, tests=["assert f(3) == 3", "assert f(3) == 4"]) == [1.0, 0.0]
     finally:
-        sandbox.require.cache_clear()
+        boxes.require.cache_clear()
 
 
 def test_a_box_that_does_not_start_is_no_wrong_answer(monkeypatch):
     """bubblewrap that fails after the probe: the verdict is error and the score None, with bubblewrap's own words."""
     job = {"source": "def f(x): return 9", "code": compile("assert f(3) == 9", "tests.py", "exec"), "names": ["f"]}
-    monkeypatch.setattr(sandbox, "_box_command", lambda *given: ["/usr/bin/env", "false"])
-    verdict, _ = sandbox.run_pair({**job, "deadline": 5.0, "bubblewrap": "/usr/bin/env"})
+    monkeypatch.setattr(boxes, "_box_command", lambda *given: ["/usr/bin/env", "false"])
+    verdict, _ = boxes.run_pair({**job, "deadline": 5.0, "bubblewrap": "/usr/bin/env"})
     assert verdict == "error"

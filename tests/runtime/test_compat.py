@@ -29,7 +29,7 @@ def test_a_moved_method_stops_the_stage_before_a_model_is_loaded(monkeypatch, tm
     from pipeline.ppo import main
 
     monkeypatch.delattr(GRPOTrainer, "_calculate_rewards")
-    monkeypatch.delitem(sys.modules, "pipeline.trainers.ppo", raising=False)
+    monkeypatch.delitem(sys.modules, "pipeline.training.ppo", raising=False)
     monkeypatch.setattr(compat, "version", lambda package: "1.99.0")
     with pytest.raises(UserError) as caught:
         main(flags(model_name_or_path=tmp_path / "nowhere", output_dir=tmp_path / "run", reward="length"))

@@ -215,7 +215,7 @@ def test_changed_parents_and_data_make_a_run_stale(tmp_path):
     (parent / "model.safetensors").write_bytes(b"weights")
     data = tmp_path / "rows.jsonl"
     data.write_text('{"text": "a"}\n')
-    from pipeline.runtime.fingerprints import file_sha256
+    from pipeline.runtime.files import file_sha256
 
     source = {"name": str(data), "split": "train", "rows": 1, "fingerprint": file_sha256(data)}
     run = finish(tmp_path / "a", parents=[parent_of(str(parent))], sources=[source])
@@ -333,4 +333,4 @@ def test_a_push_is_taken_from_the_trainer_and_offered_again_when_it_is_too_late(
         assert run.record["arguments"]["push_to_hub"] is True
     capsys.readouterr()
     assert Run("sft", words).done
-    assert f"python -m pipeline.runtime.hub push {tmp_path / 'run'} me/run" in capsys.readouterr().out
+    assert f"python -m pipeline.publish.hub push {tmp_path / 'run'} me/run" in capsys.readouterr().out

@@ -24,7 +24,7 @@ from pipeline.rewards.registry import Reward, get_reward
 from pipeline.rewards.resolve import reward_spec
 from pipeline.runtime.checkpoints import check_saved
 from pipeline.runtime.errors import UserError
-from pipeline.trainers.ppo import AdapterReward
+from pipeline.training.ppo import AdapterReward
 from tests.stages.conftest import flags, read_metrics, write_rows
 
 IDS = torch.tensor([[1, 5, 7, 9, 20, 33, 40]])

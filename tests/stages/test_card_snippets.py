@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pipeline.model.loading import load_model
+from pipeline.publish.cards import write_card
 from pipeline.rewards.learned import encode_dialogue, load_reward_model, score_sequences
-from pipeline.runtime.cards import write_card
 from pipeline.runtime.record import read_record
 from tests.stages.conftest import flags, write_rows
 

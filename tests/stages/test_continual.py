@@ -9,7 +9,7 @@ import yaml
 from pipeline.continual import main
 from pipeline.data.arguments import DataArguments
 from pipeline.data.loading import load_data
-from pipeline.evaluation.forgetting import score
+from pipeline.evaluation.tasks.forgetting import score
 from pipeline.model.adapters import backbone_sha256
 from pipeline.model.loading import load_model, load_tokenizer
 from pipeline.model.routing import load_routed
@@ -148,7 +148,7 @@ def test_an_interrupted_sequence_resumes_at_the_right_corpus(tiny_model, sequenc
     """Killed while the second of three corpora is learned: the first is not learned again, and the end is bit for bit
     that of a run which was never stopped.
     """
-    from pipeline.trainers import continual
+    from pipeline.training import regularised as continual
 
     options = {"omega": ["ewc", "replay"], "omega_weight": [1.0, 1.0], "memory_rows": 5}
     config = sequence()
@@ -184,7 +184,7 @@ def test_an_interrupted_sequence_resumes_at_the_right_corpus(tiny_model, sequenc
 
 def test_a_corpus_learned_with_other_settings_is_not_taken_over(tiny_model, sequence, tmp_path, monkeypatch):
     """A failed run without a checkpoint may be started anew with other flags: its finished corpora may not pass."""
-    from pipeline.trainers import continual
+    from pipeline.training import regularised as continual
 
     def broken(self, trainer):
         raise ValueError("disk")
@@ -282,7 +282,8 @@ def test_the_model_replays_what_it_writes_itself(tiny_model, foreign_model, tmp_
     """Two corpora: before the second the model answers the prompts of the first one anew, and these rows, not the
     remembered ones, are replayed; the memory that is saved holds the rows as they were.
     """
-    from pipeline.trainers import continual, self_replay
+    from pipeline.training import regularised as continual
+    from pipeline.training import self_replay
 
     files = []
     for k in range(2):

@@ -41,7 +41,7 @@ def test_the_adapter_is_saved_trained_and_the_base_is_untouched(lora_run, tiny_m
     record = json.loads((lora_run / "run.json").read_text())
     assert record["status"] == "completed"
     assert record["parents"][0]["path"] == str(tiny_model)
-    from pipeline.runtime.fingerprints import weights_sha256
+    from pipeline.runtime.files import weights_sha256
 
     assert record["parents"][0]["sha256"] == weights_sha256(tiny_model)
     assert not (lora_run / "training_args.bin").exists()

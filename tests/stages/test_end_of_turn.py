@@ -13,8 +13,8 @@ from trl import GRPOConfig, GRPOTrainer
 from pipeline import assess, continual, dpo, generate, grpo, ppo, rsft, sft
 from pipeline.inference.stopping import end_of_turn_id, stop_token_ids
 from pipeline.model.loading import load_model, load_tokenizer
-from pipeline.trainers.rejection import read_candidates
-from pipeline.trainers.rollouts import RolloutTrainer
+from pipeline.training.candidates import read_candidates
+from pipeline.training.rollouts import RolloutTrainer
 from tests.stages.conftest import flags, write_rows
 
 QUESTION = [{"role": "user", "content": "What is 1 plus 2?"}]

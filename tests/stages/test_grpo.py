@@ -17,7 +17,7 @@ SAMPLING = {
 }  # fmt: skip
 
 
-# What pipeline/trainers/guards.py reads of GRPO's log, and the mean of a reward by its name.
+# What pipeline/training/guards.py reads of GRPO's log, and the mean of a reward by its name.
 GUARDED = (
     "reward", "reward_std", "frac_reward_zero_std", "completions/clipped_ratio", "kl", "entropy",
     "rewards/share_of_letters/mean",

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.objectives.likelihood import negative_log_likelihood
-from pipeline.objectives.policy import group_advantages, grpo_loss, ppo_clip_loss, token_rewards
+from pipeline.objectives.policy_gradient import group_advantages, grpo_loss, ppo_clip_loss, token_rewards
 from pipeline.objectives.preference import binary_reward_loss, bradley_terry_loss, dpo_loss, plackett_luce_loss
 from pipeline.objectives.regularisers import l2
 from pipeline.objectives.value import clipped_value_loss, gae
@@ -39,7 +39,7 @@ def build(monkeypatch, tmp_path):
     def stop(run, trainer, own, finish):
         raise BuiltError(trainer)
 
-    monkeypatch.setattr("pipeline.runtime.training.train_and_save", stop)
+    monkeypatch.setattr("pipeline.training.session.train_and_save", stop)
 
     def build(main, **given):
         folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"

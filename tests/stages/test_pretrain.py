@@ -150,7 +150,7 @@ def test_packed_documents_of_a_library_model_do_not_see_each_other(tmp_path):
     """
     from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
-    from pipeline.trainers.pretraining import PackedTrainer
+    from pipeline.training.pretraining import PackedTrainer
 
     torch.manual_seed(0)
     model = LlamaForCausalLM(

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline.runtime.callbacks import PushCheckpoints
+from pipeline.training.callbacks import PushCheckpoints
 from tests.conftest import ROOT
 from tests.runtime.test_hub import adapter_run, hub  # noqa: F401 - a fixture
 from tests.stages.conftest import flags

@@ -130,7 +130,7 @@ def test_softmax_selection_weighs_the_second_round_by_the_ratio(tiny_model, prom
 
 def test_candidates_from_elsewhere_are_imitated(tiny_model, tmp_path):
     """Rows with rewards need neither sampling nor a reward; the better answer becomes the likelier one."""
-    from pipeline.evaluation.likelihood import answer_log_likelihoods
+    from pipeline.inference.likelihood import answer_log_likelihoods
     from pipeline.model.loading import load_model, load_tokenizer
     from pipeline.model.tokens import encode_answer
 

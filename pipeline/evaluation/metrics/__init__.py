@@ -3,7 +3,7 @@
     evaluate.load("pipeline/evaluation/metrics/pass_at_k")
 
 or, from an installed package, ``load_metric("pass_at_k")``. They hold no arithmetic of their own: it stands in
-``pipeline.evaluation.scores`` and the registry of rewards, which the evaluations of ``assess.py`` call directly,
+``pipeline.evaluation.statistics`` and the registry of rewards, which the evaluations of ``assess.py`` call directly,
 because importing ``evaluate`` takes several seconds.
 """
 

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from pipeline.evaluation.scores import bootstrap_interval, pass_at_k, with_interval
+from pipeline.evaluation.statistics import bootstrap_interval, pass_at_k, with_interval
 
 DESCRIPTION = """\
 The probability that at least one of k completions is right, by the unbiased estimator 1 - C(n-c, k) / C(n, k) from n

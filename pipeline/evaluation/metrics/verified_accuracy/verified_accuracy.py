@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from pipeline.evaluation.scores import wilson_interval, with_interval
+from pipeline.evaluation.statistics import wilson_interval, with_interval
 from pipeline.rewards.registry import get_reward
 
 DESCRIPTION = """\

@@ -1,0 +1,131 @@
+"""Is training worth more than choosing? A policy's reward against that of best-of-N from pi_ref at the same KL.
+
+Of each held-out prompt pi_ref gives a set of candidates. The reward of the best of n is the mean over all subsets of n
+of them (order statistics without replacement), which is unbiased; the KL of the best of n to pi_ref is exact at the
+candidates' empirical distribution, ties counted. Both are defined for every real n >= 1. The n whose mean KL is the
+policy's is found by bisection; what the policy gains over it is the figure.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from pipeline.evaluation.registry import Result, require_recorded
+from pipeline.evaluation.rows import read_rows
+from pipeline.evaluation.statistics import bootstrap_interval, with_interval
+from pipeline.inference.decoding import encode_prompts, sample
+from pipeline.objectives.divergences import best_of_candidates
+from pipeline.rewards.judging import score
+from pipeline.rewards.resolve import resolve
+from pipeline.runtime.errors import UserError
+
+MOST = 2.0**20  # from here on best of n is the argmax
+
+
+def best_of_n(
+    model: Any,
+    tokenizer: Any,
+    *,
+    reference: Callable[[], Any] | None = None,
+    reward: Any = None,
+    true_reward: Any = None,
+    max_new_tokens: int | None = None,
+    candidates: int = 32,
+    n: int = 8,
+    batch_size: int = 256,
+    seed: int = 0,
+    allow_unsafe_code_execution: bool = False,
+    **data: Any,
+) -> Result:
+    """Reward and KL of a policy, and the reward of best-of-N from pi_ref at that KL, on held-out prompts.
+
+    ``reward`` and ``kl`` of the policy (full vocabulary, nats a completion); ``reference_reward``;
+    ``best_of_n_reward`` at the same KL, where ``equal_n`` is N; ``advantage``, the policy's reward minus that, with a
+    bootstrap interval over prompts (both on the same ones). With ``true_reward`` the same figures of it, selection
+    still being by ``reward``: a learned reward that is over-optimised shows there. ``best of 1/reward``,
+    ``best of 1/kl``, … for powers of two up to half the candidates are the curve, for the report.
+
+    Args:
+        reference: gives pi_ref; default: what the model's run record names.
+        reward: what was optimised, and what selects; default: by the run record.
+        true_reward: a reward that is only watched.
+        max_new_tokens: length of a completion; default: by the run record.
+        candidates: completions of pi_ref a prompt. Where the policy's KL is near log(candidates) or above, the
+            comparison is with the best of them all.
+        n: completions of the policy a prompt.
+        batch_size: sequences a forward pass.
+        seed: of all samples.
+        allow_unsafe_code_execution: see ``resolve``.
+        data: which prompts, see ``rows.read_rows``.
+
+    Raises:
+        UserError: something is neither given nor recorded, or some completion could not be scored.
+    """
+    from pipeline.evaluation.tasks.objective import sequence_divergences
+
+    require_recorded(reference=reference, reward=reward, max_new_tokens=max_new_tokens)
+    rows, source = read_rows(kind="prompt", **data)
+    named = [reward, true_reward] if true_reward else [reward]
+    judges = [resolve(spec, allow_unsafe_code_execution=allow_unsafe_code_execution) for spec in named]
+    for judge in judges:
+        judge.require_columns(rows)
+    prompts, other = [row["prompt"] for row in rows], reference()
+    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    # Each a seed of its own: the same numbers would make policy and pi_ref alike, and the interval too narrow.
+    drawn = sample(model, tokenizer, prompts, n=n, seed=seed, **options)
+    kept = sample(other, tokenizer, prompts, n=candidates, seed=seed + 1, **options)
+    ours = [_scores(judge, rows, drawn) for judge in judges]  # (P, n) each
+    theirs = [_scores(judge, rows, kept) for judge in judges]  # (P, candidates) each
+    encoded = encode_prompts(tokenizer, prompts)
+    pairs = [(encoded[i], c.token_ids) for i, group in enumerate(drawn) for c in group]
+    kl = sequence_divergences(model, other, pairs, batch_size=batch_size)[1].mean().item()
+    equal = equal_n(theirs[0], kl)
+    metrics: dict[str, float] = {}
+    for name, mine, each in zip(("reward", "true_reward"), ours, theirs):
+        chosen = selected(theirs[0], equal, each)[1]
+        gained = (mine.mean(1) - chosen).tolist()
+        short = "" if name == "reward" else "true_reward_"
+        metrics |= with_interval(name, mine.mean().item(), bootstrap_interval(mine.mean(1).tolist(), seed=seed))
+        metrics |= {f"reference_{name}": each.mean().item(), f"best_of_n_{name}": chosen.mean().item()}
+        metrics |= with_interval(f"{short}advantage", sum(gained) / len(gained), bootstrap_interval(gained, seed=seed))
+    metrics |= {"kl": kl, "equal_n": equal, "best_of_n_kl": selected(theirs[0], equal)[0].mean().item()}
+    for count in (2**k for k in range(int(math.log2(candidates)))):
+        far, won = selected(theirs[0], count)
+        metrics |= {f"best of {count}/kl": far.mean().item(), f"best of {count}/reward": won.mean().item()}
+    return Result(metrics | {"prompts": len(rows), "candidates": candidates}, data=[source])
+
+
+def selected(
+    rewards: torch.Tensor,  # (P, N) of each prompt's candidates, drawn from pi_ref
+    count: float,
+    other: torch.Tensor | None = None,  # (P, N) another reward of the same candidates
+) -> tuple[torch.Tensor, torch.Tensor]:  # (P,), (P,)
+    """``best_of_candidates`` of every prompt, in float64."""
+    other = rewards if other is None else other
+    found = [best_of_candidates(r, count, o) for r, o in zip(rewards.double(), other.double())]
+    return tuple(torch.stack(part) for part in zip(*found))
+
+
+def equal_n(rewards: torch.Tensor, kl: float) -> float:
+    """The real n >= 1 at which best-of-n's mean KL is ``kl``; MOST where it never is (ties, or few candidates)."""
+    low, high = 0.0, math.log2(MOST)
+    for _ in range(24):
+        middle = (low + high) / 2
+        if selected(rewards, 2**middle)[0].mean().item() < kl:
+            low = middle
+        else:
+            high = middle
+    return 2 ** ((low + high) / 2)
+
+
+def _scores(judge: Any, rows: Sequence[dict[str, Any]], drawn: Sequence[Sequence[Any]]) -> torch.Tensor:
+    """(P, N) scores of N completions a prompt; equal completions are scored once, so that ties are ties."""
+    different = {(i, tuple(c.token_ids)): c for i, group in enumerate(drawn) for c in group}
+    chosen = list(different.values())
+    scores = score(judge, [rows[i] for i, _ in different], [c.text for c in chosen], [c.token_ids for c in chosen])
+    if any(value is None for value in scores):
+        raise UserError("a reward could not judge every completion: this comparison needs one that always can")
+    known = dict(zip(different, scores))
+    return torch.tensor([[known[i, tuple(c.token_ids)] for c in group] for i, group in enumerate(drawn)]).double()

@@ -1,0 +1,186 @@
+"""Judging a sequence of corpora while it is learned: row after row of R, drift, overlap, what was retained."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from pipeline.data.arguments import DataArguments
+from pipeline.data.loading import Data, load_data
+from pipeline.evaluation.registry import check_entries, label, run_entry
+from pipeline.evaluation.tasks.completions import forgetting
+from pipeline.model.loading import engine, load_model
+from pipeline.model.routing import Router, routed
+from pipeline.publish.cards import public_name
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.record import Run
+from pipeline.worlds.table import is_world
+
+PROBES = 24  # rows of a corpus that gradients and hidden states are measured on
+
+
+class Judge:
+    """The corpora of a run, in order, and what is measured around each of them.
+
+    Attributes:
+        corpora: ``Data`` of every corpus: its training rows, and held-out rows to judge by.
+        old_rows: training rows of what was known before.
+        anchors: rows of text that ``function`` holds the model's reading of.
+
+    ``ready`` takes out of loaded data what the run's chat template refuses (`pipeline.data.preparation.templated`).
+    """
+
+    def __init__(
+        self, run: Run, own: Any, data_args: DataArguments, model_args: Any, config: Any, ready: Callable[..., Data]
+    ):
+        self.run, self.own, self.config = run, own, config
+        self.origin, self.remote = model_args.model_name_or_path, config.trust_remote_code
+        if own.retained:
+            check_entries(own.retained)
+        names = list(own.corpora or [data_args.dataset_name])
+        parts = [replace(data_args, dataset_name=name) for name in names]
+        if data_args.datasets:
+            parts = [replace(data_args, datasets=[entry]) for entry in data_args.datasets]
+            names = [entry.get("path") for entry in data_args.datasets]
+        loaded = (load_data(part, own.kind, config.seed) for part in parts)
+        self.corpora = [ready(data, name=f"corpus {number}") for number, data in enumerate(loaded, 1)]
+        names = [public_name(str(name)) for name in names]
+        self.old_rows: list[dict] = []
+        columns = [corpus.evaluation for corpus in self.corpora]
+        if own.old_dataset_name:
+            old = ready(
+                load_data(
+                    DataArguments(
+                        dataset_name=own.old_dataset_name,
+                        dataset_map=data_args.dataset_map,
+                        dataset_test_split="test" if is_world(own.old_dataset_name) else None,
+                    ),
+                    own.kind,
+                    config.seed,
+                ),
+                name="memory",
+            )
+            self.old_rows, columns, names = list(old.train), [old.evaluation, *columns], ["before", *names]
+            run.add_data([source | {"role": "memory"} for source in old.sources])
+        self.anchors: list[dict] = []
+        if own.anchor_dataset_name:
+            text = load_data(DataArguments(dataset_name=own.anchor_dataset_name, eval_rows=0), "text", config.seed)
+            rows = text.train.shuffle(seed=config.seed).select(range(min(own.anchor_rows, len(text.train))))
+            self.anchors = list(rows.select_columns("text"))
+            run.add_data([source | {"role": "anchors"} for source in text.sources])
+        for corpus in self.corpora:
+            run.add_data(corpus.sources)
+        self._check(columns, names)
+        self.columns = [list(column) for column in columns]
+        self.first = 0 if own.old_dataset_name else 1
+        self.matrix = forgetting.Matrix(run.folder, names, self.columns, self.first)
+        self.watch: forgetting.WatchOverlap | None = None
+        self._probes: Any = None
+        self._router: Router | None = None
+
+    def _check(self, columns: Sequence[Any], names: Sequence[str]) -> None:
+        forms = {}
+        for name, column in zip(names, columns, strict=True):
+            if column is None:
+                raise UserError(f"{name}: every corpus needs held-out rows to be judged by; eval_rows must be above 0")
+            forms[tuple(sorted(column.column_names))] = name
+        if len(forms) > 1:
+            kinds = "; ".join(f"{name} has {', '.join(form)}" for form, name in forms.items())
+            raise UserError(f"the corpora of a sequence must have the same columns, for rows are replayed: {kinds}")
+
+    def before(self, number: int, policy: Any) -> None:
+        """Row 0 of R: the run's start, before the first corpus."""
+        if number == 1 and self.run.is_main:
+            self._measure(0, self._base() if engine() else policy.model, policy.tokenizer)
+
+    def callbacks(self, number: int, tokenizer: Any) -> list[Any]:
+        """Watches the gradients' overlap while corpus ``number`` is learned, where its gradients are whole."""
+        if engine():
+            return []
+        place = number - self.first
+        old = [self._coded(tokenizer, column) for column in self.columns[:place]]
+        self.watch = forgetting.WatchOverlap(self._coded(tokenizer, self.corpora[number - 1].train), old)
+        return [self.watch]
+
+    def after(self, number: int, model: Any, tokenizer: Any, folder: Path, router: Router | None = None) -> None:
+        """Row ``number`` of R, into the folder, the run record and the terminal; ``model`` was saved in ``folder``; a
+        router chooses the adapter of every row.
+        """
+        self._router = router
+        if engine() and router is None:
+            model = load_model(str(folder), trust_remote_code=self.remote).to(model.device)
+        more = {"drift": self._drift(model, tokenizer)}
+        if self.watch is not None and self.watch.points:
+            more["gradient_overlap"] = self.watch.mean
+        self._measure(number, model, tokenizer, **more)
+        figures = self.matrix.metrics()
+        self.run.add_metrics(figures)
+        if number == len(self.corpora):
+            self.run.record["forgetting"] = self.matrix.content
+            plot(self.matrix.content, self.run.folder / "plots" / "forgetting.png")
+        kept = {name: figures[name] for name in ("plasticity", "forgetting", "average") if name in figures}
+        text = ", ".join(f"{name} {value:.3f}" for name, value in kept.items())
+        print(f"{self.run.stage}: after corpus {number} of {len(self.corpora)}: {text}", flush=True)
+
+    def prompts(self, number: int, tokenizer: Any) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of what corpus ``number`` asks, and of the rows known before: what a router learns from."""
+        width = self.config.max_length
+        asked, known = (
+            [forgetting.prompt_ids(row) for row in forgetting.supervised(tokenizer, list(rows), width)]
+            for rows in (self.corpora[number - 1].train, self.old_rows)
+        )
+        return asked, known
+
+    def _measure(self, number: int, model: Any, tokenizer: Any, **more: float) -> None:
+        retained = {}
+        for item in self.own.retained or ():
+            defaults = {"seed": self.config.seed, "reference": self._base}
+            metrics = run_entry(model, tokenizer, item, **defaults).metrics
+            retained |= {f"{label(item)}/{name}": value for name, value in metrics.items()}
+        if retained:
+            more["retained"] = retained
+        width = self.config.max_length
+        through = self._routed(forgetting.forward)
+        self.matrix.add(
+            number, lambda rows: forgetting.score(model, tokenizer, rows, max_length=width, through=through), **more
+        )
+
+    def _drift(self, model: Any, tokenizer: Any) -> float:
+        """How far the hidden states of the first column's rows have moved from the run's start."""
+        rows = self._coded(tokenizer, self.columns[0])
+        if self._probes is None:
+            self._probes = forgetting.hidden_states(self._base().to(model.device), rows)
+        return forgetting.drift(self._routed(forgetting.hidden_states)(model, rows), self._probes)
+
+    def _routed(self, function: Callable[..., list]) -> Callable[..., list]:
+        return function if self._router is None else routed(self._router, function, forgetting.prompt_ids)
+
+    def _coded(self, tokenizer: Any, rows: Any) -> list[forgetting.Scored]:
+        rows = rows.select(range(min(PROBES, len(rows)))) if isinstance(rows, datasets.Dataset) else rows[:PROBES]
+        return forgetting.supervised(tokenizer, rows, self.config.max_length)
+
+    def _base(self) -> Any:
+        return load_model(self.origin, trust_remote_code=self.remote)
+
+
+def plot(content: dict[str, Any], path: Path) -> None:
+    """R of accuracies as a heat map, for the card."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    table = [[cell["accuracy"] for cell in row["scores"]] for row in content["rows"]]
+    figure, axes = pyplot.subplots(figsize=(1.8 + 0.9 * len(table[0]), 1.2 + 0.5 * len(table)), layout="constrained")
+    axes.imshow(table, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    for i, row in enumerate(table):
+        for j, value in enumerate(row):
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black")
+    axes.set_xticks(range(len(table[0])), content["names"], rotation=20, ha="right")
+    axes.set_yticks(range(len(table)), ["start", *(f"after {i}" for i in range(1, len(table)))])
+    axes.set_title("held-out accuracy")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

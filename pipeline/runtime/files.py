@@ -1,0 +1,87 @@
+"""Files: content hashes (what a run record says its parents and its data were), and what travels with the package."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.runtime.errors import UserError
+
+WHOLE_FILE_LIMIT, SAMPLE_BYTES = 1 << 30, 16 << 20
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal; reads 1 MiB at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def files_sha256(files: Sequence[Path]) -> str:
+    """Identity of a dataset's files in their order; of one file it is what ``sha256sum`` prints.
+
+    Of a file above 1 GiB only the size and the first, middle and last 16 MiB enter, so that the check before a run
+    stays quick.
+    """
+    digests = [file_sha256(f) if f.stat().st_size <= WHOLE_FILE_LIMIT else _sampled_sha256(f) for f in files]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(f"{d}  {f.name}" for d, f in zip(digests, files)).encode()).hexdigest()
+
+
+def _sampled_sha256(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as stream:
+        for offset in (0, size // 2, size - SAMPLE_BYTES):
+            stream.seek(offset)
+            digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def path_sha256(path: Path, pattern: str = "*") -> str | None:
+    """SHA-256 of a file, or of the sorted (name, hash) pairs of a folder's files that match ``pattern``.
+
+    Returns None where nothing matches, so that a folder without weights is not mistaken for an unchanged one.
+    """
+    path = Path(path)
+    if path.is_file():
+        return file_sha256(path)
+    files = sorted(file for file in path.rglob(pattern) if file.is_file()) if path.is_dir() else []
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(path).as_posix()} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def weights_sha256(folder: Path) -> str | None:
+    """Identity of a saved model or adapter: the hash of the safetensors at the top of its folder.
+
+    Checkpoints below the folder do not count: they come and go while the weights stay the same.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def resource(folder: str, name: str) -> Path:
+    """Path of ``<folder>/<name>`` that travels with the package: ``configs`` or ``model_cards``.
+
+    It is beside the package in a checkout and inside it when installed.
+
+    Raises:
+        UserError: no such file in either place.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for root in (package.parent, package):
+        path = root / folder / name
+        if path.exists():
+            return path
+    raise UserError(f"there is no {folder}/{name}, neither beside the package nor inside it")

@@ -1,0 +1,30 @@
+"""The terminal is for what the user can act on: other libraries' notes and bars are kept out of it."""
+
+import logging
+import os
+import sys
+import warnings
+
+
+def quiet() -> None:
+    """Keep the terminal for what the user can act on: libraries' notes about their own future and missing kernels."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    warnings.filterwarnings("ignore", message=".*(Distutils was imported|Setuptools is replacing).*")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what matters in a load report is said by model.loading
+    if not sys.stderr.isatty():  # a bar in a log file is a line of thousands of characters
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # DeepSpeed sets its logger's level when it is imported, which leaves filters as they are.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+
+
+def hide_weight_bars() -> None:
+    """Show no progress bar of weights read and written; those of downloads stay."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # and the Hub's with it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where the user's environment has switched the Hub's off
+        enable_progress_bars()

@@ -1,0 +1,418 @@
+"""Rejection sampling: draw N completions a prompt, score them, select, and hand the selection to SFT.
+
+Candidates are written as parquet while they come, scored, one file a batch of prompts: what was sampled is never
+sampled again. The same candidates give preference pairs for DPO.
+
+Which law does the selection follow? Best-of-N tends to the argmax, not to the paper's tilted law, and its distance is
+bounded by ``log N - (N-1)/N``. Drawing one with weights ``softmax(R/tau)`` tends to ``pi_ref exp(R/tau)``. From the
+second round on the candidates come from ``pi_k``, so the weights are ``R/tau + log pi_ref - log pi_k``: otherwise K
+rounds would give ``pi_ref exp(K R/tau)`` (docs/errata.md, 2 and 13).
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pipeline.inference.decoding import encode_prompts, sample
+from pipeline.model.batching import padded_batches
+from pipeline.objectives.divergences import (
+    best_of_candidates,
+    best_of_n_bound,
+    best_of_n_kl,
+    effective_sample_size,
+    exact_kl,
+)
+from pipeline.rewards.judging import completion_text, score
+from pipeline.runtime.errors import UserError
+
+Rule = Literal["best", "top_k", "threshold", "softmax"]
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How candidates are chosen.
+
+    Attributes:
+        rule: ``best`` of N; ``top_k`` of N; all with a reward of at least ``threshold``; or one drawn by
+            ``softmax((R/tau + log pi_ref - log pi_k))``.
+        draws: how many are drawn (with replacement) under ``softmax``.
+    """
+
+    rule: Rule
+    top_k: int = 1
+    threshold: float | None = None
+    tau: float | None = None
+    draws: int = 1
+
+    def __post_init__(self):
+        if self.rule == "threshold" and self.threshold is None:
+            raise UserError("select: threshold needs a number: set threshold")
+        if self.rule == "softmax" and not (self.tau and self.tau > 0):
+            raise UserError("select: softmax needs a temperature above 0: set tau")
+        if self.top_k < 1 or self.draws < 1:
+            raise UserError("top_k and draws must be at least 1")
+
+
+def selection_law(rewards: torch.Tensor, rule: Selection, log_ratio: torch.Tensor | None = None) -> torch.Tensor:
+    """Probability that a draw of the selection is each of N candidates, (N,) -> (N,); zeros where none is acceptable.
+
+    Args:
+        rewards: nan where the reward could not be told; such a candidate is never selected.
+        rule: how to choose. Of several best, the first drawn.
+        log_ratio: ``log pi_ref - log pi_k`` of each candidate (softmax only); None when they were drawn from pi_ref.
+    """
+    known = ~rewards.isnan()
+    law = torch.zeros_like(rewards)
+    if not known.any():
+        return law
+    if rule.rule == "softmax":
+        logits = rewards / rule.tau + (0.0 if log_ratio is None else log_ratio)
+        return torch.where(known, logits, -torch.inf).softmax(0)
+    if rule.rule == "threshold":
+        law[known & (rewards >= rule.threshold)] = 1.0
+    else:
+        count = 1 if rule.rule == "best" else min(rule.top_k, int(known.sum()))
+        order = torch.where(known, rewards, -torch.inf).argsort(descending=True, stable=True)
+        law[order[:count]] = 1.0
+    return law / law.sum().clamp(min=1)
+
+
+def select(law: torch.Tensor, rule: Selection, generator: torch.Generator) -> list[int]:
+    """Indices of the candidates that ``selection_law`` gives: drawn under softmax, else all that it names."""
+    if not law.any():
+        return []
+    if rule.rule == "softmax":
+        return torch.multinomial(law, rule.draws, replacement=True, generator=generator).tolist()
+    return law.nonzero().squeeze(1).tolist()
+
+
+def selection_metrics(groups: Sequence[Sequence[dict]], rule: Selection, rounds: int = 1) -> dict[str, float]:
+    """What a round's selection did, as means over prompts.
+
+    ``reward_before`` and ``reward_after`` (the selection law's mean), ``effective_sample_size`` of its weights,
+    ``no_acceptable_share``, ``unscored_share`` (of all candidates), ``selection_kl_bound`` for N^rounds, and
+    ``selection_kl`` in nats: for best-of-N the exact KL(best of N || law) at the candidates' own distribution of
+    rewards, ties counted; for the other rules the KL of the weights to equal ones, which the law's own KL does not
+    exceed.
+    """
+    before, after, sizes, kls, empty, widest = [], [], [], [], 0, 1
+    for group in groups:
+        rewards, log_ratio = _tensors(group)
+        law = selection_law(rewards, rule, log_ratio)
+        known = ~rewards.isnan()
+        widest = max(widest, len(group))
+        if known.any():
+            before.append(rewards[known].mean().item())
+        if not law.any():
+            empty += 1
+            continue
+        after.append((law * rewards.nan_to_num()).sum().item())
+        sizes.append(effective_sample_size(law.log()).item())
+        even = torch.full_like(rewards[known], 1 / int(known.sum()))
+        kls.append(
+            best_of_n_kl(even, rewards[known], len(even)).item()
+            if rule.rule == "best"
+            else exact_kl(law[known], even).item()
+        )
+    every = [candidate for group in groups for candidate in group]
+    return {
+        "reward_before": _mean(before),
+        "reward_after": _mean(after),
+        "effective_sample_size": _mean(sizes),
+        "selection_kl": _mean(kls),
+        "selection_kl_bound": best_of_n_bound(widest, rounds),
+        "no_acceptable_share": empty / max(1, len(groups)),
+        "unscored_share": sum(c["reward"] is None for c in every) / max(1, len(every)),
+    }
+
+
+def require_scores(groups: Sequence[Sequence[dict]], reward: Any = None) -> None:
+    """Refuse candidates of which none has a score, with the reward's own reason where it judged them in this process.
+
+    Raises:
+        UserError: no candidate has a score.
+    """
+    every = [candidate for group in groups for candidate in group]
+    if every and all(candidate["reward"] is None for candidate in every):
+        why = reward.no_scores() if hasattr(reward, "no_scores") else None
+        raise UserError(
+            f"nothing to select from: {why or f'none of {len(every)} candidates has a score'}; see the data's gold "
+            "answers and what the reward returns"
+        )
+
+
+def best_of_n_curve(groups: Sequence[Sequence[dict]]) -> list[dict[str, float]]:
+    """``n``, ``kl`` and ``reward`` of the best of n (see ``best_of_candidates``), and the ``bound`` of that KL.
+
+    For powers of two up to the largest group; means over prompts that have a scored candidate.
+    """
+    known = [rewards[~rewards.isnan()] for rewards in (_tensors(group)[0] for group in groups)]
+    known = [rewards for rewards in known if len(rewards)]
+    curve = []
+    for n in (2**k for k in range(max(map(len, known), default=0).bit_length())):
+        kls, means = zip(*(map(float, best_of_candidates(rewards, n)) for rewards in known))
+        curve.append({"n": n, "kl": _mean(kls), "reward": _mean(means), "bound": best_of_n_bound(n)})
+    return curve
+
+
+def _tensors(group: Sequence[dict]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    rewards = torch.tensor([math.nan if c["reward"] is None else c["reward"] for c in group], dtype=torch.float64)
+    if any(c.get("log_ratio") is None for c in group):
+        return rewards, None
+    return rewards, torch.tensor([c["log_ratio"] for c in group], dtype=torch.float64)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+# ---------------------------------------------------------------------- candidates
+
+
+def sample_candidates(
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[dict[str, Any]],
+    reward: Callable[..., list[float | None]],
+    *,
+    n: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    reference: Any = None,
+    sampler: Callable[..., Any] = sample,
+    seed: int = 0,
+    prompts_per_file: int = 64,
+    batch_size: int = 64,
+) -> list[Path]:
+    """Sample and score N completions of every row's prompt into ``folder``; files that are there already are kept.
+
+    With several processes each writes every world-size-th file, and all return the whole list once it is complete.
+
+    Args:
+        rows: ``prompt`` and whatever columns the reward reads.
+        reward: TRL's callable.
+        reference: pi_ref, where its ratio to the sampling law is wanted (``log_ratio``): the sampling model is no
+            longer pi_ref, or ``temperature`` is not 1.
+        sampler: draws the completions (`decoding.sample`, or an engine with the same weights as ``model``).
+        seed: of the samples; the file's number is added, so that every file can be made on its own.
+
+    Raises:
+        UserError: the reward needs a column that the rows lack.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    starts = range(0, len(rows), prompts_per_file)
+    files = [folder / f"candidates-{number:05d}.parquet" for number in range(len(starts))]
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (start, file) in enumerate(zip(starts, files)):
+        if number % world != rank or file.is_file():
+            continue
+        part = list(rows[start : start + prompts_per_file])
+        prompts = [row["prompt"] for row in part]
+        drawn = sampler(
+            model, tokenizer, prompts, n=n, max_new_tokens=max_new_tokens, temperature=temperature,
+            batch_size=batch_size, seed=seed + number,
+        )  # fmt: skip
+        flat = [(i, completion) for i, completions in enumerate(drawn) for completion in completions]
+        if number == rank:
+            check_sampler(model, encode_prompts(tokenizer, prompts), flat[:16])
+        scores = score(reward, [part[i] for i, _ in flat], [c.text for _, c in flat], [c.token_ids for _, c in flat])
+        ratios: list[float | None] = [None] * len(flat)
+        if reference is not None:
+            encoded = encode_prompts(tokenizer, prompts)
+            pairs = [(encoded[i], completion.token_ids) for i, completion in flat]
+            at_reference = log_probs(reference, pairs, batch_size)
+            at_sampling = log_probs(model, pairs, batch_size, temperature)
+            ratios = [a - b for a, b in zip(at_reference, at_sampling)]
+        write_candidates(
+            file,
+            [
+                {
+                    "row": start + i,
+                    "prompt": prompts[i],
+                    "completion": completion.text,
+                    "token_ids": completion.token_ids,
+                    "finished": completion.finished,
+                    "reward": value,
+                    "log_ratio": ratio,
+                }
+                for (i, completion), value, ratio in zip(flat, scores, ratios)
+            ],
+        )
+    if world > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+    return files
+
+
+def check_sampler(model: Any, prompts: Sequence[list[int]], drawn: Sequence[tuple[int, Any]]) -> None:
+    """Refuse a sampler whose log-probabilities are not the model's; one that tells none is not asked.
+
+    Raises:
+        UserError: they differ by more than 0.1 nats a token.
+    """
+    told = [(prompts[i], completion) for i, completion in drawn if completion.log_prob is not None]
+    own = log_probs(model, [(prompt, completion.token_ids) for prompt, completion in told])
+    tokens = sum(len(completion.token_ids) for _, completion in told)
+    gap = sum(abs(a - completion.log_prob) for a, (_, completion) in zip(own, told)) / max(tokens, 1)
+    if gap > 0.1:
+        raise UserError(
+            f"the sampler's log-probabilities differ from the model's by {gap:.2f} nats a token: it serves other "
+            "weights or another dtype"
+        )
+
+
+@torch.no_grad()
+def log_probs(
+    model: Any, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int = 64, temperature: float = 1.0
+) -> list[float]:
+    """``log pi(y | x)`` in nats of (prompt ids, completion ids), at a sampling temperature."""
+    result = [0.0] * len(pairs)
+    for batch, ids, mask in padded_batches(pairs, batch_size, next(model.parameters()).device):
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float() / temperature
+        tokens = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1).cpu()
+        for row, i in enumerate(batch):
+            first = len(pairs[i][0]) - 1
+            result[i] = tokens[row, first : first + len(pairs[i][1])].sum().item()
+    return result
+
+
+def write_candidates(file: Path, candidates: Sequence[dict[str, Any]]) -> None:
+    """A parquet file that is there whole or not at all; prompts stand in it as JSON, be they text or dialogue."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        {
+            "row": pa.int64(),
+            "prompt": pa.string(),
+            "completion": pa.string(),
+            "token_ids": pa.list_(pa.int32()),
+            "finished": pa.bool_(),
+            "reward": pa.float64(),
+            "log_ratio": pa.float64(),
+        }
+    )
+    plain = [c | {"prompt": json.dumps(c["prompt"], ensure_ascii=False)} for c in candidates]
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    pq.write_table(pa.Table.from_pylist(plain, schema=schema), temporary)
+    os.replace(temporary, file)
+
+
+def read_candidates(files: Sequence[Path]) -> Iterator[list[dict[str, Any]]]:
+    """The candidates of one prompt after another, in the order of the rows."""
+    import pyarrow.parquet as pq
+
+    for file in files:
+        groups: dict[int, list[dict[str, Any]]] = {}
+        for candidate in pq.read_table(file).to_pylist():
+            groups.setdefault(candidate["row"], []).append(candidate | {"prompt": json.loads(candidate["prompt"])})
+        yield from groups.values()
+
+
+def foreign_candidates(
+    rows: Sequence[dict[str, Any]], reward: Callable[..., list[float | None]] | None, tokenizer: Any = None
+) -> list[list[dict[str, Any]]]:
+    """Candidates made elsewhere, grouped by prompt: rows of ``prompt`` + ``completion``, scored where ``reward`` is
+    missing from them.
+
+    Args:
+        rows: the candidates and the columns that the reward reads.
+        reward: TRL's callable; needed only where a row has no ``reward``.
+        tokenizer: counts the tokens of a completion for the rewards that read them.
+
+    Raises:
+        UserError: a row has no completion, or no reward and none is given.
+    """
+    missing = [row for row in rows if row.get("reward") is None]
+    scores: Iterator[float | None] = iter(())
+    if missing:
+        if reward is None:
+            raise UserError("from_candidates: rows without a reward column need --reward to be scored")
+        columns = [{name: value for name, value in row.items() if name != "reward"} for row in missing]
+        scores = iter(score(reward, columns, [completion_text(row["completion"]) for row in missing], None, tokenizer))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        value = next(scores) if row.get("reward") is None else row["reward"]
+        candidate = {"prompt": row["prompt"], "completion": completion_text(row["completion"]), "reward": value}
+        groups.setdefault(json.dumps(row["prompt"], sort_keys=True), []).append(candidate)
+    return list(groups.values())
+
+
+# ---------------------------------------------------------------------- what the candidates become
+
+
+def sft_rows(
+    groups: Sequence[Sequence[dict[str, Any]]], rule: Selection, tokenizer: Any, seed: int = 0
+) -> list[dict[str, Any]]:
+    """The selection as SFT rows.
+
+    Candidates that carry their tokens give ``input_ids`` and ``completion_mask``: SFT then raises the likelihood of
+    exactly what was drawn, and a completion that was cut off is not taught to end there. Candidates made elsewhere
+    give ``prompt`` and ``completion``.
+
+    Raises:
+        UserError: nothing is selected at all.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for group in groups:
+        chosen = select(selection_law(_tensors(group)[0], rule, _tensors(group)[1]), rule, generator)
+        if not chosen:
+            continue
+        prompt = group[0]["prompt"]
+        prompt_ids = encode_prompts(tokenizer, [prompt])[0] if "token_ids" in group[0] else []
+        for index in chosen:
+            candidate = group[index]
+            if "token_ids" in candidate:
+                ids = candidate["token_ids"]
+                rows.append({"input_ids": prompt_ids + ids, "completion_mask": [0] * len(prompt_ids) + [1] * len(ids)})
+            else:
+                chat = not isinstance(prompt, str)
+                answer = (
+                    [{"role": "assistant", "content": candidate["completion"]}] if chat else candidate["completion"]
+                )
+                rows.append({"prompt": prompt, "completion": answer})
+    if not rows:
+        raise UserError(
+            "no candidate of any prompt is acceptable: lower the threshold, or sample more (num_candidates)"
+        )
+    return rows
+
+
+def mine_pairs(groups: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The best and the worst candidate of each prompt as a preference pair for DPO; prompts where all are equal give
+    none.
+    """
+    pairs = []
+    for group in groups:
+        known = [c for c in group if c["reward"] is not None]
+        best, worst = (max(known, key=_reward), min(known, key=_reward)) if known else (None, None)
+        if best is None or best["reward"] == worst["reward"] or best["completion"] == worst["completion"]:
+            continue
+        chat = not isinstance(best["prompt"], str)
+        answers = [
+            [{"role": "assistant", "content": c["completion"]}] if chat else c["completion"] for c in (best, worst)
+        ]
+        pairs.append(
+            {
+                "prompt": best["prompt"],
+                "chosen": answers[0],
+                "rejected": answers[1],
+                "reward_chosen": best["reward"],
+                "reward_rejected": worst["reward"],
+            }
+        )
+    return pairs
+
+
+def _reward(candidate: dict[str, Any]) -> float:
+    return candidate["reward"]

@@ -1,0 +1,103 @@
+"""What a training run says in the terminal: a bar where there is a person, and one short line a log entry."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from pipeline.runtime.terminal import hide_weight_bars
+
+# What to show of a log entry, in this order, and under which name. run.json and trainer_state.json keep all of it.
+SHOWN = {
+    "loss": "loss",
+    "mean_token_accuracy": "token accuracy",
+    "reward": "reward",
+    "kl": "KL",
+    "objective/scores": "score",
+    "objective/kl": "KL",
+    "val/explained_variance": "explained variance",
+    "rewards/accuracies": "accuracy",
+    "accuracy": "accuracy",
+    "rewards/margins": "margin",
+    "margin": "margin",
+    "frac_reward_zero_std": "groups without signal",
+    "completions/mean_length": "length",
+    "completions/clipped_ratio": "truncated",
+    "grad_norm": "gradient",
+    "learning_rate": "lr",
+}
+
+
+def log_line(logs: Mapping[str, Any], step: int, steps: int, seconds: float, done: int) -> str | None:
+    """A log entry in one line, or None where it holds nothing that is shown (the summary at the end).
+
+    Args:
+        logs: what the Trainer logs.
+        step: the step reached.
+        steps: the steps there are in all.
+        seconds: time since this process began to train.
+        done: steps made in that time (fewer than ``step`` after a resume).
+    """
+    judged = any(key.startswith("eval_") for key in logs)
+    prefix = "eval_" if judged else ""
+    # A figure may be None: TRL logs that where a window had nothing to average, such as no completion with a score.
+    figures = {name: logs[prefix + key] for key, name in SHOWN.items() if logs.get(prefix + key) is not None}
+    if not figures:
+        return None
+    words = [f"{name} {float(value):.4g}" for name, value in figures.items()]
+    if judged:
+        return "  ".join([f"step {step}/{steps}  held out:", *words])
+    if done and seconds > 0:
+        left = round((steps - step) * seconds / done)
+        words.append(f"{left // 60}:{left % 60:02d} left")
+    return "  ".join([f"step {step}/{steps}", *words])
+
+
+class Progress(ProgressCallback):
+    """transformers' progress bar, with ``log_line`` for its dictionaries; without a terminal the lines alone."""
+
+    def __init__(self, bar: bool):
+        super().__init__()
+        self.bar, self.began, self.first = bar, 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began, self.first = time.monotonic(), state.global_step
+        if self.bar:
+            super().on_train_begin(args, state, control, **kwargs)
+            self.training_bar.update(state.global_step)  # resumed: the bar starts where the run stood
+        self.current_step = state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.training_bar is not None:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar:
+            super().on_prediction_step(args, state, control, **kwargs)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        seconds, done = time.monotonic() - self.began, state.global_step - self.first
+        line = log_line(logs, state.global_step, state.max_steps, seconds, done)
+        if line is not None:
+            tqdm.write(line)
+            sys.stdout.flush()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **kwargs)
+
+
+def show_progress(trainer: Trainer) -> TrainerCallback:
+    """Put ``Progress`` in the place of what transformers prints; ``disable_tqdm: true`` keeps the lines alone."""
+    hide_weight_bars()
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    progress = Progress(bar=sys.stderr.isatty() and not trainer.args.disable_tqdm)
+    trainer.add_callback(progress)
+    return progress

@@ -1,0 +1,231 @@
+"""The part of a training stage that is the same in all of them: resume, train, judge, save, card, push."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import DistributedType
+from transformers import EarlyStoppingCallback, Trainer
+from transformers.trainer_utils import TrainOutput
+
+from pipeline.publish.cards import write_card
+from pipeline.publish.hub import push_run
+from pipeline.runtime.arguments import StageArguments
+from pipeline.runtime.checkpoints import check_saved, require_same_shards
+from pipeline.runtime.compat import AcceleratorState, require
+from pipeline.runtime.errors import DivergedError, UserError
+from pipeline.runtime.record import Run
+from pipeline.training.callbacks import MeanLoss, PushCheckpoints, RequireMetric, StopOnSignal
+from pipeline.training.finite import ADVICE, StopWhenNotFinite, diverged_in_sampling
+from pipeline.training.learning import WatchGradients, could_learn
+from pipeline.training.progress import show_progress
+
+require("forget_deepspeed")
+
+
+def train_and_save(
+    run: Run, trainer: Trainer, own: StageArguments, finish: Callable[[Path], None] | None = None
+) -> dict[str, Any]:
+    """Train from the newest whole checkpoint, evaluate on held-out rows, save, write the card, push if asked.
+
+    Args:
+        run: the run whose folder and record are filled.
+        trainer: any Trainer, built on the run's data and model.
+        own: the stage's own fields.
+        finish: called on the main process with the output folder once the weights are saved, before they are checked.
+
+    Returns:
+        The run's metrics, which also stand in ``run.json``.
+
+    Raises:
+        UserError: early stopping without an evaluation metric to watch.
+        SystemExit: 130 or 143 after a signal, once a checkpoint is written.
+    """
+    args = trainer.args
+    pushes = _checkpoint_pushes(run, args)
+    if pushes is not None:
+        trainer.add_callback(pushes)
+    if own.early_stopping_patience is not None:
+        if not (args.load_best_model_at_end and args.metric_for_best_model):
+            raise UserError(
+                "early_stopping_patience needs load_best_model_at_end: true and metric_for_best_model, so that it is "
+                "known what better means"
+            )
+        trainer.add_callback(EarlyStoppingCallback(own.early_stopping_patience))
+
+    result = train_from_newest(run, trainer, run.folder)
+    run.add_metrics(result.metrics)
+    run.add_metrics({"steps": trainer.state.global_step})
+    if trainer.eval_dataset is not None and args.eval_strategy != "no":
+        run.add_metrics(_last_evaluation(trainer) or trainer.evaluate())
+        run.add_metrics(first_evaluation(trainer.state.log_history))
+    trainer.save_model(str(run.folder))
+    trainer.save_state()
+    if run.is_main:
+        (run.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same in plain text
+        if finish is not None:
+            finish(run.folder)
+        check_saved(run.folder, trained=could_learn(trainer))
+    run.complete()
+    if run.is_main:
+        write_card(run.folder, run.record)
+    trainer.accelerator.wait_for_everyone()
+    if pushes is not None:
+        pushes.finish()
+    if run.push and run.is_main:
+        push_run(
+            run.folder,
+            args.hub_model_id,
+            private=args.hub_private_repo,
+            token=args.hub_token,
+            revision=args.hub_revision,
+        )
+    trainer.end()  # a process group that is not destroyed can hang, or abort, at exit
+    return run.record["metrics"]
+
+
+def train_from_newest(run: Run, trainer: Trainer, folder: Path) -> TrainOutput:
+    """Train from the newest whole checkpoint in ``folder``: the run's own, or that of one of its rounds or corpora.
+
+    Raises:
+        UserError: the checkpoint cannot be read by so many processes, ``loraplus_lr_ratio`` does not apply, or
+            padding ends answers.
+        SystemExit: 130 or 143 after a signal, once a checkpoint is written.
+        DivergedError: a loss, gradient or weight was not finite; the checkpoints before it are kept.
+    """
+    require_pad_token(trainer)
+    trainer.add_callback(StopOnSignal(run))
+    trainer.add_callback(StopWhenNotFinite(trainer, run.stage))  # after it: a checkpoint may have been asked for
+    trainer.add_callback(WatchGradients(trainer))
+    mean_loss = MeanLoss(trainer.accelerator)
+    trainer.add_callback(mean_loss)
+    if trainer.args.load_best_model_at_end or trainer.args.save_strategy == "best":
+        trainer.add_callback(RequireMetric())
+    faster_b(trainer, run.record["arguments"].get("loraplus_lr_ratio"))
+    show_progress(trainer)
+    stop_where_done(trainer)
+    checkpoint = run.checkpoint_in(folder)
+    if checkpoint:
+        if run.is_main:
+            print(f"{run.stage}: resuming from {checkpoint}", flush=True)
+        require_same_shards(checkpoint, trainer.args.world_size)
+    try:
+        with run.training():
+            result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except RuntimeError as error:
+        if not diverged_in_sampling(error):
+            raise
+        step = trainer.state.global_step + 1
+        raise DivergedError(
+            f"{run.stage} diverged: sampling for step {step} met probabilities that are not finite. {ADVICE}"
+        ) from error
+    if trainer.state.global_step > 0 and not could_learn(trainer):
+        run.record["nothing_learned"] = True
+        if run.is_main:
+            print(
+                f"warning: nothing was learned: the gradient of every one of {trainer.state.global_step} steps was "
+                "zero, so the weights are those that the run started from",
+                flush=True,
+            )
+    result.metrics.update(mean_loss.metrics(trainer.state.global_step))
+    return result
+
+
+def stop_where_done(trainer: Trainer) -> None:
+    """Make no step where the checkpoint is that of the last one: Trainer would make one more before it looks.
+
+    That is how a run resumes which was killed after its last checkpoint and before its end.
+    """
+    get_batch_samples = trainer.get_batch_samples
+
+    def unless_done(*args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step >= trainer.state.max_steps:
+            trainer.control.should_training_stop = True
+            return [], None
+        return get_batch_samples(*args, **kwargs)
+
+    trainer.get_batch_samples = unless_done
+
+
+def forget_deepspeed() -> None:
+    """Let a further Trainer of this process set DeepSpeed up as the first did; accelerate takes its plugin once."""
+    if AcceleratorState._shared_state and AcceleratorState().distributed_type == DistributedType.DEEPSPEED:
+        AcceleratorState._reset_state()
+
+
+def faster_b(trainer: Trainer, ratio: float | None) -> None:
+    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): let LoRA's B matrices learn ``ratio`` times as fast as the rest.
+
+    PEFT's own ``create_loraplus_optimizer`` makes another optimizer; this divides the groups of the one that the
+    trainer makes, whatever it is, so that a critic's learning rate or a sharded optimizer stay as they are.
+
+    Raises:
+        UserError: the ratio is not above 0, or there is no LoRA to apply it to.
+    """
+    if ratio is None:
+        return
+    if not ratio > 0 or not any("lora_B" in name for name, _ in trainer.model.named_parameters()):
+        raise UserError(f"loraplus_lr_ratio {ratio}: give a number above 0, together with use_peft: true")
+    create = trainer.create_optimizer
+
+    def create_optimizer(*args: Any, **kwargs: Any) -> Any:
+        optimizer = create(*args, **kwargs)
+        fast = {id(parameter) for name, parameter in trainer.model.named_parameters() if "lora_B" in name}
+        for group in list(optimizer.param_groups):
+            own = [parameter for parameter in group["params"] if id(parameter) in fast]
+            if own:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in fast]
+                optimizer.add_param_group({**group, "params": own, "lr": group["lr"] * ratio})
+        return optimizer
+
+    trainer.create_optimizer = create_optimizer
+
+
+def _checkpoint_pushes(run: Run, args: Any) -> PushCheckpoints | None:
+    """What sends checkpoints while training goes on, on the main process of a run that asks for it."""
+    if not (run.push and run.is_main) or getattr(args.hub_strategy, "value", args.hub_strategy) == "end":
+        return None
+    if run.record["arguments"].get("adapter_mode") == "stack" and run.record["arguments"].get("use_peft"):
+        print("warning: under adapter_mode stack only the finished adapter is whole: checkpoints are not pushed")
+        return None
+    return PushCheckpoints(run, args)
+
+
+def _last_evaluation(trainer: Trainer) -> dict[str, float] | None:
+    """The evaluation made at the last step, where the weights are still the same; judging twice costs time."""
+    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
+    if trainer.args.load_best_model_at_end or last.get("step") != trainer.state.global_step:
+        return None
+    return {name: value for name, value in last.items() if name.startswith("eval_")}
+
+
+def first_evaluation(log_history: list[dict[str, Any]]) -> dict[str, float]:
+    """The first evaluation's metrics under ``first_eval_*``, so that the record says what training changed."""
+    for entry in log_history:
+        if any(name.startswith("eval_") for name in entry):
+            return {f"first_{name}": value for name, value in entry.items() if name.startswith("eval_")}
+    return {}
+
+
+def require_pad_token(trainer: Trainer) -> None:
+    """Refuse ``--pad_token`` and ``--eos_token`` that are one: the end of every answer would be masked as padding.
+
+    Raises:
+        UserError: they are.
+    """
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    if tokenizer is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise UserError(
+            f"pad_token and eos_token are both {tokenizer.pad_token!r}: the model would never learn to stop; leave "
+            "pad_token out, or name a token that occurs in no text"
+        )
+
+
+def require_rows(dataset: Any, name: str | Path) -> None:
+    """Refuse a dataset that has become empty, e.g. by a length filter.
+
+    Raises:
+        UserError: no row is left.
+    """
+    if hasattr(dataset, "__len__") and len(dataset) == 0:
+        raise UserError(f"{name}: no row is left to train on; check max_length and the dataset's columns")
