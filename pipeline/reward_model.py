@@ -150,7 +150,7 @@ def judged(
     folder: Path, held_out: Any, truth: Any, ranked_dataset_name: str | None
 ) -> tuple[dict[str, float], list[tuple[float, float, int]]]:
     """Figures of the reward model saved in ``folder`` on held-out comparisons, and its reliability table and plot."""
-    from pipeline.evaluation.tasks.completions import reward_quality
+    from pipeline.evaluation.tasks import reward_quality
     from pipeline.model.tokens import encode_pair_side
     from pipeline.rewards.learned import encode_dialogue, load_reward_model, score_sequences
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from pipeline.evaluation.tasks.completions import objective
+from pipeline.evaluation.tasks import objective
 from pipeline.worlds.enumerable import (  # noqa: F401  (the tests' names of the task)
     BOS,
     COMPLETIONS,

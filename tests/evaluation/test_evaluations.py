@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.evaluation.prompts import user_text
-from pipeline.evaluation.tasks.completions import completions as tasks
+from pipeline.evaluation.tasks import completions as tasks
 from pipeline.evaluation.tasks.language import cut, loss, trigram
 from pipeline.evaluation.tasks.preference import preference
 from pipeline.inference.decoding import Completion

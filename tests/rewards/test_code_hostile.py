@@ -8,12 +8,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hostile import cases
 
 from pipeline.rewards.registry import get_reward
 from pipeline.rewards.sandbox import boxes
 from pipeline.rewards.sandbox.workers import core_share
 from pipeline.runtime.errors import UserError
+from tests.rewards.hostile import cases
 
 DEADLINE = 1.2
 CASES = cases()

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.training.callbacks import PushCheckpoints
 from tests.conftest import ROOT
-from tests.runtime.test_hub import adapter_run, hub  # noqa: F401 - a fixture
+from tests.publish.test_hub import adapter_run, hub  # noqa: F401 - a fixture
 from tests.stages.conftest import flags
 from tests.stub_hub import TOKEN, StubHub, card_problems
 

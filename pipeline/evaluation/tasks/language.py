@@ -9,7 +9,7 @@ import torch
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.statistics import ratio_with_interval
-from pipeline.evaluation.tasks.completions import trigram as ngram
+from pipeline.evaluation.tasks import trigram as ngram
 from pipeline.inference.likelihood import encode_documents, token_log_probabilities
 from pipeline.model.tokens import encode_row
 from pipeline.runtime.errors import UserError

@@ -10,7 +10,7 @@ import datasets
 from pipeline.data.arguments import DataArguments
 from pipeline.data.loading import Data, load_data
 from pipeline.evaluation.registry import check_entries, label, run_entry
-from pipeline.evaluation.tasks.completions import forgetting
+from pipeline.evaluation.tasks import forgetting
 from pipeline.model.loading import engine, load_model
 from pipeline.model.routing import Router, routed
 from pipeline.publish.cards import public_name
