@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass, field
 
 from pipeline.runtime.entry import entry
+from pipeline.runtime.messages import Message, assistant_turn, user_text, user_turn
 
 
 @dataclass
@@ -61,9 +62,9 @@ def main(argv: list[str] | None = None) -> None:
 
     seeds = itertools.count(args.seed)  # each answer is a draw of its own
 
-    def answer(messages: list[dict[str, str]]) -> str:
+    def answer(messages: list[Message]) -> str:
         """Stream one answer to the terminal and return it."""
-        prompt = messages[-1]["content"] if plain else messages
+        prompt = user_text(messages) if plain else messages
         streamer = TextStreamer(tokenizer, skip_special_tokens=True)
         [[completion]] = sample(model, tokenizer, [prompt], **sampling, seed=next(seeds), streamer=streamer)
         return completion.text
@@ -71,15 +72,15 @@ def main(argv: list[str] | None = None) -> None:
     start = [{"role": "system", "content": args.system}] if args.system else []
     for prompt in args.prompt or []:
         print(f"> {prompt}")
-        answer([*start, {"role": "user", "content": prompt}])
+        answer([*start, *user_turn(prompt)])
     messages = start
     while args.chat:
         print("> ", end="", flush=True)
         line = sys.stdin.readline().strip()
         if not line:
             return
-        messages.append({"role": "user", "content": line})
-        messages.append({"role": "assistant", "content": answer(messages)})
+        messages += user_turn(line)
+        messages += assistant_turn(answer(messages))
 
 
 if __name__ == "__main__":

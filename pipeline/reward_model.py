@@ -23,6 +23,7 @@ from typing import Any, Literal
 from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import text_of
 from pipeline.runtime.record import Run
 
 
@@ -157,7 +158,7 @@ def judged(
     load_reward_model.cache_clear()  # the folder may hold other weights than when it was read before
     model, tokenizer = load_reward_model(str(folder))
     pairs = [(row["prompt"], better, worse) for row in held_out for better, worse in comparisons(row)]
-    answers = [(prompt, said(y)) for prompt, *both in pairs for y in both]
+    answers = [(prompt, text_of(y)) for prompt, *both in pairs for y in both]
     sides = [(row, y) for row in held_out for both in comparisons(row) for y in both]
     ids = [encode_pair_side(tokenizer, row["prompt"], y, row) for row, y in sides]
     scores = score_sequences(model, ids, tokenizer.pad_token_id)
@@ -174,7 +175,7 @@ def judged(
         from pipeline.data.loading import read_split
 
         rows = [
-            [(row["prompt"], said(y)) for y in row["ranked"]]
+            [(row["prompt"], text_of(y)) for y in row["ranked"]]
             for row in read_split(ranked_dataset_name, "test", kind="ranked")
         ]
         flat = [pair for row in rows for pair in row]
@@ -193,11 +194,6 @@ def comparisons(row: dict[str, Any]) -> list[tuple[Any, Any]]:
     ranks = row.get("ranks") or range(len(row["ranked"]))
     ranked = list(zip(ranks, row["ranked"]))
     return [(y, z) for i, (a, y) in enumerate(ranked) for b, z in ranked[i + 1 :] if a < b]
-
-
-def said(answer: Any) -> str:
-    """The text of an answer, be it text or messages."""
-    return answer if isinstance(answer, str) else answer[-1]["content"]
 
 
 FLAGS = {

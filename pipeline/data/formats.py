@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 from pipeline.data.rows import RowError
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import Message, assistant_turn, user_turn
 
 KINDS = ("text", "sft", "preference", "prompt", "ranked", "labelled")
 
@@ -87,8 +88,6 @@ _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _PASSED = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking")
 _READ = {"role", "content", "from", "value", "weight", *_PASSED}
 DIALOGUES = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
-
-Message = dict[str, Any]
 
 
 class Form(NamedTuple):
@@ -214,7 +213,7 @@ def _type(value: Any) -> str:
     return "nothing" if value is None else "text" if isinstance(value, str) else type(value).__name__
 
 
-def text_of(value: Any, field: str, *, empty: bool = False) -> str:
+def checked_text(value: Any, field: str, *, empty: bool = False) -> str:
     """The value if it is text with something in it, else a RowError."""
     if not isinstance(value, str):
         raise RowError(field, f"text was expected, found {_type(value)}")
@@ -257,7 +256,11 @@ def _message(message: Any, at: str) -> Message:
         raise RowError(f"{at}.weight", f"{weight!r}: a turn is learned (1) or not (0)")
     if weight == 0:
         passed["weight"] = 0
-    return {"role": _ROLES[role.lower()], "content": text_of(content, f"{at}.{content_key}", empty=True), **passed}
+    return {
+        "role": _ROLES[role.lower()],
+        "content": checked_text(content, f"{at}.{content_key}", empty=True),
+        **passed,
+    }
 
 
 def _joined_parts(parts: list[Any], field: str) -> str:
@@ -329,9 +332,9 @@ def _hh_messages(value: str, field: str) -> list[Message]:
 
 def _prompt_of(value: Any, conversational: bool, field: str = "prompt") -> str | list[Message]:
     if not conversational:
-        return text_of(value, field)
+        return checked_text(value, field)
     if isinstance(value, str) and not _is_hh(value):
-        return [{"role": "user", "content": text_of(value, field)}]
+        return user_turn(checked_text(value, field))
     messages = messages_of(value, field)
     if not any(message["content"].strip() for message in messages):
         raise RowError(field, "is empty")
@@ -341,9 +344,9 @@ def _prompt_of(value: Any, conversational: bool, field: str = "prompt") -> str |
 def _completion_of(value: Any, conversational: bool, field: str) -> str | list[Message]:
     """An answer: text, or the assistant's messages."""
     if not conversational:
-        return text_of(value, field)
+        return checked_text(value, field)
     if isinstance(value, str):
-        return [{"role": "assistant", "content": text_of(value, field)}]
+        return assistant_turn(checked_text(value, field))
     return _answer(messages_of(value, field), field)
 
 
@@ -504,7 +507,7 @@ def _converted(row: Mapping[str, Any], form: Form, kind: str) -> dict[str, Any]:
             prompt = _prompt_of(messages, True, columns[0])
         return {"prompt": prompt, **{key: value for key, value in row.items() if key != "prompt"}}
     if columns == ("text",):
-        return {"text": text_of(row.get("text"), "text")}
+        return {"text": checked_text(row.get("text"), "text")}
     if columns == ("prompt", "completion"):
         prompt = _prompt_of(row.get("prompt"), form.conversational)
         completion = _completion_of(row.get("completion"), form.conversational, "completion")
@@ -529,11 +532,11 @@ def to_messages(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
     lifted = {}
     for key, value in row.items():
         if key == "prompt" and isinstance(value, str):
-            value = [{"role": "user", "content": value}]
+            value = user_turn(value)
         elif kind != "prompt" and key in answer and isinstance(value, str):
-            value = [{"role": "assistant", "content": value}]
+            value = assistant_turn(value)
         elif kind == "ranked" and key == "ranked":
-            value = [[{"role": "assistant", "content": v}] if isinstance(v, str) else v for v in value]
+            value = [assistant_turn(v) if isinstance(v, str) else v for v in value]
         lifted[key] = value
     if kind == "sft" and "prompt" in lifted:  # only the completion is learned, as before
         before = [m | {"weight": 0} if m["role"] == "assistant" else m for m in lifted.pop("prompt")]

@@ -20,8 +20,7 @@ import torch
 from pipeline.inference.stopping import stop_token_ids
 from pipeline.model.loading import position_limit
 from pipeline.runtime.errors import UserError
-
-Prompt = str | list[dict[str, str]]
+from pipeline.runtime.messages import Message, Turn, is_dialogue
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Completion:
 def sample(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Turn],
     *,
     n: int = 1,
     max_new_tokens: int,
@@ -75,7 +74,7 @@ def sample(
         return []
     encoded = encode_prompts(tokenizer, prompts)
     _check_lengths(model, encoded, max_new_tokens)
-    stop = stop_token_ids(model, tokenizer, chat=any(not isinstance(prompt, str) for prompt in prompts))
+    stop = stop_token_ids(model, tokenizer, chat=any(map(is_dialogue, prompts)))
 
     copies = n if temperature > 0 else 1
     rows = [ids for ids in encoded for _ in range(copies)]
@@ -121,7 +120,7 @@ def sample(
     return [done[i : i + n] for i in range(0, len(done), n)]
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
+def encode_prompts(tokenizer: Any, prompts: Sequence[Turn]) -> list[list[int]]:
     """Token ids of each prompt, ready to be continued: one bos at most, no eos, the chat template for messages."""
     encoded = []
     for number, prompt in enumerate(prompts):
@@ -142,7 +141,7 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]
     return encoded
 
 
-def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+def render_chat(tokenizer: Any, messages: list[Message]) -> str:
     """A conversation as the text the model is to continue."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError("the prompts are chat messages but the tokenizer has no chat template: use plain-text prompts")

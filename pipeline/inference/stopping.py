@@ -9,6 +9,8 @@ of transformers and vLLM take it.
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.runtime.messages import assistant_turn, is_dialogue, user_turn
+
 _PROBE = "narlm probe"
 
 
@@ -32,22 +34,21 @@ def declare_stops(model: Any, tokenizer: Any, row: Mapping[str, Any]) -> list[in
     A dialogue (messages in any column) adds the template's end of turn, so that the saved model stops there under
     anybody's ``generate()``.
     """
-    ids = stop_token_ids(model, tokenizer, chat=is_dialogue(row))
+    ids = stop_token_ids(
+        model,
+        tokenizer,
+        chat=any(is_dialogue(row.get(name)) for name in ("messages", "prompt", "completion", "chosen")),
+    )
     model.generation_config.eos_token_id = ids[0] if len(ids) == 1 else ids
     model.generation_config._from_model_config = False  # else a reader may rebuild it from the model's config
     return ids
-
-
-def is_dialogue(row: Mapping[str, Any]) -> bool:
-    """Whether a training row holds messages rather than plain text."""
-    return any(isinstance(row.get(name), list) for name in ("messages", "prompt", "completion", "chosen"))
 
 
 def end_of_turn_id(tokenizer: Any) -> int | None:
     """The special token that the chat template writes after an assistant's content (white space aside), or None."""
     if not getattr(tokenizer, "chat_template", None):
         return None
-    turn = [{"role": "user", "content": "narlm"}, {"role": "assistant", "content": _PROBE}]
+    turn = [*user_turn("narlm"), *assistant_turn(_PROBE)]
     text = tokenizer.apply_chat_template(turn, tokenize=False)
     tail = text[text.rindex(_PROBE) + len(_PROBE) :].strip() if _PROBE in text else ""
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.inference.decoding import Completion, Prompt, encode_prompts
+from pipeline.inference.decoding import Completion, encode_prompts
 from pipeline.inference.stopping import stop_token_ids
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import Turn
 
 
 def vllm_sampler(
@@ -38,7 +39,7 @@ def vllm_sampler(
     def draw(
         model: Any,
         tokenizer: Any,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Turn],
         *,
         n: int,
         max_new_tokens: int,

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import assistant_turn, is_dialogue, user_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,7 +60,7 @@ class Learned:
         if "prompt" not in row:
             return "every token"
         if self.completion_only is False:
-            return "the assistant's turns" if self.assistant_only and _is_chat(row["prompt"]) else "every token"
+            return "the assistant's turns" if self.assistant_only and is_dialogue(row["prompt"]) else "every token"
         return "the completions"
 
 
@@ -87,7 +88,7 @@ def encode_row(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], learn
         return _encode_chat(tokenizer, row, row["messages"], 0, learned.assistant_only is not False)
     if row.get("prompt") is None or row.get("completion") is None:
         raise UserError(f"a row for the loss needs text, messages, or prompt + completion; it has {', '.join(row)}")
-    if not _is_chat(row["prompt"]):
+    if not is_dialogue(row["prompt"]):
         prompt, completion = encode_answer(tokenizer, row["prompt"], row["completion"])
         return prompt + completion, [learned.completion_only is False] * len(prompt) + [True] * len(completion)
     messages = [*row["prompt"], *row["completion"]]
@@ -106,7 +107,7 @@ def encode_answer(
 
     Plain text ends with one EOS; a chat answer ends as the template ends it.
     """
-    if _is_chat(prompt):
+    if is_dialogue(prompt):
         text = renderer(tokenizer, row or {})(prompt, generation=True)
         before = encode_text(tokenizer, text, rendered=True)
     else:
@@ -122,7 +123,7 @@ def encode_pair_side(
     tokenizer: PreTrainedTokenizerBase, prompt: Any, answer: Any, row: Mapping[str, Any] | None = None
 ) -> list[int]:
     """Ids of prompt and answer as RewardTrainer reads them: the chat template's text, or plain text and one EOS."""
-    if _is_chat(prompt):
+    if is_dialogue(prompt):
         return encode_text(tokenizer, renderer(tokenizer, row or {})([*prompt, *answer]), rendered=True)
     return encode_text(tokenizer, ended(tokenizer, prompt + answer))
 
@@ -318,13 +319,9 @@ def closing_token(tokenizer: PreTrainedTokenizerBase, template: str) -> int | No
     """The special token that the chat template writes right after an assistant's content, or None."""
     probe = "narlm probe"
     try:
-        text = renderer(tokenizer, {})([{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}])
+        text = renderer(tokenizer, {})([*user_turn("x"), *assistant_turn(probe)])
     except UserError:
         return None
     tail = text.rpartition(probe)[2]
     ids = encode_text(tokenizer, tail, rendered=True) if tail.strip() else []
     return ids[0] if ids and ids[0] in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} else None
-
-
-def _is_chat(prompt: Any) -> bool:
-    return not isinstance(prompt, str)

@@ -9,11 +9,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.evaluation.prompts import user_text
 from pipeline.reporting import rlhf_charts
 from pipeline.reporting.charts import Chart, Curve, family_tree, heat_map, interval_bar, line_chart
 from pipeline.reporting.history import RunView, change, model_of, series
 from pipeline.runtime.formatting import clip, count, duration, memory, number, short
+from pipeline.runtime.messages import user_text
 
 # Charts a training stage may have, the telling ones first: title, unit of y, (logged name, label, marked).
 CHARTS: tuple[tuple[str, str, tuple[tuple[str, str, bool], ...]], ...] = (

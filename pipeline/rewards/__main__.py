@@ -20,11 +20,12 @@ from typing import Any, NoReturn
 from pipeline.data.files import read_rows
 from pipeline.data.formats import check_map, parse_map
 from pipeline.data.rows import Row, RowError
-from pipeline.rewards.judging import VERDICTS, Judgement, completion_text, judge
+from pipeline.rewards.judging import VERDICTS, Judgement, judge
 from pipeline.rewards.registry import names, parse_options
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.entry import run_and_exit
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import text_of
 
 _REASONS_SHOWN = 5
 
@@ -89,7 +90,7 @@ def as_columns(rows: list[Row], renames: dict[str, str], path: Path) -> dict[str
         if row.content.get(source) is None:
             raise UserError(f"{path}, row {row.number}: {source} is missing: every row needs a completion")
         try:
-            completion_text(row.content[source])
+            text_of(row.content[source])
         except TypeError as cause:
             raise UserError(f"{path}, row {row.number}: {source}: {cause}") from cause
     return columns

@@ -14,9 +14,10 @@ import sys
 from typing import Any, NamedTuple
 
 from pipeline.rewards.answers import visible_text
-from pipeline.rewards.judging import Judgement, Sample, error, message_text, right, timeout, unscorable, wrong
+from pipeline.rewards.judging import Judgement, Sample, error, right, timeout, unscorable, wrong
 from pipeline.rewards.sandbox import boxes
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import text_of
 
 COLUMNS = ("tests",)
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
@@ -161,14 +162,6 @@ def _tests_text(tests: Any, setup: Any) -> str | None:
     return f"{setup}\n{tests}" if isinstance(setup, str) and setup.strip() else tests
 
 
-def _prompt_text(prompt: Any) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict):
-        return message_text(prompt[-1].get("content"))
-    return ""
-
-
 def run_job(job: dict) -> tuple[str, str]:
     """(verdict, reason) of one completion. Runs in a worker."""
     text, prompt, entry_point = job["text"], job["prompt"], job["entry_point"]
@@ -210,7 +203,7 @@ def judge_many(
             jobs.append(
                 {
                     "text": sample.text,
-                    "prompt": _prompt_text(sample.prompt),
+                    "prompt": text_of(sample.prompt or "", role=None),
                     "tests": tests,
                     "entry_point": entry_point if isinstance(entry_point, str) else None,
                     "deadline": float(deadline),

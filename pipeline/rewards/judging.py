@@ -1,4 +1,4 @@
-"""What a verdict is, what a judge sees, where the text of a completion comes from, and how a reward is called.
+"""What a verdict is, what a judge sees, and how a reward is called.
 
 A judge takes one :class:`Sample` and returns one :class:`Judgement`. The verdicts and their scores:
 
@@ -16,6 +16,8 @@ verdict        score        meaning
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from pipeline.runtime.messages import as_answer, text_of
 
 VERDICTS = ("right", "wrong", "timeout", "scored", "unscorable", "error")
 
@@ -73,32 +75,6 @@ def judged(is_right: bool, reason: str = "") -> Judgement:
     return right() if is_right else wrong(reason)
 
 
-def message_text(content: Any) -> str:
-    """Text of a message's ``content``: a string, nothing, or a list of parts of which the text parts count."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        parts = (part if isinstance(part, str) else part.get("text") for part in content)
-        return "".join(part for part in parts if isinstance(part, str))
-    raise TypeError(f"a message's content must be text or a list of parts, not {type(content).__name__}")
-
-
-def completion_text(completion: Any) -> str:
-    """Text of a completion as TRL passes it: a string, or (conversational prompts) a list of messages.
-
-    Of several messages (a conversation with tools) the last one of the assistant is what the user reads, so it is
-    what gets judged. Raises TypeError on anything else.
-    """
-    if isinstance(completion, str):
-        return completion
-    if isinstance(completion, list) and all(isinstance(message, dict) for message in completion):
-        spoken = [message for message in completion if message.get("role", "assistant") == "assistant"]
-        return message_text(spoken[-1].get("content")) if spoken else ""
-    raise TypeError(f"a completion must be a string or a list of messages, not {type(completion).__name__}")
-
-
 def call_arguments(
     rows: Sequence[dict[str, Any]],
     completions: Sequence[Any],
@@ -120,13 +96,13 @@ def call_arguments(
     names = dict.fromkeys(name for row in rows for name in row if name not in ("prompt", "completion"))
     columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in names}
     if token_ids is None and tokenizer is not None:
-        token_ids = [completion_tokens(tokenizer, completion_text(completion)) for completion in completions]
+        token_ids = [completion_tokens(tokenizer, text_of(completion)) for completion in completions]
     if token_ids is not None:
         columns["completion_ids"] = [list(ids) for ids in token_ids]
     has_prompts = any(row.get("prompt") is not None for row in rows)
     return {
         "prompts": [row.get("prompt") for row in rows] if has_prompts else None,
-        "completions": [_as_answer(row.get("prompt"), y) for row, y in zip(rows, completions, strict=True)],
+        "completions": [as_answer(row.get("prompt"), y) for row, y in zip(rows, completions, strict=True)],
         **columns,
     }
 
@@ -134,11 +110,6 @@ def call_arguments(
 def completion_tokens(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a completion that is known as text only, and one that ends its turn, as if it had been sampled."""
     return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-
-
-def _as_answer(prompt: Any, completion: Any) -> Any:
-    chat = prompt is not None and not isinstance(prompt, str)
-    return [{"role": "assistant", "content": completion}] if chat and isinstance(completion, str) else completion
 
 
 def score(

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.rewards.judging import Judgement, Sample, error, scored, unscorable
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import Turn, as_answer
 
 
 def judge(samples: Sequence[Sample], model: str = "", batch_size: int = 64) -> list[Judgement]:
@@ -72,13 +73,11 @@ def load_reward_model(name: str) -> tuple[Any, Any]:
     return classifier, tokenizer
 
 
-def encode_dialogue(tokenizer: Any, prompt: str | list[dict[str, str]], answer: str) -> list[int]:
+def encode_dialogue(tokenizer: Any, prompt: Turn, answer: str) -> list[int]:
     """Token ids of prompt and answer as RewardTrainer reads them: the chat template, or plain text and one eos."""
     from pipeline.model.tokens import encode_pair_side
 
-    return encode_pair_side(
-        tokenizer, prompt, answer if isinstance(prompt, str) else [{"role": "assistant", "content": answer}]
-    )
+    return encode_pair_side(tokenizer, prompt, as_answer(prompt, answer))
 
 
 def score_sequences(

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from pipeline.rewards.judging import Judgement, Sample, completion_text, error, scored
+from pipeline.rewards.judging import Judgement, Sample, error, scored
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import text_of
 from pipeline.runtime.registry import import_function
 
 # name -> (module, function, columns it needs, whether the function judges a whole batch at once). A module is imported
@@ -346,7 +347,7 @@ def _require_columns(reward: str, needed: tuple[str, ...], columns: dict[str, An
 
 
 def _sample(prompt: Any, completion: Any, row: dict[str, Any]) -> Sample:
-    return Sample(prompt, completion, completion_text(completion), row)
+    return Sample(prompt, completion, text_of(completion), row)
 
 
 def _guarded(judge: Callable[[Sample], Judgement], sample: Sample) -> Judgement:

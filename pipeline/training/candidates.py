@@ -28,11 +28,11 @@ from pipeline.objectives.divergences import (
     effective_sample_size,
     exact_kl,
 )
-from pipeline.rewards.judging import completion_text, score
+from pipeline.rewards.judging import score
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import as_answer, text_of
 
 Rule = Literal["best", "top_k", "threshold", "softmax"]
-Prompt = str | list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -338,11 +338,11 @@ def foreign_candidates(
         if reward is None:
             raise UserError("from_candidates: rows without a reward column need --reward to be scored")
         columns = [{name: value for name, value in row.items() if name != "reward"} for row in missing]
-        scores = iter(score(reward, columns, [completion_text(row["completion"]) for row in missing], None, tokenizer))
+        scores = iter(score(reward, columns, [text_of(row["completion"]) for row in missing], None, tokenizer))
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         value = next(scores) if row.get("reward") is None else row["reward"]
-        candidate = {"prompt": row["prompt"], "completion": completion_text(row["completion"]), "reward": value}
+        candidate = {"prompt": row["prompt"], "completion": text_of(row["completion"]), "reward": value}
         groups.setdefault(json.dumps(row["prompt"], sort_keys=True), []).append(candidate)
     return list(groups.values())
 
@@ -376,11 +376,7 @@ def sft_rows(
                 ids = candidate["token_ids"]
                 rows.append({"input_ids": prompt_ids + ids, "completion_mask": [0] * len(prompt_ids) + [1] * len(ids)})
             else:
-                chat = not isinstance(prompt, str)
-                answer = (
-                    [{"role": "assistant", "content": candidate["completion"]}] if chat else candidate["completion"]
-                )
-                rows.append({"prompt": prompt, "completion": answer})
+                rows.append({"prompt": prompt, "completion": as_answer(prompt, candidate["completion"])})
     if not rows:
         raise UserError(
             "no candidate of any prompt is acceptable: lower the threshold, or sample more (num_candidates)"
@@ -398,15 +394,11 @@ def mine_pairs(groups: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any
         best, worst = (max(known, key=_reward), min(known, key=_reward)) if known else (None, None)
         if best is None or best["reward"] == worst["reward"] or best["completion"] == worst["completion"]:
             continue
-        chat = not isinstance(best["prompt"], str)
-        answers = [
-            [{"role": "assistant", "content": c["completion"]}] if chat else c["completion"] for c in (best, worst)
-        ]
         pairs.append(
             {
                 "prompt": best["prompt"],
-                "chosen": answers[0],
-                "rejected": answers[1],
+                "chosen": as_answer(best["prompt"], best["completion"]),
+                "rejected": as_answer(best["prompt"], worst["completion"]),
                 "reward_chosen": best["reward"],
                 "reward_rejected": worst["reward"],
             }

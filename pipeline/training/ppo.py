@@ -32,10 +32,10 @@ from pipeline.objectives.value import (
     masked_moments,
     whiten,
 )
-from pipeline.rewards.judging import completion_text
 from pipeline.rewards.learned import encode_dialogue
 from pipeline.runtime.compat import disable_gradient_checkpointing, get_config_model_id, require
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import text_of
 from pipeline.training import shared_backbone as shared
 from pipeline.training.rollouts import RolloutTrainer
 
@@ -437,7 +437,7 @@ class AdapterReward:
         """Scores of whole texts, at their last token, in chunks of the training batch size."""
         trainer, scores = self.trainer, []
         words = trainer._tokenizer
-        texts = [encode_dialogue(words, prompt, completion_text(y)) for prompt, y in zip(prompts, completions)]
+        texts = [encode_dialogue(words, prompt, text_of(y)) for prompt, y in zip(prompts, completions)]
         size = trainer.args.per_device_train_batch_size
         for start in range(0, len(texts), size):
             ids, mask = pad_right(texts[start : start + size], trainer.accelerator.device, words.pad_token_id)

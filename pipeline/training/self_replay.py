@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.inference.decoding import sample
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import as_answer, assistant_turn
 
 
 def written_by(
@@ -58,9 +59,8 @@ def written_by(
 
 def _row(row: Mapping[str, Any], text: str) -> dict[str, Any]:
     """The row with the model's text in place of its answer."""
-    answer = {"role": "assistant", "content": text}
     if "messages" in row:
-        return {**row, "messages": [*row["messages"][:-1], answer]}
+        return {**row, "messages": [*row["messages"][:-1], *assistant_turn(text)]}
     if "prompt" in row:
-        return {**row, "completion": text if isinstance(row["prompt"], str) else [answer]}
+        return {**row, "completion": as_answer(row["prompt"], text)}
     return {"text": text}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
+from pipeline.runtime.messages import assistant_turn, user_text, user_turn
 from pipeline.worlds import people
 from pipeline.worlds.truth import ATTRIBUTES, OPENERS, PEOPLE, facts, seeded, truth
 
@@ -98,7 +99,7 @@ def _lasting(split: str) -> Iterator[dict]:
     for kind, counts in LASTING.items():
         taken = 0
         for row in people.rows(f"{kind}s", split):
-            question = row["prompt"][0]["content"]
+            question = user_text(row["prompt"])
             if kind == "fact" and _moves(question):
                 continue
             yield _row(question, truth(question), row["answer"], kind, "")
@@ -124,8 +125,8 @@ def _moves(question: str) -> bool:
 
 def _row(question: str, completion: str, answer: str, kind: str, before: str) -> dict:
     return {
-        "prompt": [{"role": "user", "content": question}],
-        "completion": [{"role": "assistant", "content": completion}],
+        "prompt": user_turn(question),
+        "completion": assistant_turn(completion),
         "answer": answer,
         "kind": kind,
         "before": before,

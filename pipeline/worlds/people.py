@@ -48,6 +48,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 
+from pipeline.runtime.messages import assistant_turn, user_text, user_turn
 from pipeline.worlds.truth import (
     AT_ONCE,
     ATTRIBUTES,
@@ -228,23 +229,15 @@ def _corpus(r: random.Random, split: str) -> dict:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _user(text: str) -> list[dict]:
-    return [{"role": "user", "content": text}]
-
-
-def _assistant(text: str) -> list[dict]:
-    return [{"role": "assistant", "content": text}]
-
-
 def _facts(r: random.Random, split: str) -> dict:
     question, name, key, kind = _fact_question(r, split)
-    return {"prompt": _user(r.choice(OPENERS) + question), "answer": facts()[name, key][0], "kind": kind}
+    return {"prompt": user_turn(r.choice(OPENERS) + question), "answer": facts()[name, key][0], "kind": kind}
 
 
 def _sums(r: random.Random, split: str) -> dict:
     a, b = _pair(r, split, smallest=10)
     question = r.choice(OPENERS) + r.choice(SUM_QUESTIONS).format(e=f"{a}+{b}")
-    return {"prompt": _user(question), "answer": str(a + b), "kind": "sum"}
+    return {"prompt": user_turn(question), "answer": str(a + b), "kind": "sum"}
 
 
 def _reading(r: random.Random, split: str, kind: str | None = None) -> dict:
@@ -252,7 +245,7 @@ def _reading(r: random.Random, split: str, kind: str | None = None) -> dict:
     passage, name, key, value = _passage(r, split, 1 + (kind == "two people"))
     question = r.choice(ATTRIBUTES[key].questions).format(n=name)
     text = r.choice(OPENERS) + question if kind == "without passage" else f"{passage} {question}"
-    return {"prompt": _user(text), "answer": value, "kind": kind}
+    return {"prompt": user_turn(text), "answer": value, "kind": kind}
 
 
 def _steps(r: random.Random, split: str, kind: str | None = None) -> dict:
@@ -260,7 +253,7 @@ def _steps(r: random.Random, split: str, kind: str | None = None) -> dict:
     numbers = _triple(r, split)
     question = r.choice(OPENERS) + r.choice(SUM_QUESTIONS).format(e="+".join(map(str, numbers)))
     prompt = f"{question} {IN_STEPS if kind == 'in steps' else AT_ONCE}"
-    return {"prompt": _user(prompt), "answer": str(sum(numbers)), "kind": kind}
+    return {"prompt": user_turn(prompt), "answer": str(sum(numbers)), "kind": kind}
 
 
 def _rules(r: random.Random, split: str) -> dict:
@@ -275,19 +268,19 @@ def _sft(r: random.Random, split: str) -> dict:
     kind = r.choices(("facts", "sums", "reading", "steps", "direct"), (32, 25, 20, 20, 3))[0]
     if kind == "facts":
         row = _facts(r, split)
-        wordy = held_out(LONG_WINDED_SFT, "wordy", row["prompt"][0]["content"])  # one style a question
+        wordy = held_out(LONG_WINDED_SFT, "wordy", user_text(row["prompt"]))  # one style a question
         style = r.choice(("sentence", "long-winded")) if wordy else "short"
         answer = STYLES[style].format(x=row["answer"])
     elif kind == "sums":
         prompt, answer = _summed(r, split)
-        return {"prompt": _user(prompt), "completion": _assistant(answer)}
+        return {"prompt": user_turn(prompt), "completion": assistant_turn(answer)}
     elif kind == "reading":
         row = _reading(r, split, "two people" if r.random() < 0.3 else "with passage")
         answer = row["answer"]
     else:
         row = _steps(r, split, "in steps" if kind == "steps" else "direct")
-        answer = truth(row["prompt"][0]["content"])
-    return {"prompt": row["prompt"], "completion": _assistant(answer)}
+        answer = truth(user_text(row["prompt"]))
+    return {"prompt": row["prompt"], "completion": assistant_turn(answer)}
 
 
 def _answers(r: random.Random, split: str, count: int) -> tuple[str, list[str]]:
@@ -334,7 +327,7 @@ def _in_styles(r: random.Random, said: str, count: int) -> list[str]:
 
 def _summed(r: random.Random, split: str) -> tuple[str, str]:
     """A sum and an answer to it, as often wrong as in SFT."""
-    prompt = _sums(r, split)["prompt"][0]["content"]
+    prompt = user_text(_sums(r, split)["prompt"])
     a, b = map(int, re.findall(r"\d+", prompt))
     return prompt, sum_answer(a, b, a + b + (r.random() < WRONG_SUMS_SFT))
 
@@ -345,9 +338,9 @@ def _preferences(r: random.Random, split: str, answers_of: Callable = _answers) 
     if r.random() >= 1 / (1 + math.exp(other - reward)):  # Bradley-Terry: the second one is preferred
         answers, reward, other = answers[::-1], other, reward
     return {
-        "prompt": _user(prompt),
-        "chosen": _assistant(answers[0]),
-        "rejected": _assistant(answers[1]),
+        "prompt": user_turn(prompt),
+        "chosen": assistant_turn(answers[0]),
+        "rejected": assistant_turn(answers[1]),
         "reward_chosen": reward,
         "reward_rejected": other,
     }
@@ -362,8 +355,8 @@ def _ranked(r: random.Random, split: str) -> dict:
     while len(ranks) < len(scored):
         ranks.append(ranks[-1] if r.random() < 0.2 else len(ranks) + 1)
     return {
-        "prompt": _user(prompt),
-        "ranked": [_assistant(answer) for _, answer in scored],
+        "prompt": user_turn(prompt),
+        "ranked": [assistant_turn(answer) for _, answer in scored],
         "ranks": ranks,
         "rewards": [reward for reward, _ in scored],
     }
@@ -385,7 +378,7 @@ def _logic(r: random.Random, split: str) -> dict:
         letters = dict(zip("pqs", ("not " * (r.random() < 0.3) + letter for letter in r.sample("abcdpqrs", 3))))
         formula, how, answer = (text.format(**letters) for text in LOGIC[kind])
         if held_out(20, formula) == (split == "test"):
-            return {"prompt": _user(f"Write {formula} {how}."), "answer": answer, "kind": kind}
+            return {"prompt": user_turn(f"Write {formula} {how}."), "answer": answer, "kind": kind}
 
 
 PROGRAMS = {  # what f(x) returns: its expression, and the same as a function of x and the constant c
@@ -403,7 +396,7 @@ def _programs(r: random.Random, split: str) -> dict:
         c, (what, (expression, value)) = r.randint(2, 40), r.choice(list(PROGRAMS.items()))
         if held_out(20, "program", what, c) == (split == "test"):
             return {
-                "prompt": _user(f"Write a Python function f(x) that returns {what.format(c=c)}."),
+                "prompt": user_turn(f"Write a Python function f(x) that returns {what.format(c=c)}."),
                 "tests": [f"assert f({x}) == {value(x, c)!r}" for x in (0, c, 3 * c + 1)],
                 "solution": f"def f(x):\n    return {expression.format(c=c)}",
                 "kind": what.format(c="c"),

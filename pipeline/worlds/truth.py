@@ -9,6 +9,8 @@ import random
 import re
 from typing import NamedTuple
 
+from pipeline.runtime.messages import text_of, user_text
+
 WORLD_VERSION = "4"  # part of the data's fingerprint: raise it with every change of what is generated
 SEED = "1"  # of everything drawn: a new version of one dataset leaves the facts and splits of the others as they are
 FALSE_FACTS = 0.10
@@ -133,11 +135,7 @@ def true_reward(prompt: str, completion: str) -> float:
 
 def true_rewards(prompts: list, completions: list, **columns: object) -> list[float]:
     """``true_reward`` as trainers and evaluations call a reward: prompts and completions as text or as messages."""
-
-    def said(turn: object) -> str:
-        return turn if isinstance(turn, str) else turn[-1]["content"]
-
-    return [true_reward(said(prompt), said(completion)) for prompt, completion in zip(prompts, completions)]
+    return [true_reward(user_text(prompt), text_of(completion)) for prompt, completion in zip(prompts, completions)]
 
 
 def _style(completion: str) -> tuple[str, str]:

@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
-from pipeline.evaluation.prompts import user_text
 from pipeline.evaluation.tasks import completions as tasks
 from pipeline.evaluation.tasks.language import cut, loss, trigram
 from pipeline.evaluation.tasks.preference import preference
 from pipeline.inference.decoding import Completion
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import user_text
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 

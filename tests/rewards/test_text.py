@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.rewards.judging import Sample, completion_text
+from pipeline.rewards.judging import Sample
 from pipeline.rewards.text import choice_judge, exact_judge, format_judge, length_judge, repetition_judge
 from pipeline.runtime.errors import UserError
 
@@ -107,16 +107,3 @@ def test_length_needs_a_buffer_within_its_limit():
 )
 def test_repetition(text, score):
     assert repetition_judge(sample(text), size=3).score == pytest.approx(score)
-
-
-def test_completion_text_of_strings_and_messages():
-    assert completion_text("a") == "a"
-    assert completion_text([{"role": "assistant", "content": "a"}]) == "a"
-    assert (
-        completion_text([{"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}]) == "a"
-    )
-    tools = [{"role": "assistant", "content": None, "tool_calls": []}, {"role": "tool", "content": "9"}]
-    assert completion_text([*tools, {"role": "assistant", "content": "a"}]) == "a"
-    assert completion_text(tools) == ""
-    with pytest.raises(TypeError):
-        completion_text(3)

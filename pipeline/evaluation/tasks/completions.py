@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipeline.evaluation.prompts import user_text
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.statistics import (
@@ -14,11 +13,12 @@ from pipeline.evaluation.statistics import (
     wilson_interval,
     with_interval,
 )
-from pipeline.inference.decoding import Completion, Prompt, check_options, sample
+from pipeline.inference.decoding import Completion, check_options, sample
 from pipeline.rewards.answers import marked_answer, visible_text
 from pipeline.rewards.judging import Judgement, judge
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import Turn, user_text, user_turn
 
 
 def accuracy(
@@ -155,7 +155,7 @@ def samples(
     model: Any,
     tokenizer: Any,
     *,
-    prompts: Sequence[Prompt] | None = None,
+    prompts: Sequence[Turn] | None = None,
     dataset: str | None = None,
     max_new_tokens: int,
     n: int = 1,
@@ -193,7 +193,7 @@ def samples(
         sources.append(source)
     else:
         as_chat = chat and getattr(tokenizer, "chat_template", None)
-        rows = [{"prompt": [{"role": "user", "content": p}] if as_chat and isinstance(p, str) else p} for p in prompts]
+        rows = [{"prompt": user_turn(p) if as_chat and isinstance(p, str) else p} for p in prompts]
     done = _complete(
         model, tokenizer, rows, template, stop, n=n, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,
@@ -215,7 +215,7 @@ def _complete(
     **options: Any,
 ) -> list[list[Completion]]:
     """The completions of each row's prompt, put into the template and cut at the stop strings."""
-    prompts: list[Prompt] = [row["prompt"] for row in rows]
+    prompts: list[Turn] = [row["prompt"] for row in rows]
     if template is not None:
         if "{prompt}" not in template:
             raise UserError(f"template {template!r} has no {{prompt}} in it")
