@@ -157,14 +157,16 @@ def summary(record: dict) -> dict[str, float]:
 
 def matrices(record: dict) -> dict[str, list]:
     """R, the overlap of gradients and the drift, rounded."""
-    rows = record["forgetting"]["rows"]
-    return {
-        "accuracy": [[round(cell["accuracy"], 4) for cell in row["scores"]] for row in rows],
-        "loss": [[round(cell["loss"], 4) for cell in row["scores"]] for row in rows],
-        "gradient_overlap": [
-            round(found, 5) if (found := row.get("gradient_overlap")) is not None else None for row in rows[1:]
-        ],
-        "drift": [round(row["drift"], 5) for row in rows[1:]],
+    cells, metrics = record["tables"]["forgetting"]["scores"], record["metrics"]
+    learned = range(1, cells[-1]["after"] + 1)
+    found = {
+        name: [[round(cell[name], 4) for cell in cells if cell["after"] == i] for i in (0, *learned)]
+        for name in ("accuracy", "loss")
+    }
+    overlaps = [metrics.get(f"after_{i}/gradient_overlap") for i in learned]
+    return found | {
+        "gradient_overlap": [None if overlap is None else round(overlap, 5) for overlap in overlaps],
+        "drift": [round(metrics[f"after_{i}/drift"], 5) for i in learned],
     }
 
 

@@ -101,7 +101,8 @@ def draw_frontier(results: list[dict], laws: dict[str, dict[str, torch.Tensor]],
     """Reward over KL. Left: the methods at one beta and the line J = J*; right: all beta, and best of N's curve."""
     reference, rewards = next(iter(laws.values()))["reference"], enumerable.rewards(SHOWN_SEED)
     betas = torch.logspace(1.2, -1.5, 200, dtype=torch.float64).tolist()
-    curve = frontier(reference, rewards, betas)
+    optima = frontier(reference, rewards, betas)
+    curve = {name: [point[name] for point in optima] for name in ("kl", "reward")}
     figure, (left, right) = axes_of(2, 3.8)
     mine = [r for r in results if r["seed"] == SHOWN_SEED]
     shown = [r for r in mine if r["beta"] == SHOWN_BETA]

@@ -9,8 +9,8 @@ your own. Metrics go into run.json as name/metric, completions into samples.json
 trained on is refused. Every entry is checked, and its rows read, before a model is loaded; each result is kept as it
 comes, and a run that failed or was stopped continues with what is missing.
 
---objective adds E[R] - beta KL(pi || pi_ref), by what the model's own run recorded: pi_ref, reward, beta and held-out
-prompts; its figures also go into that run's record and card.
+--objective adds E[R] - beta KL(pi || pi_ref), by what the model's run recorded: pi_ref, reward, beta and held-out
+prompts. The model's folder is only read: its report and card find the assessments that name it in sibling folders.
 
 Paper: the loss (9), DPO's implicit reward, the verifier V and the reward R of Part 2, all on held-out prompts.
 """
@@ -125,11 +125,11 @@ def main(argv: list[str] | None = None) -> None:
             figures = {f"{label(item)}/{name}": value for name, value in result.metrics.items()}
             run.add_data(result.data)
             run.add_metrics(figures)
+            run.add_curves(label(item), result.curves)
+            run.add_tables(label(item), result.tables)
             samples += [{"evaluation": label(item), **sample} for sample in result.samples]
             for name, rows in {"samples.jsonl": samples, **result.files}.items():
                 write_rows(run.folder / name, rows)
-            if item["type"] == "objective":
-                lineage.note_on_model(args.model_name_or_path, figures)
             spent = "measured before" if kept else f"{time.monotonic() - started:.1f} s"
             print(
                 f"[{number}/{len(args.evaluations)}] {label(item)}: {headline(result.metrics)} ({spent})", flush=True

@@ -114,8 +114,9 @@ def main(argv: list[str] | None = None) -> None:
             if data.evaluation is not None and own.objective == "binary":
                 run.add_metrics(judged_labels(folder, data.evaluation))
             elif data.evaluation is not None:
-                figures, run.record["reliability"] = judged(folder, data.evaluation, truth, own.ranked_dataset_name)
+                figures, table = judged(folder, data.evaluation, truth, own.ranked_dataset_name)
                 run.add_metrics(figures)
+                run.add_curves("reliability", {"held-out pairs": table})
 
         train_and_save(run, trainer, own, finish)
 
@@ -149,7 +150,7 @@ def judged_labels(folder: Path, held_out: Any) -> dict[str, float]:
 
 def judged(
     folder: Path, held_out: Any, truth: Any, ranked_dataset_name: str | None
-) -> tuple[dict[str, float], list[tuple[float, float, int]]]:
+) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Figures of the reward model saved in ``folder`` on held-out comparisons, and its reliability table and plot."""
     from pipeline.evaluation.tasks import reward_quality
     from pipeline.model.tokens import encode_pair_side

@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
                 groups = here.candidates(rows, reward, own)
             rejection.require_scores(groups, reward)
             here.report(rejection.selection_metrics(groups, rule, number))
-            run.record.setdefault("selection", {})[str(number)] = rejection.best_of_n_curve(groups)
+            run.add_curves("selection", {f"round {number}": rejection.best_of_n_curve(groups)})
             selected = rejection.sft_rows(groups, rule, here.tokenizer(), config.seed + number)
             if own.mine_pairs:
                 here.write_pairs(rejection.mine_pairs(groups))

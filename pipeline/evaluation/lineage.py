@@ -3,7 +3,6 @@
 Its ancestors, the rows that must not judge it, and its objective: pi_ref, reward, beta and held-out prompts.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from pipeline.evaluation.registry import label
 from pipeline.rewards.resolve import reward_spec, weighted_spec
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.record import read_record, write_json
+from pipeline.runtime.record import read_record
 
 
 def ancestors(folder: str | Path) -> list[tuple[str, dict[str, Any]]]:
@@ -103,16 +102,3 @@ def objective_entry(model: str, prompts: dict[str, str]) -> dict[str, Any]:
             "evaluations: [{type: objective, dataset: …, split: …, reward: …, beta: …, max_new_tokens: …}]"
         )
     return {"name": "objective", "type": "objective", **prompts}
-
-
-def note_on_model(model: str, metrics: dict[str, float]) -> None:
-    """Put the objective's figures into the judged run's own record and card, where its readers look for them."""
-    from pipeline.publish.cards import write_card
-
-    folder = Path(model)
-    record = read_record(folder)
-    if record is None or record["status"] != "completed":
-        return
-    record["metrics"] |= {name: value for name, value in metrics.items() if math.isfinite(value)}
-    write_json(folder / "run.json", record)
-    write_card(folder, record)

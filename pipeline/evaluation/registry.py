@@ -37,12 +37,16 @@ class Result:
         samples: one mapping a prompt (prompt, completions, scores, …), for ``samples.jsonl`` and the report.
         data: what it was measured on, as the run record lists data.
         files: rows to be written beside ``samples.jsonl``, by the file's name.
+        curves: points by the curve's name, each point a mapping of its coordinates, x first: what the report draws.
+        tables: rows by the table's name, each row a mapping of its columns.
     """
 
     metrics: dict[str, float]
     samples: list[dict[str, Any]] = field(default_factory=list)
     data: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def require_recorded(**options: Any) -> None:

@@ -53,6 +53,16 @@ class RunView:
         """Its flat metrics."""
         return self.record.get("metrics") or {}
 
+    @property
+    def curves(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        """Curves by evaluation (of a training stage: by topic) and name; each point a mapping of its coordinates."""
+        return self.record.get("curves") or {}
+
+    @property
+    def tables(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        """Tables by evaluation (of a training stage: by topic) and name; each row a mapping of its columns."""
+        return self.record.get("tables") or {}
+
 
 @dataclass(frozen=True)
 class Change:

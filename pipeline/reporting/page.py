@@ -81,7 +81,7 @@ def build_page(title: str, runs: Sequence[RunView], machine: Mapping[str, str], 
         made=made,
         tiles=tiles(runs, assessments),
         facts={**machine, **(newest(runs).get("versions") or {})},
-        stages=[stage_row(run) for run in trained or runs],
+        stages=[stage_row(run, assessments) for run in trained or runs],
         tree=tree(runs),
         claims=claims(assessments),
         assessed=assessed([run for run in assessments if run.metrics]),
@@ -126,8 +126,8 @@ def _tile(figure: str, text: str, kind: str = "") -> dict[str, str]:
     return {"figure": figure, "text": text, "kind": kind}
 
 
-def stage_row(run: RunView) -> dict[str, Any]:
-    """A training stage: where from, what improved, how long, how much memory."""
+def stage_row(run: RunView, assessments: Sequence[RunView] = ()) -> dict[str, Any]:
+    """A training stage: where from, what improved, which assessments evaluated it, how long, how much memory."""
     note = STATUS_NOTES.get(run.status, "")
     if run.status == "failed":
         note = clip(str(run.record.get("error", "no reason recorded")), 200)
@@ -139,6 +139,7 @@ def stage_row(run: RunView) -> dict[str, Any]:
         "note": note,
         "origin": ", ".join(run.parents or others) or "nothing",
         "change": None,
+        "assessments": [assessment_note(other) for other in assessments if other.parents == [run.name]],
     }
     found = change(run)
     if found is not None and found.before is not None and found.after is not None:
@@ -146,6 +147,13 @@ def stage_row(run: RunView) -> dict[str, Any]:
         kind = "up" if better else "down" if found.after != found.before else ""
         row |= {"change": found, "before": short(found.before), "after": short(found.after), "kind": kind}
     return row
+
+
+def assessment_note(run: RunView) -> str:
+    """An assessment in a few words: its name, and how many of its expectations were met."""
+    found = run.record.get("expected") or []
+    met = sum(claim["met"] is True for claim in found)
+    return f"{run.name}: {met} of {len(found)} expectations met" if found else run.name
 
 
 def tree(runs: Sequence[RunView]) -> Markup:
@@ -320,11 +328,13 @@ def sequences(trained: Sequence[RunView]) -> list[tuple[str, str, list[Chart]]]:
     """Of every continual run the accuracy after each corpus on each corpus, as a heat map and as curves."""
     blocks = []
     for run in trained:
-        kept = run.record.get("forgetting") or {}
-        table = [[cell.get("accuracy", 0.0) for cell in row["scores"]] for row in kept.get("rows", ())]
-        if not table:
+        cells = run.tables.get("forgetting", {}).get("scores") or []
+        if not cells:
             continue
-        names = [str(name) for name in kept["names"]]
+        names = [str(cell["corpus"]) for cell in cells if cell["after"] == 0]
+        table = [
+            [cell["accuracy"] for cell in cells if cell["after"] == number] for number in range(cells[-1]["after"] + 1)
+        ]
         after = ["at the start", *(f"after corpus {i}" for i in range(1, len(table)))]
         lines = [Curve(name, list(enumerate(line)), True) for name, line in zip(names, zip(*table), strict=True)]
         drawn = [

@@ -1,11 +1,17 @@
-"""The report's charts of reward and KL: calibration, rewards apart, best-of-N, and policies on one frontier."""
+"""The report's charts of reward and KL: calibration, rewards apart, best-of-N, and policies on one frontier.
+
+They read the curves and tables of the run records; figures are looked up by their names, never read out of them.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipeline.reporting.charts import Chart, Curve, line_chart
 from pipeline.reporting.history import RunView, model_of, series
 from pipeline.runtime.formatting import short
+
+KL = "KL to pi_ref (nats per completion)"
 
 
 def own_charts(run: RunView) -> list[Chart]:
@@ -15,92 +21,88 @@ def own_charts(run: RunView) -> list[Chart]:
 
 def calibration(run: RunView) -> Chart | None:
     """The reliability diagram of a reward model: predicted probability against observed share, held-out pairs."""
-    table = run.record.get("reliability") or []
-    if not table:
+    bins = run.curves.get("reliability", {}).get("held-out pairs")
+    if not bins:
         return None
-    points = [(predicted, observed) for predicted, observed, _ in table]
     error = run.metrics.get("held_out_ece")
     caption = "calibration on held-out pairs" + (f" (ECE {error:.3f})" if isinstance(error, float) else "")
-    lines = [Curve("reward model", points, True), Curve("calibrated", [(0.0, 0.0), (1.0, 1.0)])]
+    lines = [_curve("reward model", bins, "predicted", "observed"), Curve("calibrated", [(0.0, 0.0), (1.0, 1.0)])]
     return _figure(caption, lines, "predicted P(first preferred)", "observed share")
 
 
 def rewards_apart(run: RunView) -> Chart | None:
     """Every reward that PPO logged, by name, where there are several, along the KL: a watched one that falls while the
     optimised one rises is over-optimisation. Each from its start, since rewards are known up to a constant only."""
-    found = dict.fromkeys(name for entry in run.history for name in entry if re.fullmatch(r"rewards/.+/mean", name))
+    logged = dict.fromkeys(name for entry in run.history for name in entry)
+    found = [match for match in (re.fullmatch(r"rewards/(.+)/mean", name) for name in logged) if match]  # TRL's names
     kl = dict(series(run.history, "objective/kl"))
     lines = []
-    for name in found:
-        points = [(kl[step], value) for step, value in series(run.history, name) if step in kl]
-        lines.append(Curve(name.split("/")[1], [(x, value - points[0][1]) for x, value in points], True))
+    for match in found:
+        points = [(kl[step], value) for step, value in series(run.history, match[0]) if step in kl]
+        lines.append(Curve(match[1], [(x, value - points[0][1]) for x, value in points], True))
     if len(lines) < 2:
         return None
-    return _figure(
-        "the rewards, optimised and watched", lines, "KL to pi_ref (nats a completion)", "gain since the first step"
-    )
+    return _figure("the rewards, optimised and watched", lines, KL, "gain since the first step")
 
 
 def selections(run: RunView) -> list[Chart | None]:
     """Of rejection sampling: reward of best-of-n against its exact KL, and that KL below its bound, by round."""
-    rounds = run.record.get("selection") or {}
+    rounds = run.curves.get("selection")
     if not rounds:
         return []
-    won = [Curve(f"round {k}", [(row["kl"], row["reward"]) for row in curve], True) for k, curve in rounds.items()]
-    far = [Curve(f"round {k}", [(row["n"], row["kl"]) for row in curve], True) for k, curve in rounds.items()]
-    bound = [(row["n"], row["bound"]) for row in next(iter(rounds.values()))]
+    won = [_curve(name, points, "kl", "reward") for name, points in rounds.items()]
+    far = [_curve(name, points, "n", "kl") for name, points in rounds.items()]
+    bound = _curve("log n - (n-1)/n", next(iter(rounds.values())), "n", "bound", marked=False)
     return [
         _figure("best of n: reward against KL", won, "exact KL to the round's start (nats)", "reward"),
-        _figure("best of n: KL and its bound", [*far, Curve("log n - (n-1)/n", bound)], "n", "nats"),
+        _figure("best of n: KL and its bound", [*far, bound], "n", "nats"),
     ]
 
 
-def against_best_of_n(judged: Sequence[RunView]) -> list[Chart]:
-    """Each judged policy as a point of reward and KL over the curve of best-of-N from pi_ref."""
-    figures, first = [], "/best of 1/kl"
-    for run in judged:
-        for name in [metric.removesuffix(first) for metric in run.metrics if metric.endswith(first)]:
-            counts = [n for n in (2**k for k in range(20)) if f"{name}/best of {n}/kl" in run.metrics]
-            curve = [tuple(run.metrics[f"{name}/best of {n}/{what}"] for what in ("kl", "reward")) for n in counts]
-            policy, gain = run.metrics.get(f"{name}/kl"), run.metrics.get(f"{name}/advantage")
-            if policy is None or gain is None:
+def against_best_of_n(assessments: Sequence[RunView]) -> list[Chart]:
+    """Each evaluated policy as a point of reward and KL over the curve of best-of-N from pi_ref."""
+    figures = []
+    for run in assessments:
+        for evaluation, curves in run.curves.items():
+            points = curves.get("best of n")
+            names = ("kl", "reward", "advantage", "advantage_low", "advantage_high")
+            found = {name: run.metrics.get(f"{evaluation}/{name}") for name in names}
+            if not points or None in found.values():
                 continue
             model = model_of(run)
             lines = [
-                Curve(f"best of 1 to {counts[-1]}", curve, True),
-                Curve(model, [(policy, run.metrics[f"{name}/reward"])], True),
+                _curve(f"best of 1 to {points[-1]['n']}", points, "kl", "reward"),
+                Curve(model, [(found["kl"], found["reward"])], True),
             ]
-            low, high = (run.metrics.get(f"{name}/advantage_{end}", gain) for end in ("low", "high"))
-            caption = f"{model}: {gain:+.2f} ({short(low)} to {short(high)}) over best-of-N at the same KL"
-            figures.append(_figure(caption, lines, "KL to pi_ref (nats a completion)", "reward"))
+            interval = f"{short(found['advantage_low'])} to {short(found['advantage_high'])}"
+            caption = f"{model}: {found['advantage']:+.2f} ({interval}) over best-of-N at the same KL"
+            figures.append(_figure(caption, lines, KL, "reward"))
     return [chart for chart in figures if chart]
 
 
-def frontier(judged: Sequence[RunView]) -> list[Chart]:
-    """Every judged policy by its reward and KL, a chart an evaluation; the curve of optima where it is known."""
-    end = "/objective"
-    every = dict.fromkeys(metric.removesuffix(end) for run in judged for metric in run.metrics if metric.endswith(end))
-    names = [name for name in every if f"{name}/exact" not in every]  # what is known exactly is not drawn by estimate
+def frontier(assessments: Sequence[RunView]) -> list[Chart]:
+    """Every evaluated policy by its reward and KL, one chart per evaluation; the curve of optima where it is known."""
+    policies: dict[str, list[RunView]] = {}
+    for run in assessments:
+        for evaluation, tables in run.tables.items():
+            if tables.get("policy"):
+                policies.setdefault(evaluation, []).append(run)
     figures = []
-    for name in names:
-        found = [run for run in judged if f"{name}{end}" in run.metrics]
-        lines = [_optima(found[0], name)]
-        for run in found:
-            lines.append(Curve(model_of(run), [(run.metrics[f"{name}/kl"], run.metrics[f"{name}/reward"])], True))
-        caption = name.removesuffix("/exact")
-        figures.append(_figure(caption, lines, "KL to pi_ref (nats a completion)", "E[reward]"))
+    for evaluation, runs in policies.items():
+        optima = next((found for run in runs if (found := run.curves.get(evaluation, {}).get("optima"))), [])
+        lines = [
+            _curve("pi* at any beta", sorted(optima, key=lambda point: point["kl"]), "kl", "reward", marked=False)
+        ]
+        # The last row of the table is the most exact.
+        lines += [_curve(model_of(run), run.tables[evaluation]["policy"][-1:], "kl", "reward") for run in runs]
+        figures.append(_figure(evaluation, lines, KL, "E[reward]"))
     return [chart for chart in figures if chart]
 
 
-def _optima(run: RunView, name: str) -> Curve:
-    """Reward over KL of ``pi*`` for many beta, from the smallest KL on; no points where it is not known."""
-    at = re.compile(re.escape(f"{name}/optimum at beta ") + r"[\d.]+/kl")
-    points = [
-        (value, run.metrics[metric.removesuffix("kl") + "reward"])
-        for metric, value in run.metrics.items()
-        if at.fullmatch(metric)
-    ]
-    return Curve("pi* at any beta", sorted(points))
+def _curve(label: str, points: Sequence[Mapping[str, Any]], x: str, y: str, marked: bool = True) -> Curve:
+    """A line of the points that have both coordinates."""
+    known = [(point[x], point[y]) for point in points if point.get(x) is not None and point.get(y) is not None]
+    return Curve(label, known, marked)
 
 
 def _figure(caption: str, lines: Sequence[Curve], x_label: str, y_label: str) -> Chart | None:

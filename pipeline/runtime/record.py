@@ -206,6 +206,25 @@ class Run:
                 continue
             self.record["metrics"][name] = value if math.isfinite(value) else None
 
+    def add_curves(self, topic: str, curves: dict[str, list[dict[str, Any]]]) -> None:
+        """Record curves, ``{name: [{x: …, y: …}, …]}``, of an evaluation or of one topic of the stage."""
+        self._add_rows("curves", topic, curves)
+
+    def add_tables(self, topic: str, tables: dict[str, list[dict[str, Any]]]) -> None:
+        """Record tables, ``{name: [{column: …}, …]}``, of an evaluation or of one topic of the stage."""
+        self._add_rows("tables", topic, tables)
+
+    def _add_rows(self, kind: str, topic: str, found: dict[str, list[dict[str, Any]]]) -> None:
+        if found:
+            plain = {
+                name: [
+                    {c: None if isinstance(v, float) and not math.isfinite(v) else v for c, v in row.items()}
+                    for row in rows
+                ]
+                for name, rows in found.items()
+            }
+            self.record.setdefault(kind, {}).setdefault(topic, {}).update(plain)
+
     @property
     def checkpoint(self) -> Path | None:
         """The checkpoint this run resumes from: the one that was named, or the newest whole one in its folder."""

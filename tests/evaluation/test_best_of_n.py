@@ -56,13 +56,17 @@ def test_the_reference_gains_nothing_over_itself(rows):
     """pi = pi_ref: KL 0, N = 1, and the reward that both sample differs by chance alone."""
     model, name = tiny_model(), "tests.evaluation.test_best_of_n:letters"
     options = {"reward": name, "true_reward": name, "max_new_tokens": 3, "candidates": 16, "n": 16}
-    metrics = best_of_n(model, tiny_tokenizer(), reference=lambda: model, **options, **rows).metrics
+    found = best_of_n(model, tiny_tokenizer(), reference=lambda: model, **options, **rows)
+    metrics = found.metrics
     assert metrics["kl"] == pytest.approx(0, abs=1e-6)
     assert metrics["equal_n"] == pytest.approx(1, abs=1e-3)
     assert metrics["best_of_n_reward"] == pytest.approx(metrics["reference_reward"], abs=1e-3)
     assert metrics["advantage_low"] < 0 < metrics["advantage_high"]
     assert metrics["true_reward"] == metrics["reward"]
-    curve = [metrics[f"best of {n}/reward"] for n in (1, 2, 4, 8)]
+    points = found.curves["best of n"]
+    assert [point["n"] for point in points] == [1, 2, 4, 8]
+    assert points[0]["kl"] == pytest.approx(0, abs=1e-6)
+    curve = [point["reward"] for point in points]
     assert curve[0] == pytest.approx(metrics["reference_reward"])
     assert curve == sorted(curve)
     assert curve[3] > curve[0]

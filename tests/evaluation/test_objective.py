@@ -175,13 +175,13 @@ def test_exact_law_is_the_model_s(models):
 def test_frontier_is_above_every_policy(models):
     """At pi*'s own beta the frontier has its KL and reward; a policy of the same KL has less reward."""
     reference, rewards = task.exact_law(models[0]), task.rewards()
-    curve = frontier(reference, rewards, [0.2, BETA, 2.0])
-    assert curve["kl"][0] > curve["kl"][1] > curve["kl"][2] > 0
+    low, same, high = curve = frontier(reference, rewards, [0.2, BETA, 2.0])
+    assert low["kl"] > same["kl"] > high["kl"] > 0
     star = exact_figures(tilted_law(reference, rewards, BETA), reference, rewards, BETA)
-    assert (curve["kl"][1], curve["reward"][1]) == pytest.approx((star["kl"], star["reward"]))
+    assert (same["kl"], same["reward"]) == pytest.approx((star["kl"], star["reward"]))
     other = exact_figures(task.exact_law(models[1]), reference, rewards, BETA)
-    for beta, kl, reward in zip(curve["beta"], curve["kl"], curve["reward"]):
-        assert other["reward"] - beta * other["kl"] < reward - beta * kl
+    for point in curve:
+        assert other["reward"] - point["beta"] * other["kl"] < point["reward"] - point["beta"] * point["kl"]
 
 
 def test_both_estimates_of_the_kl_are_unbiased_and_the_full_one_is_the_quieter(models):

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.evaluation.tasks.reward_quality import (
     average_ranks,
+    calibration_error,
     correlation,
     expected_calibration_error,
     label_figures,
@@ -47,8 +48,11 @@ def test_within_prompt_ignores_the_prompts_constant():
 def test_reliability_and_ece_by_hand():
     """Probabilities 0.1, 0.1, 0.9, 0.9 with labels 0, 1, 1, 1 in two bins: |0.1 - 0.5| and |0.9 - 1|, mean 0.25."""
     table = reliability(np.array([0.1, 0.1, 0.9, 0.9]), np.array([0.0, 1.0, 1.0, 1.0]), bins=2)
-    assert table == [(pytest.approx(0.1), 0.5, 2), (pytest.approx(0.9), 1.0, 2)]
-    assert sum(abs(p - o) * n for p, o, n in table) / 4 == pytest.approx(0.25)
+    assert table == [
+        {"predicted": pytest.approx(0.1), "observed": 0.5, "rows": 2},
+        {"predicted": pytest.approx(0.9), "observed": 1.0, "rows": 2},
+    ]
+    assert calibration_error(table) == pytest.approx(0.25)
 
 
 def test_order_is_random_so_overconfidence_shows():

@@ -12,8 +12,9 @@ def view(**record):
 
 def test_a_sequence_of_corpora_is_a_heat_map_and_curves():
     """R of a run as a heat map and as curves; a run without one shows nothing, names are escaped in the charts."""
-    rows = [{"scores": [{"accuracy": 0.25}, {"accuracy": 0.5}]}, {"scores": [{"accuracy": 0.75}, {"accuracy": 1.0}]}]
-    run = view(metrics={"plasticity": 0.875}, forgetting={"names": ["a", "<b>"], "rows": rows})
+    scores = [(0, "a", 0.25), (0, "<b>", 0.5), (1, "a", 0.75), (1, "<b>", 1.0)]
+    rows = [{"after": after, "corpus": corpus, "accuracy": accuracy} for after, corpus, accuracy in scores]
+    run = view(metrics={"plasticity": 0.875}, tables={"forgetting": {"scores": rows}})
     ((name, text, (heat, lines)),) = sequences([run, view()])
     assert (name, text) == ("x", "plasticity 0.875")
     assert heat.svg.count('class="heat"') == 4

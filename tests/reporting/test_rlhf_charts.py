@@ -20,8 +20,9 @@ def test_a_run_without_such_figures_has_no_chart():
 
 def test_a_reward_model_is_drawn_against_the_diagonal():
     """Two bins are two dots; the diagonal is a second line; the calibration error stands above."""
-    table = [(0.2, 0.25, 40), (0.8, 0.75, 60)]
-    (chart,) = own_charts(view({"reliability": table}, metrics={"held_out_ece": 0.05}))
+    bins = [{"predicted": 0.2, "observed": 0.25, "rows": 40}, {"predicted": 0.8, "observed": 0.75, "rows": 60}]
+    recorded = {"curves": {"reliability": {"held-out pairs": bins}}}
+    (chart,) = own_charts(view(recorded, metrics={"held_out_ece": 0.05}))
     assert chart.caption == "calibration on held-out pairs (ECE 0.050)"
     assert chart.svg.count("<polyline") == 2
     assert chart.svg.count("<circle") == 2
@@ -48,14 +49,14 @@ def test_ppos_rewards_stand_side_by_side_over_the_kl():
 def test_rounds_of_rejection_sampling_stand_against_the_bound():
     """Two charts: each round's reward over its KL, and its KL over n with the bound as one line more."""
     curve = [{"n": n, "kl": 0.1 * n, "reward": 1.0 * n, "bound": 0.2 * n} for n in (1, 2, 4)]
-    won, far = own_charts(view({"selection": {"1": curve, "2": curve}}))
+    won, far = own_charts(view({"curves": {"selection": {"round 1": curve, "round 2": curve}}}))
     assert (won.svg.count("<polyline"), far.svg.count("<polyline")) == (2, 3)
     assert "round 2" in won.svg
 
 
 def test_a_policy_is_a_point_over_best_of_n():
     """Three dots of the curve and one of the policy; what it gains, with its interval, stands above."""
-    curve = {f"bon/best of {n}/{what}": 1.0 * n for n in (1, 2, 4) for what in ("kl", "reward")}
+    curve = [{"n": n, "kl": 1.0 * n, "reward": 1.0 * n} for n in (1, 2, 4)]
     gain = {
         "bon/kl": 1.5,
         "bon/reward": 2.0,
@@ -63,7 +64,7 @@ def test_a_policy_is_a_point_over_best_of_n():
         "bon/advantage_low": -0.1,
         "bon/advantage_high": 0.6,
     }
-    (chart,) = against_best_of_n([view(metrics=curve | gain, parents=["ppo"])])
+    (chart,) = against_best_of_n([view({"curves": {"bon": {"best of n": curve}}}, metrics=gain, parents=["ppo"])])
     assert chart.svg.count("<circle") == 4
     assert chart.caption == "ppo: +0.25 (-0.1 to 0.6) over best-of-N at the same KL"
 
@@ -73,25 +74,23 @@ def test_policies_stand_on_one_frontier_an_evaluation():
 
     Estimates of what is known exactly are not drawn a second time.
     """
-    star = {
-        f"o/exact/optimum at beta {b}/{what}": v
-        for b, kl, r in ((2, 0.1, 1.0), (0.5, 0.9, 2.0))
-        for what, v in (("kl", kl), ("reward", r))
-    }
-    judged = [
+    optima = [{"beta": b, "kl": kl, "reward": r} for b, kl, r in ((0.5, 0.9, 2.0), (2, 0.1, 1.0))]
+    assessments = [
         view(
-            metrics={f"{o}/{name}": value for o in ("o", "o/exact") for name, value in figures.items()} | star,
+            {
+                "curves": curves,
+                "tables": {"o": {"policy": [{"kl": 9.0, "reward": 9.0}, {"kl": kl, "reward": reward}]}},
+            },
             parents=[model],
         )
-        for model, figures in (
-            ("ppo", {"objective": 0.5, "kl": 0.5, "reward": 0.8}),
-            ("pi_ref", {"objective": 0.0, "kl": 0.0, "reward": 0.0}),
-        )
+        for model, curves, kl, reward in (("ppo", {"o": {"optima": optima}}, 0.5, 0.8), ("pi_ref", {}, 0.0, 0.0))
     ]
-    (chart,) = frontier(judged)  # the exact figures, not their estimates beside them
+    (chart,) = frontier(assessments)  # the exact figures, not their estimates beside them
     assert chart.svg.count("<circle") == 2
     assert chart.svg.count("<polyline") == 3
     assert ">ppo</text>" in chart.svg
     assert ">pi_ref</text>" in chart.svg
     assert "pi* at any beta" in chart.svg
-    assert frontier([view(metrics={"corpus/loss": 1.0})]) == []
+    assert chart.caption == "o"
+    assert not re.search(r"<text class=.tick.[^>]*>9<", chart.svg)  # an axis that reached the estimates would have it
+    assert frontier([view(metrics={"o/objective": 1.0, "o/kl": 1.0, "o/reward": 1.0})]) == []

@@ -60,8 +60,14 @@ def test_a_method_learns_and_loads_back_as_what_was_measured(method, tiny_model,
     metrics = read_metrics(tmp_path / "run")
     model, tokenizer = load_model(str(tmp_path / "run")), load_tokenizer(str(tmp_path / "run"))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    rows = record["forgetting"]["rows"]
+    rows = json.loads((tmp_path / "run" / "forgetting.json").read_text())["rows"]
     assert len(rows) == 3
+    cells = [cell for row in rows for cell in row["scores"]]
+    table = record["tables"]["forgetting"]["scores"]
+    assert [(row["after"], row["corpus"]) for row in table[:3]] == [
+        (0, "sft-0.jsonl"), (0, "sft-1.jsonl"), (1, "sft-0.jsonl"),
+    ]  # fmt: skip
+    assert [row["loss"] for row in table] == [cell["loss"] for cell in cells]
     start = load_model(str(tiny_model))
     assert rows[2]["scores"][1]["loss"] < rows[1]["scores"][1]["loss"]
     data = load_data(DataArguments(dataset_name=str(tmp_path / "sft-1.jsonl"), eval_rows=3), "sft", 42)

@@ -1,5 +1,6 @@
-"""assess.py --objective after a stage: by the stage's own record, exact and sampled, into record, card and files."""
+"""assess.py --objective after a stage: by the stage's own record, exact and sampled, into its own folder only."""
 
+import hashlib
 import json
 
 import pytest
@@ -67,14 +68,34 @@ def test_samples_agree_with_enumeration(judged):
     assert found["objective/reward_low"] < found["objective/reward"] < found["objective/reward_high"]
 
 
-def test_the_figures_land_in_the_run_s_record_and_card(trained, judged):
-    """Under the same names as in the assessment; the record is otherwise as the stage left it."""
-    record = json.loads((task.Path(trained[1]) / "run.json").read_text())
-    assert record["stage"] == "ppo"
-    assert record["metrics"]["objective/exact/regret"] == judged[1]["objective/exact/regret"]
-    assert record["metrics"]["steps"] == 3
-    card = (task.Path(trained[1]) / "README.md").read_text()
-    assert f"| objective/exact/regret | {judged[1]['objective/exact/regret']:.4g} |" in card
+def test_the_optima_and_the_policy_s_place_are_tables_of_the_record(judged):
+    """Nine optima, reward rising with KL; the policy's sampled and its exact place; no curve among the metrics."""
+    record = json.loads((judged[0] / "run.json").read_text())
+    optima = sorted(record["curves"]["objective"]["optima"], key=lambda point: point["kl"])
+    assert [point["beta"] for point in optima] == sorted(task.objective.FRONTIER, reverse=True)
+    assert [point["reward"] for point in optima] == sorted(point["reward"] for point in optima)
+    sampled, exact = record["tables"]["objective"]["policy"]
+    assert sampled["kl"] == judged[1]["objective/kl"]
+    assert exact["kl"] == judged[1]["objective/exact/kl"]
+    assert not [name for name in record["metrics"] if "at beta" in name]
+
+
+def contents(folder) -> dict[str, str]:
+    """The hash of every file of a folder by its path."""
+    files = sorted(path for path in task.Path(folder).rglob("*") if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_assessments_leave_the_model_s_folder_as_it_was(trained, tmp_path):
+    """Two assessments, one of them of the objective, each in its own folder: no file of the model's changes."""
+    before = contents(trained[1])
+    config = tmp_path / "assess.yaml"
+    config.write_text("evaluations: [{type: samples, prompts: ['01'], chat: false, max_new_tokens: 2}]\n")
+    argv = ["--model_name_or_path", trained[1]]
+    assess.main([*argv, "--objective", "--output_dir", str(tmp_path / "first")])
+    assess.main([*argv, "--config", str(config), "--output_dir", str(tmp_path / "second")])
+    assert {path.name for path in task.Path(trained[1]).iterdir()} >= {"run.json", "README.md"}
+    assert contents(trained[1]) == before
 
 
 def test_samples_of_the_optimum_are_rows_for_sft(trained, judged):

@@ -89,6 +89,8 @@ def test_every_run_is_shown_with_its_state(page):
     assert "2.5 GB" in page.text
     assert "0 of 1" in page.text  # expectations met
     assert "✗ >= 0.9" in page.text
+    assert "evaluated in a0" in page.text  # by the assessment that names pretrain
+    assert "evaluated in a1: 0 of 1 expectations met" in page.text
 
 
 def test_a_stage_nobody_foresaw_shows_what_it_logged(page, runs):

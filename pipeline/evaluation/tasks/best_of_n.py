@@ -44,8 +44,8 @@ def best_of_n(
     ``reward`` and ``kl`` of the policy (full vocabulary, nats a completion); ``reference_reward``;
     ``best_of_n_reward`` at the same KL, where ``equal_n`` is N; ``advantage``, the policy's reward minus that, with a
     bootstrap interval over prompts (both on the same ones). With ``true_reward`` the same figures of it, selection
-    still being by ``reward``: a learned reward that is over-optimised shows there. ``best of 1/reward``,
-    ``best of 1/kl``, … for powers of two up to half the candidates are the curve, for the report.
+    still being by ``reward``: a learned reward that is over-optimised shows there. The curve ``best of n`` has ``n``,
+    ``kl`` and ``reward`` for powers of two up to half the candidates.
 
     Args:
         reference: gives pi_ref; default: what the model's run record names.
@@ -91,10 +91,19 @@ def best_of_n(
         metrics |= {f"reference_{name}": each.mean().item(), f"best_of_n_{name}": chosen.mean().item()}
         metrics |= with_interval(f"{short}advantage", sum(gained) / len(gained), bootstrap_interval(gained, seed=seed))
     metrics |= {"kl": kl, "equal_n": equal, "best_of_n_kl": selected(theirs[0], equal)[0].mean().item()}
-    for count in (2**k for k in range(int(math.log2(candidates)))):
-        far, won = selected(theirs[0], count)
-        metrics |= {f"best of {count}/kl": far.mean().item(), f"best of {count}/reward": won.mean().item()}
-    return Result(metrics | {"prompts": len(rows), "candidates": candidates}, data=[source])
+    metrics |= {"prompts": len(rows), "candidates": candidates}
+    return Result(metrics, data=[source], curves={"best of n": best_of_n_curve(theirs[0])})
+
+
+def best_of_n_curve(
+    rewards: torch.Tensor,  # (P, N) of each prompt's candidates, drawn from pi_ref
+) -> list[dict[str, float]]:
+    """``n``, ``kl`` and ``reward`` of the best of n, n = 1, 2, 4, … up to half the candidates; means over prompts."""
+    points = []
+    for count in (2**k for k in range(int(math.log2(rewards.shape[1])))):
+        kl, reward = selected(rewards, count)
+        points.append({"n": count, "kl": kl.mean().item(), "reward": reward.mean().item()})
+    return points
 
 
 def selected(

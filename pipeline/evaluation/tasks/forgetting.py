@@ -185,6 +185,15 @@ class Matrix:
         """R of one figure, e.g. ``accuracy``."""
         return [[cell[name] for cell in row["scores"]] for row in self.content["rows"]]
 
+    def rows(self) -> list[dict[str, Any]]:
+        """R as a table: ``after`` how many corpora, ``corpus``, and the scores on it."""
+        names = self.content["names"]
+        return [
+            {"after": number, "corpus": name, **cell}
+            for number, row in enumerate(self.content["rows"])
+            for name, cell in zip(names, row["scores"], strict=True)
+        ]
+
     def metrics(self) -> dict[str, float]:
         """Flat metrics: the summaries of accuracy and, with ``_loss`` behind the name, of the loss in nats."""
         figures = summarise(self.table("accuracy"), self.first)

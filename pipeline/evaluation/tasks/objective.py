@@ -188,14 +188,14 @@ def _one_step(log_reference: torch.Tensor, q: torch.Tensor, beta: float, correct
     return (math.log(beta) + log_reference - (high + top - q).log()).log_softmax(-1)
 
 
-def frontier(log_reference: torch.Tensor, rewards: torch.Tensor, betas: Sequence[float]) -> dict[str, list[float]]:
-    """KL and reward of pi* for each beta, means over prompts: no policy lies above this curve."""
-    laws = [tilted_law(log_reference, rewards, beta).exp() for beta in betas]
-    return {
-        "beta": list(betas),
-        "kl": [exact_kl(law, log_reference.exp()).mean().item() for law in laws],
-        "reward": [(law * rewards).sum(-1).mean().item() for law in laws],
-    }
+def frontier(log_reference: torch.Tensor, rewards: torch.Tensor, betas: Sequence[float]) -> list[dict[str, float]]:
+    """``beta``, ``kl`` and ``reward`` of pi* for each beta, means over prompts: no policy lies above this curve."""
+    points = []
+    for beta in betas:
+        star = tilted_law(log_reference, rewards, beta).exp()
+        kl, reward = exact_kl(star, log_reference.exp()), (star * rewards).sum(-1)
+        points.append({"beta": beta, "kl": kl.mean().item(), "reward": reward.mean().item()})
+    return points
 
 
 # --- estimated: completions are samples of the policy ----------------------------------------------------------------
@@ -344,7 +344,7 @@ def evaluate(
     ]
     metrics = summary(estimates(*by_prompt, beta), seed=seed, all_prompts=enumerable_task)
     metrics |= {"beta": beta, "prompts": len(rows), "unscored": sum(value is None for value in scores)}
-    files = {}
+    files, curves, policy = {}, {}, [_place("samples", metrics)]
     if enumerable_task:
         if len(tokenizer) != enumerable.VOCABULARY:
             raise UserError(f"world/enumerable is for a model of its {enumerable.VOCABULARY} tokens (tokenizer_name)")
@@ -353,13 +353,19 @@ def evaluate(
             [score(judge, [row] * len(enumerable.COMPLETIONS), _texts(), enumerable.COMPLETIONS) for row in rows],
             dtype=torch.float64,
         )
-        metrics |= {f"exact/{name}": value for name, value in exact_figures(*laws, table, beta).items()}
-        for b, kl, gained in zip(*frontier(laws[1], table, FRONTIER).values(), strict=True):
-            metrics |= {f"exact/optimum at beta {b:g}/kl": kl, f"exact/optimum at beta {b:g}/reward": gained}
+        exact = exact_figures(*laws, table, beta)
+        metrics |= {f"exact/{name}": value for name, value in exact.items()}
+        policy.append(_place("enumeration", exact))
+        curves["optima"] = frontier(laws[1], table, FRONTIER)
         if optimum_samples:
             star = tilted_law(laws[1], table, beta).exp()
             files["optimum.jsonl"] = _optimum_rows(prompts, star, optimum_samples, seed)
-    return Result(metrics, data=[source], files=files)
+    return Result(metrics, data=[source], files=files, curves=curves, tables={"policy": policy})
+
+
+def _place(how: str, figures: dict[str, float]) -> dict[str, Any]:
+    """Where the policy lies, as a row of the table ``policy``; a more exact row comes after a less exact one."""
+    return {"figures by": how, **{name: figures[name] for name in ("kl", "reward", "objective")}}
 
 
 def _texts() -> list[str]:

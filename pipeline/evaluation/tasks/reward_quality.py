@@ -50,7 +50,7 @@ def label_figures(scores: Sequence[float], labels: Sequence[bool]) -> dict[str, 
         **with_interval("accuracy", accuracy, wilson_interval(accuracy * len(good), len(good))),
         "majority": max(positive, negative) / len(good),
         "auc": float(ranks / (positive * negative)) if positive and negative else float("nan"),
-        "ece": sum(abs(predicted - observed) * count for predicted, observed, count in table) / len(good),
+        "ece": calibration_error(table),
         "answers": len(good),
     }
 
@@ -66,18 +66,26 @@ def randomised_order(margins: Sequence[float], seed: int = 0) -> tuple[np.ndarra
     return probabilities, chosen_first.astype(np.float64)
 
 
-def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[tuple[float, float, int]]:
-    """For each filled bin of equal width: mean predicted probability, observed share, number of pairs."""
+def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[dict[str, float]]:
+    """For each filled bin of equal width: mean ``predicted`` probability, ``observed`` share, number of ``rows``."""
     place = np.minimum((probabilities * bins).astype(int), bins - 1)
     filled = [place == b for b in range(bins)]
-    return [(float(probabilities[i].mean()), float(labels[i].mean()), int(i.sum())) for i in filled if i.any()]
+    return [
+        {"predicted": float(probabilities[i].mean()), "observed": float(labels[i].mean()), "rows": int(i.sum())}
+        for i in filled
+        if i.any()
+    ]
 
 
 def expected_calibration_error(margins: Sequence[float], bins: int = BINS, seed: int = 0) -> float:
     """Mean over pairs of |predicted - observed| of their bin (Naeini et al., 2015), the pairs in random order."""
-    table = reliability(*randomised_order(margins, seed), bins)
-    total = sum(count for _, _, count in table)
-    return sum(abs(predicted - observed) * count for predicted, observed, count in table) / total
+    return calibration_error(reliability(*randomised_order(margins, seed), bins))
+
+
+def calibration_error(table: Sequence[dict[str, float]]) -> float:
+    """|predicted - observed| of every bin of a ``reliability`` table, weighted by its rows."""
+    total = sum(bin["rows"] for bin in table)
+    return sum(abs(bin["predicted"] - bin["observed"]) * bin["rows"] for bin in table) / total
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> float:
@@ -123,7 +131,9 @@ def plot_reliability(margins: Sequence[float], path: Path, seed: int = 0) -> Pat
 
     error = expected_calibration_error(margins, seed=seed)
     table = reliability(*randomised_order(margins, seed))
-    predicted, observed, counts = (np.array(column) for column in zip(*table))
+    predicted, observed, counts = (
+        np.array([bin[name] for bin in table]) for name in ("predicted", "observed", "rows")
+    )
     figure, axes = plt.subplots(figsize=(4.5, 4.2), layout="constrained")
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
     half = 1.96 * np.sqrt(observed * (1 - observed) / counts)

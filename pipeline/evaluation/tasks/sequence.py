@@ -118,7 +118,7 @@ class Judge:
         figures = self.matrix.metrics()
         self.run.add_metrics(figures)
         if number == len(self.corpora):
-            self.run.record["forgetting"] = self.matrix.content
+            self.run.add_tables("forgetting", {"scores": self.matrix.rows()})
             plot(self.matrix.content, self.run.folder / "plots" / "forgetting.png")
         kept = {name: figures[name] for name in ("plasticity", "forgetting", "average") if name in figures}
         text = ", ".join(f"{name} {value:.3f}" for name, value in kept.items())
