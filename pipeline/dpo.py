@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run("dpo", argv) as run:
         if run.done:
             return
-        from trl import DPOConfig, DPOTrainer
+        from trl import DPOConfig
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.model.policy import ChatModelArguments, load_policy
         from pipeline.training.callbacks import WarnWhenChosenFalls
         from pipeline.training.session import train_and_save
+        from pipeline.training.trainers import DPOTrainer
 
         own, data_args, model_args, config = run.parse(DPOArguments, DataArguments, ChatModelArguments, DPOConfig)
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)

@@ -80,9 +80,9 @@ def main(argv: list[str] | None = None) -> None:
             tokenizer = new_tokenizer(own, data.train, run.folder)
             model, finish = build_narlm(own, tokenizer, model_args.attn_implementation), None
         if data_args.dataset_streaming:
-            train, callbacks = pack_stream(data.train, tokenizer, own.max_length, config, run.checkpoint)
+            train = pack_stream(data.train, tokenizer, own.max_length, config.max_steps)
         else:
-            train, callbacks = pack(data.train, tokenizer, own.max_length), []
+            train = pack(data.train, tokenizer, own.max_length)
         require_rows(train, f"{data_args.dataset_name}: less text than one block of {own.max_length} tokens")
         trainer = PackedTrainer(
             model=model,
@@ -91,7 +91,6 @@ def main(argv: list[str] | None = None) -> None:
             eval_dataset=pack(data.evaluation, tokenizer, own.max_length) if data.evaluation is not None else None,
             data_collator=default_data_collator,  # no attention mask: it would switch document masking off
             processing_class=tokenizer,
-            callbacks=callbacks,
         )
         train_and_save(run, trainer, own, finish)
 

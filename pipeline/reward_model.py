@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         if run.done:
             return
         from transformers import AutoModelForSequenceClassification
-        from trl import RewardConfig, RewardTrainer
+        from trl import RewardConfig
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.rewards.registry import get_reward
         from pipeline.training import reward_model as rewards
         from pipeline.training.session import train_and_save
+        from pipeline.training.trainers import RewardTrainer
 
         own, data_args, model_args, config = run.parse(
             RewardModelArguments, DataArguments, ModelArguments, RewardConfig

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run("rsft", argv) as run:
         if run.done:
             return
-        from trl import SFTConfig, SFTTrainer
+        from trl import SFTConfig
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import Data, load_data
@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.training import candidates as rejection
         from pipeline.training import legs as rounds
         from pipeline.training.session import train_and_save
+        from pipeline.training.trainers import SFTTrainer
 
         own, data_args, model_args, config = run.parse(RSFTArguments, DataArguments, ModelArguments, SFTConfig)
         rule = rejection.Selection(own.select, own.top_k, own.threshold, own.tau, own.draws)

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run("sft", argv) as run:
         if run.done:
             return
-        from trl import SFTConfig, SFTTrainer
+        from trl import SFTConfig
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.inference.stopping import declare_stops
         from pipeline.model.policy import ModelArguments, load_policy
         from pipeline.training.session import train_and_save
+        from pipeline.training.trainers import SFTTrainer
 
         own, data_args, model_args, config = run.parse(SFTArguments, DataArguments, ModelArguments, SFTConfig)
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)

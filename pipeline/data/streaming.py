@@ -6,9 +6,9 @@ windows into blocks and never ends: ``max_steps`` says how much is learned, and 
 another without a seam.
 
 **Resume.** The block sequence is a function of the arguments and the seed alone, so a Trainer that skips the blocks
-it has seen resumes exactly. To make that skip cheap `StreamPosition` writes, into each checkpoint, where the window of
-the next block begins (a byte offset, no text); `PackedStream.fast_forward` then yields placeholders for the blocks
-that the Trainer throws away and goes on at that place, so nothing before it is read or tokenized again.
+it has seen resumes exactly. To make that skip cheap each checkpoint holds `PackedStream.position`: where the window of
+the next block begins (a byte offset, no text). `PackedStream.fast_forward` then yields placeholders for the blocks
+that the Trainer throws away and continues at that place, so nothing before it is read or tokenized again.
 
 **Several processes.** Accelerate shards an iterable dataset itself: one process reads and hands out batches, or
 (``dispatch_batches: false``) every process reads the stream and keeps its own batches. Either way no block is seen
@@ -26,12 +26,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
-from transformers import TrainerCallback
 
 from pipeline.data.arguments import DataArguments
 from pipeline.data.files import read_rows
@@ -58,10 +56,9 @@ from pipeline.data.rows import Cursor, RowError
 from pipeline.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedTokenizerBase
 
 WINDOW = 1000
-POSITION_FILE = "stream_position.json"
 
 Place = dict[str, Any]
 
@@ -284,76 +281,23 @@ class PackedStream(IterableDataset):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-class StreamPosition(TrainerCallback):
-    """Writes the stream's position into every checkpoint, for `resume_stream`."""
-
-    def __init__(self, stream: PackedStream):
-        self.stream = stream
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After a checkpoint: one small file beside it, written whole or not at all."""
-        if not state.is_world_process_zero:
-            return
-        position = self.stream.position(state.global_step * blocks_a_step(args))
-        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        if position is None or not folder.is_dir():
-            return
-        position = {**position, "stream": self.stream.fingerprint, "blocks_a_step": blocks_a_step(args)}
-        unfinished = folder / f"{POSITION_FILE}.new"
-        unfinished.write_text(json.dumps(position))
-        unfinished.replace(folder / POSITION_FILE)
-
-
-def blocks_a_step(args: "TrainingArguments") -> int:
-    """Blocks that all processes together take for one optimizer step."""
-    shared = args.accelerator_config.split_batches
-    return args.gradient_accumulation_steps * args.train_batch_size * (1 if shared else args.world_size)
-
-
-def resume_stream(stream: PackedStream, checkpoint: str | Path, args: "TrainingArguments") -> bool:
-    """Lets a new stream go on where a checkpoint stopped; call it before ``trainer.train(resume_from_checkpoint=…)``.
-
-    Returns False, and leaves the stream at its beginning, where the checkpoint has no position for this very stream
-    (killed before it was written, other arguments, workers that read by themselves): the Trainer's own skip then finds
-    the place by reading again. Leave ``ignore_data_skip`` off in either case.
-    """
-    if args.dataloader_num_workers:
-        return False
-    try:
-        position = json.loads(Path(checkpoint, POSITION_FILE).read_text())
-    except (OSError, json.JSONDecodeError):
-        return False
-    if position.get("stream") != stream.fingerprint or position.get("blocks_a_step") != blocks_a_step(args):
-        return False
-    stream.fast_forward(position)
-    return True
-
-
 def pack_stream(
-    documents: DocumentStream,
-    tokenizer: "PreTrainedTokenizerBase",
-    max_length: int,
-    args: "TrainingArguments",
-    checkpoint: Path | None,
-) -> tuple[PackedStream, list[TrainerCallback]]:
-    """A stream of blocks for a Trainer, at the place of its checkpoint, with the callback that records the place.
+    documents: DocumentStream, tokenizer: "PreTrainedTokenizerBase", max_length: int, max_steps: int
+) -> PackedStream:
+    """A stream of blocks for a Trainer.
 
     Args:
         documents: what ``load_stream`` gave.
         tokenizer: encodes the documents.
-        max_length: T, tokens in a block.
-        args: the Trainer's arguments; ``max_steps`` must say how much is learned, since the stream never ends.
-        checkpoint: the checkpoint to be resumed from, if any.
+        max_length: T, tokens per block.
+        max_steps: the steps to train, which must be given, since the stream never ends.
 
     Raises:
         UserError: no ``max_steps``.
     """
-    if args.max_steps <= 0:
+    if max_steps <= 0:
         raise UserError("dataset_streaming reads without end: say how many steps to train by max_steps")
-    stream = PackedStream(documents, tokenizer, max_length)
-    if checkpoint is not None:
-        resume_stream(stream, checkpoint, args)
-    return stream, [StreamPosition(stream)]
+    return PackedStream(documents, tokenizer, max_length)
 
 
 def load_documents(arguments: DataArguments, seed: int) -> Data:

@@ -25,7 +25,7 @@ from pipeline.runtime.record import read_record, write_json
 
 # Left at home: resumable state, traces of the training process, samples of the data, and pickles.
 NOT_PUSHED = (
-    "*.bin", "*.pt", "*.pth", "trainer_state.json", "run.json", "latest", "zero_to_fp32.py",
+    "*.bin", "*.pt", "*.pth", "trainer_state.json", "state.json", "run.json", "latest", "zero_to_fp32.py",
     "*.jsonl", "pass_rates.json", "round.json", "omega.*", "corpus.json", ".*",
 )  # fmt: skip
 PUSHED_FOLDERS = ("plots", "critic", "routes")

@@ -42,6 +42,13 @@ NAMES = {
 # with the parameters that it is called with.
 SAVE = ("_save(output_dir, state_dict)", "_load_from_checkpoint(resume_from_checkpoint, model)")
 MEMBERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "Resumable": {
+        "transformers:Trainer": (
+            "_save_checkpoint(model, trial)",
+            "_get_output_dir(trial)",
+            "train(resume_from_checkpoint)",
+        )
+    },
     "RolloutTrainer": {
         "trl:GRPOTrainer": (
             "_get_train_sampler(dataset)",
@@ -50,6 +57,7 @@ MEMBERS: dict[str, dict[str, tuple[str, ...]]] = {
             "compute_entropy)",
             "eos_token_ids",
             "num_generations",
+            "_step",
             "_determine_best_metric(metrics, trial)",
         )
     },
@@ -60,11 +68,9 @@ MEMBERS: dict[str, dict[str, tuple[str, ...]]] = {
             "_dist",
             "_logs",
             "_metrics",
-            "_step",
             "_tokenizer",
             "current_gradient_accumulation_steps",
             "save_model(output_dir, _internal_call)",
-            "_load_optimizer_and_scheduler(checkpoint)",
             *SAVE,
         )
     },

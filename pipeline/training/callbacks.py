@@ -57,14 +57,12 @@ def mean_over_processes(value: float) -> float:
 class MeanLoss(TrainerCallback):
     """The loss over all steps of a run, of this process and of those before it: Trainer's is that since the resume.
 
-    Summed in double precision from what is handed to ``accelerator.backward``, and kept in ``trainer_state.json``.
+    Summed in double precision from what is handed to ``accelerator.backward``.
 
     Attributes:
         total: sum over the steps so far, the mean over processes at every checkpoint; None where the checkpoint that
             the run resumed from has none.
     """
-
-    KEY = "mean_loss"
 
     def __init__(self, accelerator: Any):
         self.total: float | None = 0.0
@@ -77,10 +75,15 @@ class MeanLoss(TrainerCallback):
 
         accelerator.backward = watched
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        """Take over the sum that the checkpoint holds."""
-        kept = state.stateful_callbacks.get(self.KEY) or {}
-        self.total = 0.0 if state.global_step == 0 else kept.get("attributes", {}).get("total")
+    def state_dict(self) -> dict[str, float | None]:
+        """The sum so far, the mean over processes."""
+        if self.total is not None:
+            self.total = mean_over_processes(self.total)
+        return {"total": self.total}
+
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        """Take over the sum of the steps before the checkpoint, where it has one."""
+        self.total = state.get("total")
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Add the step's loss, that of its accumulation steps together."""
@@ -88,9 +91,8 @@ class MeanLoss(TrainerCallback):
         if self.total is None:
             return
         self.total += sum(loss.float().mean().item() for loss in losses)
-        if control.should_save or control.should_training_stop:
+        if control.should_training_stop:
             self.total = mean_over_processes(self.total)
-        state.stateful_callbacks[self.KEY] = {"args": {}, "attributes": {"total": self.total}}
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         """Correct the summary in the log's history."""
@@ -215,6 +217,14 @@ class WarnWhenChosenFalls(TrainerCallback):
     def __init__(self, nats: float = 1.0):
         self.nats = nats
         self.warned = False
+
+    def state_dict(self) -> dict[str, bool]:
+        """Whether the warning was given."""
+        return {"warned": self.warned}
+
+    def load_state_dict(self, state: dict[str, bool]) -> None:
+        """Warn once in a run, also over a resume."""
+        self.warned = state.get("warned", False)
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         """Look at the training rows of one logging window; warn once, on the main process."""

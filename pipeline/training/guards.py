@@ -64,6 +64,24 @@ class Guards(TrainerCallback):
         self._best: tuple[float, float] | None = None  # (strict, reward) means of the window with the best strict
         self._first: dict[str, float] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the log lines so far showed."""
+        return {
+            "bad": self._bad,
+            "rewards": list(self._rewards),
+            "stricts": list(self._stricts),
+            "best": self._best,
+            "first": self._first,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the counts and the windows of the log lines before the checkpoint."""
+        if state:
+            self._bad, self._first = state["bad"], state["first"]
+            self._best = None if state["best"] is None else tuple(state["best"])
+            self._rewards.extend(state["rewards"])
+            self._stricts.extend(state["stricts"])
+
     # --- what is logged ----------------------------------------------------------------------------------------------
 
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
@@ -76,6 +94,7 @@ class Guards(TrainerCallback):
             if not problem:
                 continue
             if self._bad[name] >= self.patience:
+                self._bad[name] = 0  # so that a run that is resumed nevertheless has its patience again
                 self._stop(f"{problem}, for {self.patience} log lines in a row", control)
                 return
             if self._bad[name] == 1 and state.is_world_process_zero:

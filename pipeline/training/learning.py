@@ -21,21 +21,17 @@ class WatchGradients(TrainerCallback):
         trainer: a trainer may have a method ``saves(name)`` that says which parameters are the policy's.
     """
 
-    KEY = "watch_gradients"  # in trainer_state.json
-
     def __init__(self, trainer: Trainer):
         self.found: bool | None = None
         self._counts = getattr(trainer, "saves", lambda name: True)
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        """Take over what the steps before the checkpoint showed; a checkpoint that does not say may have learned."""
-        unknown = True if state.global_step else None
-        kept = state.stateful_callbacks.get(self.KEY) or {}
-        self.found = kept.get("attributes", {}).get("found", unknown)
+    def state_dict(self) -> dict[str, bool | None]:
+        """What the steps so far showed."""
+        return {"found": self.found}
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        """Keep it for a resumed run."""
-        state.stateful_callbacks[self.KEY] = {"args": {}, "attributes": {"found": self.found}}
+    def load_state_dict(self, state: dict[str, bool | None]) -> None:
+        """Take over what the steps before the checkpoint showed; where it is not recorded, they may have learned."""
+        self.found = state.get("found", True)
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
         """Look at the gradients until one is found, on all processes alike."""

@@ -12,7 +12,6 @@ the prompt's other completions.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,8 +145,9 @@ class PPOTrainer(RolloutTrainer):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        # From here on the parent must not add a KL of its own; it has built pi_ref by now if beta asked for one.
-        self.kl_coef, self.beta = self.args.beta, 0.0
+        # args.beta is PPO's coefficient. The parent's copy of it weighs a KL in the loss, which PPO does not have; the
+        # parent has read it by now to build pi_ref.
+        self.beta = 0.0
         self._has_reference = self.args.beta != 0
         self._adapters = shared.AdapterSwitch(self.model)  # before a separate critic brings adapters of its own
         shared.add_heads(self.model)
@@ -235,7 +235,7 @@ class PPOTrainer(RolloutTrainer):
             if self.args.critic != "none":
                 values = self._values(self.model, output) * mask
 
-        rewards = token_rewards(scores.nan_to_num(), log_probs, reference, mask, self.kl_coef)
+        rewards = token_rewards(scores.nan_to_num(), log_probs, reference, mask, self.args.beta)
         learned = mask * scored[:, None]  # a completion that no judge could score teaches nothing
         advantages, returns = gae(rewards, values, mask, self.args.gamma, self.args.lam)
         if self.args.critic == "none":
@@ -246,7 +246,11 @@ class PPOTrainer(RolloutTrainer):
 
         kl = ((log_probs - reference) * mask).sum(1)
         surprise = -(log_probs * mask).sum(1)
-        self._log_rollout(mode, scores, kl, surprise, ended)
+        everyones_rows = self.accelerator.gather(torch.stack([scores, kl, surprise, ended.float()], 1))
+        score, mean_kl, entropy, eos_rate = everyones_rows.nanmean(0).tolist()
+        self._log_rollout(mode, score, mean_kl, entropy, eos_rate)
+        if mode == "train" and self.args.kl_target is not None:
+            self.adapt_beta(mean_kl, len(everyones_rows))
         if self.args.critic != "none":
             self._append(mode, "val/explained_variance", explained_variance(*everyones[1:]))
         self._replace_logged_advantages(masked_row_mean(advantages, mask))
@@ -257,6 +261,10 @@ class PPOTrainer(RolloutTrainer):
             "returns": returns,
             "learned": learned,
         }
+
+    def adapt_beta(self, kl: float, completions: int) -> None:
+        """Move beta by one rollout so that its KL, in nats per completion, tends to ``kl_target``."""
+        self.args.beta = adapted_beta(self.args.beta, kl, self.args.kl_target, completions, self.args.kl_horizon)
 
     def _leave_one_out(self, returns: torch.Tensor) -> torch.Tensor:
         """RLOO's advantages of all processes' completions, from this process's returns (nan: not scored)."""
@@ -317,30 +325,25 @@ class PPOTrainer(RolloutTrainer):
                 self._append(mode, name, value)
         return policy_loss + self.args.vf_coef * value_loss / accumulation
 
-    # ------------------------------------------------------------------ metrics, adaptive beta
+    # ------------------------------------------------------------------ metrics
 
     def _append(self, mode: str, name: str, value: torch.Tensor) -> None:
         self._metrics[mode][name].append(self.accelerator.gather(value.detach().float()).mean().item())
 
-    def _log_rollout(
-        self, mode: str, scores: torch.Tensor, kl: torch.Tensor, surprise: torch.Tensor, ended: torch.Tensor
-    ) -> None:
-        """What PPO users look at, in units of a whole completion, and the step of the adaptive beta."""
-        rows = self.accelerator.gather(torch.stack([scores, kl, surprise, ended.float()], 1))
-        score, mean_kl, entropy, eos = rows.nanmean(0).tolist()
+    def _log_rollout(self, mode: str, score: float, kl: float, entropy: float, eos_rate: float) -> None:
+        """Means over completions: scores, nats per completion, and the share of completions that ended."""
+        beta = self.args.beta
         metrics = {
             "objective/scores": score,
-            "objective/kl": mean_kl,
-            "objective/beta": self.kl_coef,
-            "objective/non_score_reward": -self.kl_coef * mean_kl,
-            "objective/rlhf_reward": score - self.kl_coef * mean_kl,
+            "objective/kl": kl,
+            "objective/beta": beta,
+            "objective/non_score_reward": -beta * kl,
+            "objective/rlhf_reward": score - beta * kl,
             "objective/entropy": entropy,
-            "val/eos_rate": eos,
+            "val/eos_rate": eos_rate,
         }
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
-        if mode == "train" and self.args.kl_target is not None:
-            self.kl_coef = adapted_beta(self.kl_coef, mean_kl, self.args.kl_target, rows.size(0), self.args.kl_horizon)
 
     def _replace_logged_advantages(self, advantages: torch.Tensor) -> None:
         """In the completions table, the mean of GAE's instead of the parent's group advantages (0 for one sample)."""
@@ -371,16 +374,13 @@ class PPOTrainer(RolloutTrainer):
         super()._save(output_dir, {name: x for name, x in state_dict.items() if not shared.is_added(name)})
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The policy in ``output_dir``, the critic's trained weights and the adapted beta in ``output_dir/critic``."""
+        """The policy in ``output_dir``, the critic's trained weights in ``output_dir/critic``."""
         super().save_model(output_dir, _internal_call)
         weights = {name: self._whole(parameter) for name, parameter in self._critic_parameters().items()}
-        if self.args.should_save:
+        if weights and self.args.should_save:
             folder = Path(output_dir or self.args.output_dir) / "critic"
             folder.mkdir(parents=True, exist_ok=True)
-            if weights:
-                save_file(weights, folder / "critic.safetensors", metadata={"format": "pt"})
-            state = {"critic": self.args.critic, "beta": self.kl_coef}
-            (folder / "critic.json").write_text(json.dumps(state, indent=2) + "\n")
+            save_file(weights, folder / "critic.safetensors", metadata={"format": "pt"})
 
     def _critic_parameters(self) -> dict[str, torch.nn.Parameter]:
         named = self.accelerator.unwrap_model(self.model).named_parameters()
@@ -407,13 +407,20 @@ class PPOTrainer(RolloutTrainer):
                     value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
                 parameter.copy_(value)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The parent's, and where in its rollout the run was: it samples that one anew, and no other."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.kl_coef = json.loads((Path(checkpoint) / "critic" / "critic.json").read_text())["beta"]
-            steps = json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"]
-            self._step = steps * self.args.gradient_accumulation_steps
+    def state_dict(self) -> dict[str, Any]:
+        """The parent's, and beta, which may have been adapted."""
+        return super().state_dict() | {"beta": self.args.beta}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at the checkpoint's step in the rollout, with its beta.
+
+        Raises:
+            UserError: the checkpoint has no beta, so the run could not be continued as it was.
+        """
+        if "beta" not in state:
+            raise UserError("the checkpoint has no state.json with the beta of its step: start anew with --force")
+        super().load_state_dict(state)
+        self.args.beta = state["beta"]
 
 
 class AdapterReward:

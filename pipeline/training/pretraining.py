@@ -1,17 +1,50 @@
-"""Pretraining's one deviation from transformers' Trainer."""
+"""Pretraining's deviations from transformers' Trainer: no cache in the forward pass, a stream that resumes."""
 
 from typing import Any
 
+import torch
 from transformers import Trainer
 
+from pipeline.data.streaming import PackedStream
+from pipeline.training.state import Resumable
 
-class PackedTrainer(Trainer):
-    """Trainer for packed blocks: no KV cache in the forward pass.
 
-    Models of the library build one by default, also in training, and a forward pass with a cache does not look for
+class PackedTrainer(Resumable, Trainer):
+    """Trainer for packed blocks: no KV cache in the forward pass, and a `PackedStream` resumes without reading again.
+
+    Models of the library build a cache by default, also in training, and a forward pass with a cache does not look for
     the document boundaries in ``position_ids``: packed documents would see each other.
     """
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The parent's loss, with ``use_cache=False``."""
         return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream's next block begins; nothing for blocks in memory, which Trainer skips at no cost."""
+        if not isinstance(self.train_dataset, PackedStream):
+            return {}
+        per_step = self._blocks_per_step()
+        return {
+            "blocks_per_step": per_step,
+            "stream": self.train_dataset.fingerprint,
+            "position": self.train_dataset.position(self.state.global_step * per_step),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the stream continue where the checkpoint stopped.
+
+        Where the checkpoint has no position of this very stream (other arguments, workers that read by themselves),
+        the stream starts at its beginning and Trainer's own skip finds the place by reading again.
+        """
+        stream = self.train_dataset
+        if not isinstance(stream, PackedStream) or self.args.dataloader_num_workers or not state.get("position"):
+            return
+        if (state["stream"], state["blocks_per_step"]) == (stream.fingerprint, self._blocks_per_step()):
+            stream.fast_forward(state["position"])
+
+    def _blocks_per_step(self) -> int:
+        """Blocks that all processes together take for one optimizer step."""
+        args = self.args
+        processes = 1 if args.accelerator_config.split_batches else args.world_size
+        return args.gradient_accumulation_steps * args.train_batch_size * processes

@@ -18,7 +18,6 @@ import datasets
 import torch
 from peft import LNTuningConfig, OSFConfig
 from safetensors.torch import load_file, save_file
-from trl import DPOTrainer, SFTTrainer
 
 from pipeline.data.loading import to_dataset
 from pipeline.data.preparation import encode, learned_of, settle_pairs, supervised
@@ -36,6 +35,7 @@ from pipeline.runtime.record import Run, write_json
 from pipeline.training.learning import could_learn
 from pipeline.training.self_replay import written_by
 from pipeline.training.session import forget_deepspeed, train_from_newest
+from pipeline.training.trainers import DPOTrainer, SFTTrainer
 
 require("Regularised")
 

@@ -10,11 +10,11 @@ the paper's other example of a reward model.
 from typing import Any
 
 import torch
-from trl import RewardTrainer
 
 from pipeline.model.tokens import encode_pair_side
 from pipeline.objectives.preference import binary_reward_loss, plackett_luce_loss
 from pipeline.runtime.compat import pad, require
+from pipeline.training.trainers import RewardTrainer
 
 require("RankedRewardTrainer")
 require("LabelledRewardTrainer")

@@ -11,6 +11,7 @@ from trl import GRPOTrainer
 from pipeline.inference.stopping import declare_stops
 from pipeline.runtime.compat import RepeatSampler, require
 from pipeline.runtime.errors import UserError
+from pipeline.training.state import Resumable
 
 require("RolloutTrainer")
 # TRL prints five lines for every batch in which a completion has no score; the guards say it once, with the reason.
@@ -32,7 +33,7 @@ MAX_SURPRISE_GAP = 0.05  # nats a token, beyond what chance explains (six standa
 MAX_LOG_PROB_GAP = 0.1  # nats a token; bf16 kernels of vLLM and of transformers differ by a tenth of that
 
 
-class RolloutTrainer(GRPOTrainer):
+class RolloutTrainer(Resumable, GRPOTrainer):
     """GRPOTrainer that resumes on the prompts it would have seen, and refuses data that cannot fill a rollout.
 
     The first rollout is checked against the trainer's own log-probabilities (`rollout_problem`), whoever sampled it:
@@ -67,6 +68,14 @@ class RolloutTrainer(GRPOTrainer):
         sampler = super()._get_train_sampler(dataset)
         sampler.__class__ = EpochSampler
         return sampler
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step within the rollout: a resumed run samples that rollout anew, and the next one when it is due."""
+        return {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at the step of the checkpoint."""
+        self._step = state.get("step", 0)
 
     def _determine_best_metric(self, metrics: dict[str, Any], trial: Any) -> bool:
         """The parent's; an evaluation in which nothing could be scored has no metric and is not the best."""

@@ -8,6 +8,7 @@ from transformers import Trainer, TrainingArguments
 
 from pipeline.training.learning import WatchGradients, could_learn
 from pipeline.training.session import stop_where_done
+from pipeline.training.state import Resumable
 
 
 class Fading(torch.nn.Module):
@@ -23,13 +24,17 @@ class Fading(torch.nn.Module):
         return {"loss": (self.w * x).mean() * (self.calls <= self.alive)}
 
 
+class ResumableTrainer(Resumable, Trainer):
+    """Trainer whose checkpoints hold the state of its callbacks."""
+
+
 def train(folder: Path, alive: int, resume: Path | None = None) -> Trainer:
     """Four steps, a checkpoint after each."""
     config = TrainingArguments(
         str(folder), max_steps=4, per_device_train_batch_size=1, save_steps=1, report_to=[], use_cpu=True,
         disable_tqdm=True,
     )  # fmt: skip
-    trainer = Trainer(Fading(alive), config, train_dataset=[{"x": torch.ones(1)}] * 16)
+    trainer = ResumableTrainer(Fading(alive), config, train_dataset=[{"x": torch.ones(1)}] * 16)
     trainer.add_callback(WatchGradients(trainer))
     stop_where_done(trainer)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)

@@ -1,0 +1,57 @@
+"""What a run must remember besides weights, optimizer and random states: one ``state.json`` in every checkpoint.
+
+Trainer's own checkpoint holds weights, optimizer, scheduler, random states and the step, which also fixes the epoch
+and so the order of rows. Everything else that training changes is a part with ``state_dict`` and ``load_state_dict``,
+as a PyTorch module has them: a callback (sums of losses, guards), or the trainer itself (the place in a stream, an
+adapted coefficient). A resumed run is then equal to an uninterrupted one.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+
+from pipeline.runtime.compat import require
+from pipeline.runtime.record import write_json
+
+require("Resumable")
+
+STATE_FILE = "state.json"
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A part of a run that changes in training."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state, as JSON can hold it; called on every process, so that it may average over them."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the state of a checkpoint; ``{}`` where that checkpoint does not have this part."""
+
+
+class Resumable:
+    """Mixed into a Trainer: its checkpoints hold the state of the trainer and its callbacks, where they have one."""
+
+    def parts(self) -> dict[str, Stateful]:
+        """The parts by name: ``trainer``, and the callbacks by their class."""
+        every = {"trainer": self} | {type(part).__name__: part for part in self.callback_handler.callbacks}
+        return {name: part for name, part in every.items() if isinstance(part, Stateful)}
+
+    def train(self, resume_from_checkpoint: str | Path | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """The parent's, once every part has taken over its state of the checkpoint."""
+        if resume_from_checkpoint:
+            file = Path(resume_from_checkpoint, STATE_FILE)
+            saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            for name, part in self.parts().items():
+                part.load_state_dict(saved.get(name, {}))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The parent's, and ``state.json`` before it: its last file says that the checkpoint is complete."""
+        state = {name: part.state_dict() for name, part in self.parts().items()}
+        if self.args.should_save:
+            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            write_json(Path(self._get_output_dir(trial), folder, STATE_FILE), state)
+        super()._save_checkpoint(model, trial)
