@@ -17,7 +17,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from pipeline.recipes.estimate import GIB, SHAPES, Shape, estimate
+from pipeline.recipes.estimate import GIB, estimate
+from pipeline.recipes.shapes import SHAPES, Shape
 
 DEEP = SHAPES["HuggingFaceTB/SmolLM2-135M"]
 WIDE = Shape(32000, 1024, 2816, 6, 16, 16, 64, tied=False)

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 import yaml
 
-from pipeline.recipes.estimate import SHAPES
-from pipeline.run import read_recipe
+from pipeline.recipes.recipe import read_recipe
+from pipeline.recipes.shapes import SHAPES
 from pipeline.runtime.arguments import parse
 from tests.conftest import ROOT
 

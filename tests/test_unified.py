@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from pipeline.model.tokens import encode_answer
-from pipeline.run import read_recipe
+from pipeline.recipes.recipe import read_recipe
 from pipeline.worlds import enumerable
 from tests.conftest import ROOT
 

@@ -36,6 +36,8 @@ NAMES = {
     "AcceleratorState": "accelerate.state",
     "launch_command": "accelerate.commands.launch",
     "launch_command_parser": "accelerate.commands.launch",
+    "_validate_launch_command": "accelerate.commands.launch",
+    "prepare_simple_launcher_cmd_env": "accelerate.utils.launch",
 }
 
 # Our class or function -> the module or class it reaches into, and the members it needs there. A method is written

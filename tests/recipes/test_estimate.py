@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from pipeline.recipes.estimate import SHAPES, Shape, estimate, fitting, shape_by_name, shape_of
+from pipeline.recipes.estimate import TRAINED, defaults, estimate, fitting
+from pipeline.recipes.shapes import SHAPES, Shape, shape_by_name, shape_of
 from pipeline.run import main as run
 from pipeline.runtime.errors import UserError
 
@@ -136,7 +137,15 @@ def test_what_ppo_holds_besides():
     shared, separate = (estimate("ppo", lora | {"critic": critic}, SMALL) for critic in ("shared", "separate"))
     assert (shared.reference, separate.reference) == (0, 1392)
     assert shared.gradients == separate.gradients == 2 * 128 * 4
-    assert shared.activations == full.activations - 2 * 2 * 8 * 512 * 2 * 4 * 4
+    assert shared.activations == full.activations - 2 * 2 * 8 * (512 + 256) * 2 * 4 * 4
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_what_is_not_given_has_the_default_of_the_stage(stage):
+    """TRL samples completions of up to 512 tokens, not 256: a literal here had missed that it changed."""
+    assert estimate(stage, {}, SMALL) == estimate(stage, defaults(stage), SMALL)
+    if stage in ("grpo", "ppo"):
+        assert estimate(stage, {}, SMALL).rollout == 8 * (512 + 256) * 2 * 2 * 2 * 2
 
 
 def test_sharding_divides_what_it_shards():

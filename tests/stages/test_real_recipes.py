@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.run import read_recipe
+from pipeline.recipes.recipe import read_recipe
 from tests.conftest import ROOT
 from tests.stages.conftest import write_rows
 

@@ -1,14 +1,17 @@
 """Recipes: resolved before anything starts, skipped where up to date, run anew where stale."""
 
-import multiprocessing
+import os
+import signal
 import subprocess
 import sys
-import time
+import threading
 
 import pytest
 
-import pipeline.run
-from pipeline.run import Job, main, read_recipe
+from pipeline.recipes import scheduler
+from pipeline.recipes.recipe import read_recipe
+from pipeline.recipes.scheduler import Job
+from pipeline.run import main
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run, read_record
 from tests.conftest import ROOT
@@ -136,16 +139,15 @@ def test_entries_start_when_those_they_name_are_finished(tmp_path, monkeypatch, 
 
     def start(item, accelerate_config, given, named):
         begun[item.name], threads[item.name] = set(done()), given
-        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.2,))
-        process.start()
-        processes[item.name] = process
-        return Job(item, process, given, None)
+        output = subprocess.PIPE if named else None
+        processes[item.name] = subprocess.Popen(["sleep", "0.2"], stdout=output)
+        return Job(item, processes[item.name], given)
 
     def done():
-        return {name for name, process in processes.items() if process.exitcode is not None}
+        return {name for name, process in processes.items() if process.poll() is not None}
 
     processes = {}
-    monkeypatch.setattr(pipeline.run, "start", start)
+    monkeypatch.setattr(scheduler, "start", start)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     main([str(recipe(tmp_path, DIAMOND)), "--jobs", str(jobs)])
     for name, needed in {"b": {"a"}, "c": {"a"}, "d": {"a", "b", "c"}, "e": {"a", "b", "c", "d"}}.items():
@@ -167,11 +169,10 @@ def test_training_goes_before_judging_where_there_is_not_room_for_all(tmp_path, 
 
     def start(item, accelerate_config, given, named):
         begun.append(item.name)
-        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.1,))
-        process.start()
-        return Job(item, process, given, None)
+        process = subprocess.Popen(["sleep", "0.1"], stdout=subprocess.PIPE if named else None)
+        return Job(item, process, given)
 
-    monkeypatch.setattr(pipeline.run, "start", start)
+    monkeypatch.setattr(scheduler, "start", start)
     path = recipe(tmp_path, text)
     (tmp_path / "a.yaml").write_text("bf16: false\n")
     main([str(path), "--jobs", "2"])
@@ -198,3 +199,67 @@ def test_entries_side_by_side_put_their_names_before_their_lines_and_the_first_f
         assert f"{name} | error: model_name_or_path: there is no folder ./{folder}" in result.stdout
         assert f"error: {name} stopped with exit code 2" in result.stderr
     assert "third" not in result.stdout
+
+
+STAGE = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (print("checkpoint"), sys.exit(143)))
+signal.signal(signal.SIGINT, lambda *_: (print("checkpoint"), sys.exit(130)))
+print("\\rstep 1\\rstep 2\\nready", flush=True)
+time.sleep(20)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_every_running_stage_save_and_starts_no_other(tmp_path, monkeypatch, capsys, number):
+    """Two stages run. SIGTERM is passed on to both; SIGINT comes from a terminal, which sends it to them as well. Of a
+    progress bar the last state is shown."""
+    text = """
+- {name: a, stage: sft, overrides: {output_dir: OUT/1}}
+- {name: b, stage: sft, overrides: {output_dir: OUT/2}}
+- {name: c, stage: dpo, overrides: {output_dir: OUT/3}}
+"""
+    ready = []
+
+    def show(job, show=Job.show):
+        more = show(job)
+        if not job.rest and len(ready) < 2:
+            ready.append(job)
+            if len(ready) == 2:
+                threading.Timer(0.1, send).start()
+        return more
+
+    def send():
+        os.kill(os.getpid(), number)
+        for job in ready if number == signal.SIGINT else ():
+            job.process.send_signal(number)
+
+    monkeypatch.setattr(scheduler, "_process", lambda *_: ([sys.executable, "-u", "-c", STAGE], None))
+    monkeypatch.setattr(Job, "show", show)
+    handler = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        main([str(recipe(tmp_path, text)), "--jobs", "2"])
+    assert ended.value.code == 128 + number
+    assert signal.getsignal(number) is handler
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    for name in "ab":
+        assert [line for line in lines if line.startswith(f"{name} | ")] == [
+            f"{name} | step 2", f"{name} | ready", f"{name} | checkpoint"
+        ]  # fmt: skip
+        assert f"error: {name} stopped with exit code {128 + number}" in printed.err
+    assert "[3/3]" not in printed.out
+
+
+@pytest.mark.parametrize("config", [None, "accelerate_configs/ddp.yaml"])
+def test_a_stage_is_started_as_accelerate_launch_would(tmp_path, config):
+    """Straight from here without a config file; with one through a launcher that hands back the exit code."""
+    first, _ = read_recipe(recipe(tmp_path, TWO))
+    words, environment = scheduler._process(first, config, 3)
+    stage = [str(ROOT / "pipeline" / "sft.py"), *first.argv]
+    if config is None:
+        assert words == [sys.executable, *stage]
+        assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
+        assert environment["OMP_NUM_THREADS"] == "3"
+    else:
+        assert words == [sys.executable, "-m", "pipeline.recipes.launch", "--config_file", config, *stage]

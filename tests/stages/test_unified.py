@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from pipeline.run import read_recipe
+from pipeline.recipes.recipe import read_recipe
 from tests.conftest import ROOT
 from tests.stages.conftest import read_metrics
 
