@@ -17,11 +17,11 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.registry import import_function
 
 EVALUATIONS = {
-    "loss": "pipeline.evaluation.tasks.language:loss",
-    "trigram": "pipeline.evaluation.tasks.language:trigram",
-    "accuracy": "pipeline.evaluation.tasks.completions:accuracy",
-    "reward": "pipeline.evaluation.tasks.completions:reward",
-    "samples": "pipeline.evaluation.tasks.completions:samples",
+    "loss": "pipeline.evaluation.tasks.loss:loss",
+    "trigram": "pipeline.evaluation.tasks.trigram:trigram",
+    "accuracy": "pipeline.evaluation.tasks.accuracy:accuracy",
+    "reward": "pipeline.evaluation.tasks.reward:reward",
+    "samples": "pipeline.evaluation.tasks.samples:samples",
     "preference": "pipeline.evaluation.tasks.preference:preference",
     "best_of_n": "pipeline.evaluation.tasks.best_of_n:best_of_n",
     "objective": "pipeline.evaluation.tasks.objective:evaluate",

@@ -6,9 +6,13 @@ import math
 import pytest
 import torch
 
-from pipeline.evaluation.tasks import completions as tasks
-from pipeline.evaluation.tasks.language import cut, loss, trigram
+from pipeline.evaluation import completions
+from pipeline.evaluation.tasks.accuracy import accuracy
+from pipeline.evaluation.tasks.loss import cut, loss
 from pipeline.evaluation.tasks.preference import preference
+from pipeline.evaluation.tasks.reward import reward
+from pipeline.evaluation.tasks.samples import samples
+from pipeline.evaluation.tasks.trigram import trigram
 from pipeline.inference.decoding import Completion
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import user_text
@@ -38,7 +42,7 @@ def answers(monkeypatch):
         def fake(model, tokenizer, prompts, *, n, **options):
             return [[Completion(text, [1] * len(text), True) for text in table[user_text(p)][:n]] for p in prompts]
 
-        monkeypatch.setattr(tasks, "sample", fake)
+        monkeypatch.setattr(completions, "sample", fake)
 
     return give
 
@@ -92,7 +96,7 @@ def test_model_and_trigram_are_judged_on_the_same_tokens(tokenizer, tmp_path):
 def test_the_trigram_refuses_test_rows_it_would_have_counted(tokenizer, tmp_path):
     (tmp_path / "train.jsonl").write_text('{"text": "a b"}\n{"text": "c d"}\n')
     (tmp_path / "test.jsonl").write_text('{"text": "c d"}\n')
-    with pytest.raises(UserError, match="1 test rows stand in the split train"):
+    with pytest.raises(UserError, match="1 test rows are in the split train"):
         trigram(tiny_model(), tokenizer, dataset=str(tmp_path), validation_rows=1)
     with pytest.raises(UserError, match="validation_rows is 2"):
         trigram(tiny_model(), tokenizer, dataset=str(tmp_path), validation_rows=2)
@@ -103,7 +107,7 @@ def test_strict_and_lenient_accuracy(answers, tokenizer, write):
     no gold answer and is counted apart."""
     rows = [{"prompt": p, "answer": a} for p, a in (("p1", "42"), ("p2", "42"), ("p3", "42"), ("p4", None))]
     answers({"p1": ["#### 42"], "p2": ["it is 42"], "p3": ["#### 41"], "p4": ["#### 1"]})
-    result = tasks.accuracy(
+    result = accuracy(
         None, tokenizer, reward="numeric", max_new_tokens=4, dataset=write("sums.jsonl", rows), split="test"
     )
     got = result.metrics
@@ -122,7 +126,7 @@ def test_pass_at_k_and_self_consistency(answers, tokenizer, write):
     """
     rows = [{"prompt": "p1", "answer": "7"}, {"prompt": "p2", "answer": "7"}]
     answers({"p1": ["#### 7", "#### 8", "x #### 7", "#### 7"], "p2": ["#### 7", "#### 8", "#### 8", "#### 9"]})
-    got = tasks.accuracy(
+    got = accuracy(
         None, tokenizer, reward="numeric", max_new_tokens=4, n=4, k=[1, 2], temperature=1.0,
         dataset=write("s.jsonl", rows),
     ).metrics  # fmt: skip
@@ -135,7 +139,7 @@ def test_pass_at_k_and_self_consistency(answers, tokenizer, write):
 def test_figures_by_group(answers, tokenizer, write):
     rows = [{"prompt": f"p{i}", "answer": "Rome", "kind": kind} for i, kind in enumerate(("with", "without", "with"))]
     answers({"p0": [" Rome"], "p1": [" Oslo"], "p2": [" Rome"]})
-    got = tasks.accuracy(
+    got = accuracy(
         None, tokenizer, reward="exact", max_new_tokens=4, by="kind", dataset=write("r.jsonl", rows)
     ).metrics
     assert (got["accuracy"], got["with/accuracy"], got["without/accuracy"]) == (pytest.approx(2 / 3), 1.0, 0.0)
@@ -150,9 +154,9 @@ def test_a_template_and_stop_strings_judge_base_models_fairly(monkeypatch, token
         seen.extend(prompts)
         return [[Completion("\n Rome\n Question: Where does Boris live? Answer: Oslo", [1], False)] for _ in prompts]
 
-    monkeypatch.setattr(tasks, "sample", fake)
+    monkeypatch.setattr(completions, "sample", fake)
     rows = [{"prompt": [{"role": "user", "content": "Where does Anna live?"}], "answer": "Rome"}]
-    got = tasks.accuracy(
+    got = accuracy(
         None, tokenizer, reward="exact", max_new_tokens=4, template="Question: {prompt} Answer:", stop=["\n"],
         dataset=write("b.jsonl", rows),
     )  # fmt: skip
@@ -175,7 +179,7 @@ def test_mistakes_in_the_options(answers, tokenizer, write, options, words):
     answers({"p": ["#### 1"]})
     file = write("m.jsonl", [{"prompt": "p", "answer": "1"}])
     with pytest.raises(UserError, match=words):
-        tasks.accuracy(None, tokenizer, **{"reward": "numeric", "max_new_tokens": 3, "dataset": file, **options})
+        accuracy(None, tokenizer, **{"reward": "numeric", "max_new_tokens": 3, "dataset": file, **options})
 
 
 def length_reward(prompts, completions, **columns):
@@ -187,23 +191,21 @@ def test_the_mean_reward_is_over_prompts_and_leaves_the_unjudged_out(answers, to
     """Lengths 2 and 4 -> 3; 1 and none -> 1; mean 2."""
     answers({"p": ["ab", "abcd"], "q": ["a", ""]})
     file = write("r.jsonl", [{"prompt": "p"}, {"prompt": "q"}])
-    got = tasks.reward(
-        None, tokenizer, reward=f"{__name__}:length_reward", max_new_tokens=4, n=2, dataset=file
-    ).metrics
+    got = reward(None, tokenizer, reward=f"{__name__}:length_reward", max_new_tokens=4, n=2, dataset=file).metrics
     assert got["reward"] == 2.0
     assert got["unscored"] == 1
     assert got["tokens_per_completion"] == pytest.approx(7 / 4)
 
 
 def test_samples_of_given_prompts(tokenizer):
-    result = tasks.samples(tiny_model(), tokenizer, prompts=["a b"], max_new_tokens=3)
+    result = samples(tiny_model(), tokenizer, prompts=["a b"], max_new_tokens=3)
     assert result.samples[0]["prompt"] == [{"role": "user", "content": "a b"}]
-    plain = tasks.samples(tiny_model(), tokenizer, prompts=["a b"], max_new_tokens=3, chat=False)
+    plain = samples(tiny_model(), tokenizer, prompts=["a b"], max_new_tokens=3, chat=False)
     assert plain.samples[0]["prompt"] == "a b"
     assert plain.metrics["tokens_per_completion"] == 3
     assert len(plain.samples[0]["completions"]) == 1
     with pytest.raises(UserError, match="either prompts or a dataset"):
-        tasks.samples(tiny_model(), tokenizer, max_new_tokens=3)
+        samples(tiny_model(), tokenizer, max_new_tokens=3)
 
 
 def test_implicit_reward_of_the_reference_is_a_tie(tokenizer, write):

@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.evaluation import metrics
 from pipeline.evaluation.statistics import bootstrap_interval, preference_figures, ratio_with_interval, wilson_interval
-from pipeline.runtime.errors import UserError
+from pipeline.evaluation.verified import verified_figures
+from pipeline.rewards.registry import get_reward
 
 FOLDER = Path(metrics.__file__).parent
 
@@ -24,9 +25,6 @@ def test_every_folder_is_a_metric_and_loads_by_path(load):
     assert names == ["pass_at_k", "preference_accuracy", "token_loss", "verified_accuracy"]
     for name in names:
         assert "Examples" in load(name).inputs_description
-    assert metrics.load_metric("token_loss").name == "token_loss"
-    with pytest.raises(UserError, match="choose of pass_at_k"):
-        metrics.load_metric("perplexity")
 
 
 def test_token_loss(load):
@@ -59,3 +57,16 @@ def test_verified_accuracy(load):
         load("verified_accuracy").compute(predictions=[" Rome"], references=["Rome"], verifier="exact")["accuracy"]
         == 1
     )
+
+
+def test_a_metric_and_the_evaluation_compute_by_one_function(load):
+    """Every figure of both modules is the one that the evaluation gives of the same judgements and scores."""
+    texts, gold = ["so 6*7 is #### 42", "about 41", "#### 3"], ["42", "41", "three"]
+    judgements = [[j] for j in get_reward("numeric").judge(None, texts, answer=gold)]
+    found = load("verified_accuracy").compute(predictions=texts, references=gold)
+    assert found == verified_figures(judgements)
+    scores = [[j.score for j in group] * 2 for group in judgements[:2]]
+    sampled = verified_figures([group * 2 for group in judgements[:2]], k=[1, 2])
+    assert {f"pass@{k}" for k in (1, 2)} <= set(sampled)
+    for name, value in load("pass_at_k").compute(predictions=scores, k=[1, 2]).items():
+        assert value == sampled[name], name

@@ -1,106 +1,62 @@
-r"""The interpolated trigram model: the baseline that a language model's held-out loss has to beat.
+"""The loss of a trigram model on held-out text: the baseline that a language model has to beat."""
 
-    p(c | a, b) = l3 p3(c | a, b) + l2 p2(c | b) + l1 p1(c) + l0 / V        (Jelinek and Mercer 1980)
-
-p3, p2 and p1 are relative frequencies in the training tokens. The weights l depend on how often the context (a, b)
-was seen, and are fitted by expectation maximisation on validation rows that are in neither the training nor the test
-tokens. A token without two tokens before it has context ids -1.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BUCKETS = 12  # contexts seen 0, 1, 2-3, 4-7, … times
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How often each trigram, bigram and token occurs, and each context; keys are sorted, ids packed in base V + 1."""
-
-    vocabulary: int
-    trigrams: tuple[np.ndarray, np.ndarray]
-    pairs_before: tuple[np.ndarray, np.ndarray]
-    bigrams: tuple[np.ndarray, np.ndarray]
-    singles_before: tuple[np.ndarray, np.ndarray]
-    tokens: np.ndarray
+from pipeline.evaluation import ngram
+from pipeline.evaluation.registry import Result
+from pipeline.evaluation.rows import read_rows
+from pipeline.evaluation.tasks.loss import cut, default_length, loss_metrics
+from pipeline.inference.likelihood import encode_documents
+from pipeline.runtime.errors import UserError
 
 
-def count(sequences: Sequence[Sequence[int]], vocabulary: int) -> Counts:
-    """Count the predicted tokens of ``sequences`` (each one's second token on) with their contexts."""
-    a, b, c = _windows(sequences)
-    base = vocabulary + 1
-    return Counts(
-        vocabulary=vocabulary,
-        trigrams=np.unique(((a + 1) * base + b) * base + c, return_counts=True),
-        pairs_before=np.unique((a + 1) * base + b, return_counts=True),
-        bigrams=np.unique(b * base + c, return_counts=True),
-        singles_before=np.unique(b, return_counts=True),
-        tokens=np.bincount(c, minlength=vocabulary),
-    )
+def trigram(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    train_split: str = "train",
+    validation_rows: int = 1000,
+    max_length: int | None = None,
+    **data: Any,
+) -> Result:
+    """Loss of an interpolated trigram model on the tokens that ``loss`` scores: what the model has to beat.
 
+    Its weights are tuned on the last ``validation_rows`` rows of the training split, with the counts of the others;
+    then all training rows are counted, as the language model saw them all. Test rows that occur in the training split
+    word for word are an error.
 
-def fit_weights(counts: Counts, validation: Sequence[Sequence[int]], *, rounds: int = 30) -> np.ndarray:
-    """Interpolation weights by EM: (BUCKETS, 4), rows sum to 1, columns l3, l2, l1, l0.
+    Args:
+        train_split: where the counts come from.
+        validation_rows: how many of its last rows fit the interpolation weights.
+        max_length: as in ``loss``, so that both score the same tokens.
+        data: which test rows, see ``rows.read_rows``.
 
-    A bucket that validation never visits gets the weights fitted on all of validation.
+    Raises:
+        UserError: too few training rows, or test rows among them.
     """
-    parts, bucket = _parts(counts, validation)
-    overall = _fit(parts, np.full(4, 0.25), rounds)
-    rows = [_fit(parts[bucket == i], overall, rounds) for i in range(BUCKETS)]
-    return np.stack(rows)
+    test, source = read_rows(kind="text", **data)
+    train, train_source = read_rows(kind="text", **{**data, "split": train_split, "limit": None, "where": None})
+    if not 0 < validation_rows < len(train):
+        raise UserError(f"validation_rows is {validation_rows}, the split {train_split} has {len(train)} rows")
+    if leaked := {row["text"] for row in test} & {row["text"] for row in train}:
+        raise UserError(
+            f"{len(leaked)} test rows are in the split {train_split} too: the baseline would have counted them"
+        )
+    length = max_length or default_length(model)
 
+    def encode(rows: list[dict[str, Any]]) -> list[list[int]]:
+        documents = encode_documents(tokenizer, [row["text"] for row in rows])
+        return [piece for ids in documents for piece, _ in cut(ids, [True] * len(ids), length)]
 
-def log_probabilities(counts: Counts, weights: np.ndarray, sequences: Sequence[Sequence[int]]) -> np.ndarray:
-    """``log p`` of every predicted token of ``sequences``, in order, float64."""
-    parts, bucket = _parts(counts, sequences)
-    return np.log((parts * weights[bucket]).sum(axis=1))
-
-
-def _windows(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(token two before or -1, token before, token) for every predicted token."""
-    kept = [s for s in sequences if len(s) > 1]
-    if not kept:
-        return (np.zeros(0, np.int64),) * 3
-    flat = np.concatenate([np.asarray(s, dtype=np.int64) for s in kept])
-    ends = np.cumsum([len(s) for s in kept])
-    starts = ends - np.array([len(s) for s in kept])
-    before = np.concatenate([[-1], flat[:-1]])
-    two_before = np.concatenate([[-1, -1], flat[:-2]])
-    two_before[starts + 1] = -1
-    predicted = np.ones(len(flat), dtype=bool)
-    predicted[starts] = False
-    return two_before[predicted], before[predicted], flat[predicted]
-
-
-def _parts(counts: Counts, sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Per predicted token: the four probabilities (tokens, 4) and the bucket of its context's count (tokens,)."""
-    a, b, c = _windows(sequences)
-    base = counts.vocabulary + 1
-    pair_seen = _look_up(counts.pairs_before, (a + 1) * base + b)
-    single_seen = _look_up(counts.singles_before, b)
-    p3 = _look_up(counts.trigrams, ((a + 1) * base + b) * base + c) / np.maximum(pair_seen, 1)
-    p2 = _look_up(counts.bigrams, b * base + c) / np.maximum(single_seen, 1)
-    p1 = counts.tokens[c] / max(counts.tokens.sum(), 1)
-    parts = np.stack([p3, p2, p1, np.full(len(c), 1 / counts.vocabulary)], axis=1)
-    bucket = np.minimum(np.ceil(np.log2(pair_seen + 1)).astype(int), BUCKETS - 1)
-    return parts, bucket
-
-
-def _look_up(table: tuple[np.ndarray, np.ndarray], keys: np.ndarray) -> np.ndarray:
-    known, numbers = table
-    if not len(known):
-        return np.zeros(len(keys), dtype=np.int64)
-    place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-    return np.where(known[place] == keys, numbers[place], 0)
-
-
-def _fit(parts: np.ndarray, start: np.ndarray, rounds: int) -> np.ndarray:
-    weights = start
-    for _ in range(rounds if len(parts) else 0):
-        share = parts * weights
-        weights = (share / share.sum(axis=1, keepdims=True)).mean(axis=0)
-    # EM may drive l0 to 0 where validation has no unseen token; the test tokens may have one.
-    weights = np.maximum(weights, 1e-6)
-    return weights / weights.sum()
+    held, kept = encode(train[-validation_rows:]), encode(train[:-validation_rows])
+    vocabulary = len(tokenizer)
+    weights = ngram.fit_weights(ngram.count(kept, vocabulary), held)
+    tested = [(number, piece) for number, row in enumerate(test) for piece in encode([row]) if len(piece) > 1]
+    logs = ngram.log_probabilities(ngram.count(kept + held, vocabulary), weights, [piece for _, piece in tested])
+    ends = np.cumsum([len(piece) - 1 for _, piece in tested])
+    sums = [float(-part.sum()) for part in np.split(logs, ends[:-1])]
+    metrics = loss_metrics(sums, [len(piece) - 1 for _, piece in tested], [number for number, _ in tested])
+    return Result(metrics, data=[source, train_source | {"role": "counts of the trigram baseline"}])

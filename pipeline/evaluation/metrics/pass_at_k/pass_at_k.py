@@ -1,9 +1,9 @@
-"""pass@k from the scores of several completions a prompt, as an ``evaluate.Metric``."""
+"""pass@k from the scores of several completions per prompt, as an ``evaluate.Metric``."""
 
 import datasets
 import evaluate
 
-from pipeline.evaluation.statistics import bootstrap_interval, pass_at_k, with_interval
+from pipeline.evaluation.verified import pass_at_k_figures
 
 DESCRIPTION = """\
 The probability that at least one of k completions is right, by the unbiased estimator 1 - C(n-c, k) / C(n, k) from n
@@ -42,8 +42,6 @@ class PassAtK(evaluate.Metric):
         )
 
     def _compute(self, predictions, k=(1,)):
-        figures = {}
-        for each in k:
-            values = [pass_at_k(len(row), sum(score >= 1 for score in row), each) for row in predictions]
-            figures |= with_interval(f"pass@{each}", sum(values) / len(values), bootstrap_interval(values))
-        return figures
+        if short := [len(row) for row in predictions if len(row) < max(k)]:
+            raise ValueError(f"pass@{max(k)} needs at least {max(k)} samples per prompt, one has {min(short)}")
+        return pass_at_k_figures(predictions, k)

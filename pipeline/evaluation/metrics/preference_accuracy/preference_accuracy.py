@@ -12,7 +12,7 @@ and the share of it that is reached."""
 
 INPUTS = """\
 Args:
-    predictions: reward(chosen) - reward(rejected) of every pair, under the model that is judged.
+    predictions: reward(chosen) - reward(rejected) of every pair, under the model that is evaluated.
     true_margins: the same under the true reward, where it is known.
 Returns:
     accuracy, accuracy_low, accuracy_high; with true_margins also bayes_accuracy and share_of_bayes.

@@ -6,7 +6,7 @@ import evaluate
 from pipeline.evaluation.statistics import ratio_with_interval
 
 DESCRIPTION = """\
-Mean negative log-likelihood a token (nats) and its exponential, the perplexity, with a 95% bootstrap interval over
+Mean negative log-likelihood per token (nats) and its exponential, the perplexity, with a 95% bootstrap interval over
 documents."""
 
 INPUTS = """\

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from pipeline.evaluation.statistics import wilson_interval, with_interval
+from pipeline.evaluation.verified import verified_figures
 from pipeline.rewards.registry import get_reward
 
 DESCRIPTION = """\
@@ -17,7 +17,7 @@ Args:
     references: gold answers, as text.
     verifier: a name in the registry of rewards (numeric, exact, choice, math, logic, ...); default numeric.
 Returns:
-    accuracy, accuracy_low, accuracy_high, the same with _lenient where there is one, unscored.
+    accuracy, accuracy_low, accuracy_high, the same with _lenient where there is one, timeouts, unscored.
 Examples:
     >>> metric = evaluate.load("pipeline/evaluation/metrics/verified_accuracy")
     >>> metric.compute(predictions=["so 6*7 is #### 42", "about 41"], references=["42", "41"])["accuracy"]
@@ -39,13 +39,4 @@ class VerifiedAccuracy(evaluate.Metric):
 
     def _compute(self, predictions, references, verifier="numeric"):
         judgements = get_reward(verifier).judge(None, list(predictions), answer=list(references))
-        judged = [j for j in judgements if j.score is not None]
-        figures = {"unscored": len(judgements) - len(judged)}
-        if judged:
-            strict = sum(j.score for j in judged)
-            figures |= with_interval("accuracy", strict / len(judged), wilson_interval(strict, len(judged)))
-        if any(j.lenient is not None for j in judged):
-            lenient = sum(j.score if j.lenient is None else j.lenient for j in judged)
-            interval = wilson_interval(lenient, len(judged))
-            figures |= with_interval("accuracy_lenient", lenient / len(judged), interval)
-        return figures
+        return verified_figures([[judgement] for judgement in judgements])

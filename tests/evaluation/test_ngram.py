@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation.tasks.trigram import BUCKETS, count, fit_weights, log_probabilities
+from pipeline.evaluation.ngram import BUCKETS, count, fit_weights, log_probabilities
 
 
 def only(part: int) -> np.ndarray:

@@ -1,0 +1,92 @@
+"""Completions of held-out prompts: draw them, call a verifier or reward on them, list them for the report."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.inference.decoding import Completion, sample
+from pipeline.rewards.judging import Judgement, judge
+from pipeline.rewards.registry import Reward
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import Turn, user_text
+
+Row = Mapping[str, Any]
+Drawn = Sequence[Sequence[Completion]]  # the completions of each row
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    *,
+    template: str | None,
+    stop: Sequence[str] = (),
+    **sampling: Any,
+) -> list[list[Completion]]:
+    """The completions of each row's prompt.
+
+    Args:
+        rows: rows with a ``prompt``.
+        template: plain text with ``{prompt}`` where the user's words go; None for the prompt as it is.
+        stop: a completion ends at the first of these strings.
+        sampling: options of ``inference.decoding.sample``.
+
+    Raises:
+        UserError: the template has no place for the prompt, or an option is out of range.
+    """
+    prompts: list[Turn] = [row["prompt"] for row in rows]
+    if template is not None:
+        if "{prompt}" not in template:
+            raise UserError(f"template {template!r} has no {{prompt}} in it")
+        prompts = [template.replace("{prompt}", user_text(prompt)) for prompt in prompts]
+    return [[_until(c, stop) for c in group] for group in sample(model, tokenizer, prompts, **sampling)]
+
+
+def _until(completion: Completion, stop: Sequence[str]) -> Completion:
+    """The completion up to the first of the stop strings, which ends it; leading white space is not searched."""
+    text = completion.text
+    start = len(text) - len(text.lstrip())
+    places = [place for word in stop if (place := text.find(word, start)) >= 0]
+    return replace(completion, text=text[: min(places)], finished=True) if places else completion
+
+
+def judge_completions(reward: Reward, rows: Sequence[Row], drawn: Drawn) -> list[list[Judgement]]:
+    """One judgement per prompt and completion."""
+    flat = [(row, completion) for row, group in zip(rows, drawn, strict=True) for completion in group]
+    texts, ids = [c.text for _, c in flat], [c.token_ids for _, c in flat]
+    judgements = iter(judge(reward, [row for row, _ in flat], texts, ids))
+    return [[next(judgements) for _ in group] for group in drawn]
+
+
+def length_figures(drawn: Drawn) -> dict[str, float]:
+    """``finished``, the share of completions that ended within the limit, and their mean ``tokens_per_completion``."""
+    return {
+        "finished": mean(c.finished for group in drawn for c in group),
+        "tokens_per_completion": mean(len(c.token_ids) for group in drawn for c in group),
+    }
+
+
+def sample_rows(
+    rows: Sequence[Row], drawn: Drawn, scores: Sequence[Sequence[float | None]] | None = None
+) -> list[dict[str, Any]]:
+    """What ``samples.jsonl`` has of each prompt: the completions, whether each ended, and the scores if there are."""
+    found = []
+    for i, row in enumerate(rows):
+        entry = {
+            "prompt": row["prompt"],
+            "completions": [c.text for c in drawn[i]],
+            "finished": [c.finished for c in drawn[i]],
+            **{name: row[name] for name in ("answer", "kind") if row.get(name) is not None},
+        }
+        if scores is not None:
+            entry["scores"] = list(scores[i])
+        found.append(entry)
+    return found
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of at least one value."""
+    values = [float(value) for value in values]
+    return sum(values) / len(values)

@@ -1,0 +1,65 @@
+"""The mean reward of a policy's samples."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.evaluation.completions import complete, judge_completions, length_figures, sample_rows
+from pipeline.evaluation.registry import Result
+from pipeline.evaluation.rows import read_rows
+from pipeline.evaluation.statistics import bootstrap_interval, with_interval
+from pipeline.rewards.resolve import resolve
+from pipeline.runtime.errors import UserError
+
+
+def reward(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    reward: str | Sequence[str],
+    max_new_tokens: int,
+    n: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    template: str | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    allow_unsafe_code_execution: bool = False,
+    **data: Any,
+) -> Result:
+    """Mean reward E[R(x, y)] of samples y ~ pi(. | x) on held-out prompts, with a bootstrap interval over prompts.
+
+    Args:
+        reward: what ``resolve`` takes, a learned reward too.
+        max_new_tokens: longest completion in tokens.
+        n: samples per prompt.
+        temperature: 1 samples the policy itself.
+        top_p: nucleus of the samples.
+        template: as in ``accuracy``.
+        batch_size: sequences decoded together.
+        seed: random seed of the samples and the interval.
+        allow_unsafe_code_execution: see ``resolve``.
+        data: which rows, see ``rows.read_rows``.
+
+    Raises:
+        UserError: no completion got a reward.
+    """
+    rows, source = read_rows(kind="prompt", **data)
+    given = resolve(reward, allow_unsafe_code_execution=allow_unsafe_code_execution)
+    given.require_columns(rows)
+    drawn = complete(
+        model, tokenizer, rows, template=template, n=n, max_new_tokens=max_new_tokens,
+        temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+    scores = [[j.score for j in group] for group in judge_completions(given, rows, drawn)]
+    means = [sum(known) / len(known) for row in scores if (known := [s for s in row if s is not None])]
+    if not means:
+        raise UserError("the reward judged none of the completions: check its columns, or its messages above")
+    metrics = {
+        **with_interval("reward", sum(means) / len(means), bootstrap_interval(means, seed=seed)),
+        "prompts": len(rows),
+        "unscored": sum(s is None for row in scores for s in row),
+        **length_figures(drawn),
+    }
+    return Result(metrics, sample_rows(rows, drawn, scores), [source])
