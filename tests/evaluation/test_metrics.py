@@ -37,6 +37,8 @@ def test_pass_at_k(load):
     got = load("pass_at_k").compute(predictions=[[1.0, 0.0], [0.0, 0.0]], k=[1, 2])
     assert (got["pass@1"], got["pass@2"]) == (0.25, 0.5)
     assert (got["pass@2_low"], got["pass@2_high"]) == bootstrap_interval([1.0, 0.0])
+    with pytest.raises(ValueError, match="pass@3 needs at least 3 samples per prompt, one has 2"):
+        load("pass_at_k").compute(predictions=[[1.0, 0.0], [0.0, 0.0, 1.0]], k=[1, 3])
 
 
 def test_preference_accuracy(load):
