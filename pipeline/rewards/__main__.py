@@ -21,8 +21,9 @@ from pipeline.data.files import read_rows
 from pipeline.data.formats import check_map, parse_map
 from pipeline.data.rows import Row, RowError
 from pipeline.rewards.judging import VERDICTS, Judgement, judge
-from pipeline.rewards.registry import names, parse_options
+from pipeline.rewards.registry import names
 from pipeline.rewards.resolve import resolve
+from pipeline.rewards.spec import parse_options
 from pipeline.runtime.entry import run_and_exit
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import text_of

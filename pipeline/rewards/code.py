@@ -19,7 +19,6 @@ from pipeline.rewards.sandbox import boxes
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import text_of
 
-COLUMNS = ("tests",)
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 _PYTHON_TAGS = frozenset({"", "python", "python3", "py"})
 _DEFINED = re.compile(r"^(?:async[ \t]+)?def[ \t]+(\w+)", re.MULTILINE)
@@ -178,7 +177,7 @@ def run_job(job: dict) -> tuple[str, str]:
     return boxes.run_pair({**details, "deadline": job["deadline"], "bubblewrap": job["bubblewrap"]})
 
 
-def prepare(deadline: float = 6.0, allow_unsafe_code_execution: bool = False) -> str:
+def check(deadline: float = 6.0, allow_unsafe_code_execution: bool = False) -> str:
     """Before any model loads: what completions run in, "bubblewrap" or "none".
 
     Raises UserError where the sandbox does not hold and that is not allowed.

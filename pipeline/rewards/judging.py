@@ -14,10 +14,13 @@ verdict        score        meaning
 =============  ===========  =========================================================================
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pipeline.runtime.messages import as_answer, text_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 VERDICTS = ("right", "wrong", "timeout", "scored", "unscorable", "error")
 
@@ -38,6 +41,28 @@ class Sample(NamedTuple):
     completion: Any
     text: str
     row: dict[str, Any]
+
+
+class Reward(Protocol):
+    """What every stage and evaluation may expect of a reward of the registry (its attributes: see the registry)."""
+
+    __name__: str
+    columns: tuple[str, ...]
+    verifies: bool
+    sandbox: str | None
+    strict_metric: str | None
+
+    def __call__(self, prompts: list | None, completions: list, **columns: Any) -> list[float | None]:
+        """One score per completion, as TRL calls a reward."""
+
+    def judge(self, prompts: list | None, completions: list, **columns: Any) -> list[Judgement]:
+        """One judgement per completion."""
+
+    def require_columns(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Refuse rows of which none has a column it cannot do without."""
+
+    def no_scores(self) -> str | None:
+        """Why no completion has had a score so far."""
 
 
 def right(**extra) -> Judgement:
@@ -79,7 +104,7 @@ def call_arguments(
     rows: Sequence[dict[str, Any]],
     completions: Sequence[Any],
     token_ids: Sequence[list[int]] | None = None,
-    tokenizer: Any = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> dict[str, Any]:
     """What a reward is called with for one completion per row, in the form that TRL's trainers give it.
 
@@ -107,28 +132,28 @@ def call_arguments(
     }
 
 
-def completion_tokens(tokenizer: Any, text: str) -> list[int]:
+def completion_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """The tokens of a completion that is known as text only, and one that ends its turn, as if it had been sampled."""
     return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
 def score(
-    reward: Callable[..., list[float | None]],
+    reward: Reward,
     rows: Sequence[dict[str, Any]],
     completions: Sequence[Any],
     token_ids: Sequence[list[int]] | None = None,
-    tokenizer: Any = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> list[float | None]:
     """Scores of one completion per row: the one way to call a reward outside TRL's trainers (see `call_arguments`)."""
     return reward(**call_arguments(rows, completions, token_ids, tokenizer)) if rows else []
 
 
 def judge(
-    reward: Any,
+    reward: Reward,
     rows: Sequence[dict[str, Any]],
     completions: Sequence[Any],
     token_ids: Sequence[list[int]] | None = None,
-    tokenizer: Any = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> list[Judgement]:
     """As ``score``, with the verdicts beside the scores; for rewards of the registry."""
     return reward.judge(**call_arguments(rows, completions, token_ids, tokenizer)) if rows else []

@@ -30,7 +30,7 @@ def judge(samples: Sequence[Sample], model: str = "", batch_size: int = 64) -> l
     return judgements
 
 
-def prepare(model: str = "", batch_size: int = 64) -> None:
+def check(model: str = "", batch_size: int = 64) -> None:
     """Before anything loads: is a model named, and does a path that looks like one exist? Raises UserError."""
     if not model:
         raise UserError("reward 'reward_model' needs its model: reward_model(model='runs/quickstart/reward_model')")

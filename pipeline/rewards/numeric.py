@@ -12,7 +12,6 @@ from typing import NamedTuple
 from pipeline.rewards.answers import gold_text, marked_answer, visible_text, without_emphasis
 from pipeline.rewards.judging import Judgement, Sample, right, unscorable, wrong
 
-COLUMNS = ("answer",)
 # Python refuses to turn longer digit strings into integers (and back), since that takes quadratic time.
 _DIGITS_LIMIT = 4300
 

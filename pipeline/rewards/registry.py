@@ -1,70 +1,89 @@
 """One registry of rewards: the same callable serves GRPO, PPO, RSFT, preference mining, evaluation and the CLI.
 
 ``get_reward("numeric")`` gives TRL's callable ``fn(prompts, completions, **columns) -> list[float | None]``; a name
-may be a dotted path ``package.module:function`` to a reward of the user's own, and a weighted sum is written out:
-``"numeric + 0.2*format - 0.1*repetition(size=4)"``.
+may be a dotted path ``package.module:function`` to a user's function, and a weighted sum is written out:
+``"numeric + 0.2*format - 0.1*repetition(size=4)"``. A new built-in reward is one file and one line of ``BUILT_IN``.
 """
 
-import ast
-import importlib
 import inspect
 import math
-import re
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pipeline.rewards.judging import Judgement, Sample, error, scored
+from pipeline.rewards.judging import Judgement, Reward, Sample, error, scored
+from pipeline.rewards.spec import terms_of
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import text_of
 from pipeline.runtime.registry import import_function
 
-# name -> (module, function, columns it needs, whether the function judges a whole batch at once). A module is imported
-# when its reward is asked for: numeric must not wait for torch.
-_BUILT_IN: dict[str, tuple[str, str, tuple[str, ...], bool]] = {
-    "numeric": ("pipeline.rewards.numeric", "judge", ("answer",), False),
-    "exact": ("pipeline.rewards.text", "exact_judge", ("answer",), False),
-    "choice": ("pipeline.rewards.text", "choice_judge", ("answer",), False),
-    "format": ("pipeline.rewards.text", "format_judge", (), False),
-    "math": ("pipeline.rewards.symbolic", "math_many", ("answer",), True),
-    "logic": ("pipeline.rewards.symbolic", "logic_judge", ("answer",), False),
-    "code": ("pipeline.rewards.code", "judge_many", ("tests",), True),
-    "length": ("pipeline.rewards.text", "length_judge", (), False),
-    "repetition": ("pipeline.rewards.text", "repetition_judge", (), False),
-    "reward_model": ("pipeline.rewards.learned", "judge", (), True),
+
+@dataclass(frozen=True)
+class Verifier:
+    """A built-in reward: where it is, and what is known of it before its module is imported.
+
+    Attributes:
+        function: ``module:function`` that takes a ``Sample`` (with ``batch`` a list of them) and the reward's options,
+            and returns a ``Judgement`` (a list of them).
+        columns: columns of the data that it cannot do without.
+        verifies: whether it says if an answer is really right; a hacked sum is noticed by such a term.
+        batch: whether the function takes all completions at once.
+        check: ``module:function`` that is called with the options before any model is loaded and raises UserError
+            where they cannot work.
+        runs_code: whether completions are run; ``check`` then takes ``allow_unsafe_code_execution`` and returns what
+            they run in.
+    """
+
+    function: str
+    columns: tuple[str, ...] = ()
+    verifies: bool = True
+    batch: bool = False
+    check: str | None = None
+    runs_code: bool = False
+
+
+_ROOM = "pipeline.rewards"
+# A module is imported when its reward is asked for: numeric must not wait for torch.
+BUILT_IN = {
+    "numeric": Verifier(f"{_ROOM}.numeric:judge", ("answer",)),
+    "exact": Verifier(f"{_ROOM}.text:exact_judge", ("answer",)),
+    "choice": Verifier(f"{_ROOM}.text:choice_judge", ("answer",)),
+    "math": Verifier(f"{_ROOM}.symbolic:math_many", ("answer",), batch=True, check=f"{_ROOM}.symbolic:check"),
+    "logic": Verifier(f"{_ROOM}.symbolic:logic_judge", ("answer",)),
+    "code": Verifier(f"{_ROOM}.code:judge_many", ("tests",), batch=True, check=f"{_ROOM}.code:check", runs_code=True),
+    "format": Verifier(f"{_ROOM}.text:format_judge", verifies=False),
+    "length": Verifier(f"{_ROOM}.text:length_judge", verifies=False),
+    "repetition": Verifier(f"{_ROOM}.text:repetition_judge", verifies=False),
+    "reward_model": Verifier(f"{_ROOM}.learned:judge", verifies=False, batch=True, check=f"{_ROOM}.learned:check"),
 }
-# Those that say whether an answer is really right: what hacking of a sum is noticed by.
-VERIFIERS = frozenset({"numeric", "math", "logic", "code", "exact", "choice"})
-# Options that say how this machine may be used, not what the reward is: rewards that do not know them pass over them.
-_MACHINE_OPTIONS = frozenset({"allow_unsafe_code_execution"})
 # What TRL hands to a reward beside the columns of the data.
 _NOT_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
-# A name, package.module:function, or the path of a Python file and a function of it.
-_NAME = r"[\w./~-]*\.py:\w+|[A-Za-z_][\w.]*(?::\w+)?"
-_TERM = re.compile(rf"\s*(?:(?P<weight>[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*\*\s*)?(?P<name>{_NAME})\s*")
 
 
 def names() -> list[str]:
     """Names of the built-in rewards."""
-    return sorted(_BUILT_IN)
+    return sorted(BUILT_IN)
 
 
-class _Judge:
-    """A reward as TRL calls it, over a ``judge`` that gives verdicts beside the scores.
+class _Counted:
+    """The part of a ``Reward`` that is the same for all: scores from judgements, and counts of them.
 
     Attributes:
         __name__: the name under which trainers log it.
         columns: columns of the data that it cannot do without.
         counts: how often each verdict was given so far.
         reasons: how often each reason for giving no score was named so far.
+        verifies: whether it says if an answer is really right.
         sandbox: what completions run in, "bubblewrap" or "none"; None where no completion is run.
         strict_metric: in a sum, the logged metric of its verifier (for the guards); None where that is the reward.
     """
 
     __name__: str
     columns: tuple[str, ...] = ()
+    verifies: bool = False
     sandbox: str | None = None
     strict_metric: str | None = None
 
@@ -73,7 +92,7 @@ class _Judge:
         self.reasons: Counter[str] = Counter()
 
     def judge(self, prompts: list | None, completions: list, **columns: Any) -> list[Judgement]:
-        """One judgement a completion."""
+        """One judgement per completion."""
         raise NotImplementedError
 
     def require_columns(self, rows: Iterable[dict[str, Any]]) -> None:
@@ -108,7 +127,7 @@ class _Judge:
         )
 
 
-class Reward(_Judge):
+class BuiltInReward(_Counted):
     """A built-in reward.
 
     Picklable: it holds only its name and its options; pools and models are built where they are used.
@@ -116,21 +135,23 @@ class Reward(_Judge):
 
     def __init__(self, name: str, options: dict[str, Any]):
         super().__init__()
-        module, function, self.columns, self._whole_batch = _BUILT_IN[name]
-        self.__name__ = name
-        self.options = options
-        self._judge = partial(
-            getattr(importlib.import_module(module), function), **_checked(module, function, options)
-        )
-        self.sandbox = importlib.import_module(module).prepare(**options) if self._whole_batch else None
+        verifier = BUILT_IN[name]
+        self.__name__, self.options = name, options
+        self.columns, self.verifies, self._batch = verifier.columns, verifier.verifies, verifier.batch
+        function = import_function(verifier.function, "reward")
+        _require_known(function, options)
+        self._judge = partial(function, **options)
+        found = import_function(verifier.check, "reward")(**options) if verifier.check else None
+        self.sandbox = found if verifier.runs_code else None
 
     def __reduce__(self):
-        return _rebuilt, (self.__name__, self.options)
+        return BuiltInReward, (self.__name__, self.options)
 
     def judge(self, prompts: list | None, completions: list, **columns: Any) -> list[Judgement]:
-        """One judgement a completion.
+        """One judgement per completion; a judge that fails gives the verdict ``error``.
 
-        Raises UserError where the data lacks a column this reward needs; a failing judge gives the verdict ``error``.
+        Raises:
+            UserError: the data lacks a column that this reward needs.
         """
         rows = _rows(len(completions), columns)
         _require_columns(self.__name__, self.columns, columns)
@@ -140,15 +161,15 @@ class Reward(_Judge):
                 prompts if prompts is not None else [None] * len(completions), completions, rows, strict=True
             )
         ]
-        if self._whole_batch:
+        if self._batch:
             judgements = self._judge(samples)
         else:
             judgements = [_guarded(self._judge, sample) for sample in samples]
         return self._recorded(judgements, columns)
 
 
-class CustomReward(_Judge):
-    """A reward of the user's own, given as ``package.module:function`` with TRL's signature."""
+class CustomReward(_Counted):
+    """A user's function, given as ``package.module:function`` with TRL's signature."""
 
     def __init__(self, path: str, options: dict[str, Any]):
         super().__init__()
@@ -167,7 +188,8 @@ class CustomReward(_Judge):
     def judge(self, prompts: list | None, completions: list, **columns: Any) -> list[Judgement]:
         """Scores of the user's function as judgements: None is ``error``, any number is ``scored``.
 
-        Raises UserError where it fails, or does not return one number or None per completion.
+        Raises:
+            UserError: it fails, or does not return one number or None per completion.
         """
         try:
             scores = self._function(prompts=prompts, completions=completions, **columns, **self.options)
@@ -180,15 +202,15 @@ class CustomReward(_Judge):
         return self._recorded(judgements, columns)
 
 
-class WeightedSum(_Judge):
+class WeightedSum(_Counted):
     """``sum_k w_k R_k``; None where any part is None (TRL's own sum would count a missing part as 0)."""
 
-    def __init__(self, parts: list[tuple[float, Any]]):
+    def __init__(self, parts: list[tuple[float, Reward]]):
         super().__init__()
         self.parts = parts
         self.columns = tuple(dict.fromkeys(column for _, part in parts for column in part.columns))
         self.sandbox = next((part.sandbox for _, part in parts if part.sandbox), None)
-        verifier = next((part.__name__ for weight, part in parts if part.__name__ in VERIFIERS and weight > 0), None)
+        verifier = next((part.__name__ for weight, part in parts if part.verifies and weight > 0), None)
         self.strict_metric = f"reward_parts/{verifier}" if verifier else None
         terms = [part.__name__ if weight == 1 else f"{weight:g}*{part.__name__}" for weight, part in parts]
         self.__name__ = "+".join(terms).replace("+-", "-")
@@ -214,120 +236,55 @@ class WeightedSum(_Judge):
         return scored(math.fsum(weight * judgement.score for (weight, _), judgement in zip(self.parts, row)))
 
 
-def get_reward(spec: str | list[str], **options: Any) -> Callable[..., list[float | None]]:
+def get_reward(spec: str | list[str], *, allow_unsafe_code_execution: bool = False, **options: Any) -> Reward:
     """The reward that ``spec`` names.
 
     ``spec`` is a built-in name, a dotted path ``package.module:function``, or a weighted sum of both such as
-    ``"math + 0.2*format"`` (a list of terms is their sum). Options go to a single reward, or stand in parentheses
-    behind a term: ``"length(limit=128)"``. ``allow_unsafe_code_execution`` may be given with
-    any reward: it reaches the parts that run code.
+    ``"math + 0.2*format"`` (a list of terms is their sum). Options are for a single reward, or are written in
+    parentheses after a term: ``"length(limit=128)"``. ``allow_unsafe_code_execution`` may be given with any reward: it
+    reaches the parts that run code.
 
-    Raises UserError on an unknown name, an unknown option or a malformed sum.
+    Raises:
+        UserError: an unknown name, an unknown option or a malformed sum.
     """
-    terms = [term for text in ([spec] if isinstance(spec, str) else spec) for term in _terms(text)]
+    terms = [term for text in ([spec] if isinstance(spec, str) else spec) for term in terms_of(text)]
     if not terms:
         raise UserError("reward: the name is empty; known: " + ", ".join(names()))
-    machine = {name: value for name, value in options.items() if name in _MACHINE_OPTIONS}
-    own = {name: value for name, value in options.items() if name not in _MACHINE_OPTIONS}
     if len(terms) == 1 and terms[0][0] == 1.0:
         _, name, written = terms[0]
-        return _single(name, {**_known(name, machine), **own, **written})
-    if own:
-        raise UserError(f"reward: write the options of a sum behind its terms, like 'length(limit=128)', not {own}")
+        return _single(name, {**options, **written}, allow_unsafe_code_execution)
+    if options:
+        raise UserError(
+            f"reward: write the options of a sum behind its terms, like 'length(limit=128)', not {options}"
+        )
     return WeightedSum(
-        [(weight, _single(name, {**_known(name, machine), **written})) for weight, name, written in terms]
+        [(weight, _single(name, written, allow_unsafe_code_execution)) for weight, name, written in terms]
     )
 
 
-def weighed(spec: str, weight: float) -> str:
-    """The sum that ``spec`` is, written out with every term multiplied by ``weight``."""
-    written = []
-    for factor, name, options in _terms(spec):
-        call = f"({', '.join(f'{key}={value!r}' for key, value in options.items())})" if options else ""
-        total = weight * factor
-        written.append(f"{'' if total == 1 else f'{total:.12g}*'}{name}{call}")
-    return " + ".join(written).replace("+ -", "- ")
-
-
-def _single(name: str, options: dict[str, Any]) -> Reward | CustomReward:
+def _single(name: str, options: dict[str, Any], allow_unsafe: bool) -> Reward:
     if ":" in name:
         return CustomReward(name, options)
-    if name not in _BUILT_IN:
+    if name not in BUILT_IN:
         raise UserError(
             f"reward: unknown name '{name}'; known: {', '.join(names())}, package.module:function, or the folder of a "
             "reward model"
         )
-    return Reward(name, options)
+    if BUILT_IN[name].runs_code:
+        options = {"allow_unsafe_code_execution": allow_unsafe, **options}
+    return BuiltInReward(name, options)
 
 
-def _terms(text: str) -> list[tuple[float, str, dict[str, Any]]]:
-    """``"numeric - 0.5*length(limit=9)"`` as ``[(1.0, "numeric", {}), (-0.5, "length", {"limit": 9})]``."""
-    terms, position, sign = [], 0, 1.0
-    if text.lstrip().startswith("-"):
-        position, sign = text.index("-") + 1, -1.0
-    while position < len(text):
-        match = _TERM.match(text, position)
-        if match is None:
-            raise UserError(
-                f"reward: cannot read '{text[position:].strip()}' in '{text}'; write it like 'math + 0.2*format'"
-            )
-        position, own = match.end(), {}
-        if text[position : position + 1] == "(":
-            own, position = _options(text, position)
-        terms.append((sign * float(match["weight"] or 1), match["name"], own))
-        rest = text[position:].lstrip()
-        position = len(text) - len(rest)
-        if rest:
-            if rest[0] not in "+-" or not rest[1:].strip():
-                raise UserError(f"reward: expected '+' or '-' and a term at '{rest}' in '{text}'")
-            sign, position = (1.0 if rest[0] == "+" else -1.0), position + 1
-    return terms
-
-
-def _options(text: str, start: int) -> tuple[dict[str, Any], int]:
-    """Options in the parentheses that open at ``start``, and where they end."""
-    for end in (match.end() for match in re.finditer(r"\)", text[start:])):
-        try:
-            call = ast.parse("f" + text[start : start + end], mode="eval").body
-            if isinstance(call, ast.Call) and not call.args:
-                return {word.arg: ast.literal_eval(word.value) for word in call.keywords}, start + end
-        except (SyntaxError, ValueError):
-            continue
-    raise UserError(f"reward: cannot read the options in '{text}'; write them like 'length(limit=128)'")
-
-
-def parse_options(text: str) -> dict[str, Any]:
-    """Options of the command line: ``"limit=128, buffer=16"`` with Python literals as values."""
-    return _options(f"({text})", 0)[0] if text.strip() else {}
-
-
-def _accepted(module: str, function: str) -> list[str]:
-    parameters = inspect.signature(getattr(importlib.import_module(module), function)).parameters
-    return list(parameters)[1:]
-
-
-def _checked(module: str, function: str, options: dict[str, Any]) -> dict[str, Any]:
-    accepted = _accepted(module, function)
+def _require_known(function: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Refuse an option that a judging function does not take."""
+    accepted = list(inspect.signature(function).parameters)[1:]
     for option in options:
         if option not in accepted:
             raise UserError(f"reward: unknown option '{option}'; this reward knows: {', '.join(accepted) or 'none'}")
-    return options
-
-
-def _known(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options that the reward ``name`` knows."""
-    if name not in _BUILT_IN:
-        return {}
-    module, function, *_ = _BUILT_IN[name]
-    return {key: value for key, value in options.items() if key in _accepted(module, function)}
-
-
-def _rebuilt(name: str, options: dict[str, Any]) -> Reward:
-    return Reward(name, options)
 
 
 def _rows(count: int, columns: dict[str, Any]) -> list[dict[str, Any]]:
-    """The columns row by row. Only lists with one entry a completion are columns."""
+    """The columns row by row. Only lists with one entry per completion are columns."""
     listed = {
         name: values
         for name, values in columns.items()

@@ -4,11 +4,14 @@ A reward is a name of the registry, a weighted sum of names, ``package.module:fu
 the folder of a reward model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.rewards.registry import VERIFIERS, WeightedSum, get_reward, names, weighed
+from pipeline.rewards.judging import Reward
+from pipeline.rewards.registry import WeightedSum, get_reward, names
+from pipeline.rewards.spec import weighed
+from pipeline.runtime.record import Run
 
 
 def reward_spec(text: str) -> str:
@@ -17,7 +20,7 @@ def reward_spec(text: str) -> str:
     return f"reward_model(model={text!r})" if is_folder else text
 
 
-def resolve(spec: str | Sequence[str], *, allow_unsafe_code_execution: bool = False, **options: Any) -> Any:
+def resolve(spec: str | Sequence[str], *, allow_unsafe_code_execution: bool = False, **options: Any) -> Reward:
     """The reward that ``spec`` names (a list is a sum), checked before any model of it is loaded.
 
     Args:
@@ -35,7 +38,7 @@ def resolve(spec: str | Sequence[str], *, allow_unsafe_code_execution: bool = Fa
     )
 
 
-def record_reward(run: Any, reward: Any) -> None:
+def record_reward(run: Run, reward: Reward) -> None:
     """Put what a reward is made of into the record of a run: its models as parents, what programs run in as
     ``sandbox``. Called after the policy is loaded, whose start is the first parent.
     """
@@ -45,7 +48,7 @@ def record_reward(run: Any, reward: Any) -> None:
     run.record["sandbox"] = reward.sandbox or run.record.get("sandbox")
 
 
-def parts_of(reward: Any) -> Iterator[Any]:
+def parts_of(reward: Reward) -> Iterator[Reward]:
     """The terms of a weighted sum, or the reward itself."""
     if isinstance(reward, WeightedSum):
         for _, part in reward.parts:
@@ -65,7 +68,9 @@ def weighted_spec(specs: Sequence[str], weights: Sequence[float] | None = None) 
     return " + ".join(terms).replace("+ -", "- ")
 
 
-def strict_metric(rewards: Sequence[Any], weights: Sequence[float] | None = None) -> str | None:
+def strict_metric(
+    rewards: Sequence[Callable[..., list[float | None]]], weights: Sequence[float] | None = None
+) -> str | None:
     """The metric that TRL's trainers log for the verifier among several rewards; None where that is the reward itself.
 
     A verifier counts before a reward that is only watched (weight 0), and that before the verifier inside a sum.
@@ -73,12 +78,16 @@ def strict_metric(rewards: Sequence[Any], weights: Sequence[float] | None = None
     weights = [1.0] * len(rewards) if weights is None else list(weights)
     pairs = list(zip(rewards, weights, strict=True))
     learned = [reward for reward, weight in pairs if weight]
-    if len(learned) == 1 and learned[0].__name__ in VERIFIERS:
+    if len(learned) == 1 and _verifies(learned[0]):
         return None
     for reward, _ in pairs:
-        if reward.__name__ in VERIFIERS:
+        if _verifies(reward):
             return f"rewards/{reward.__name__}/mean"
     for reward, weight in pairs:
         if not weight:
             return f"rewards/{reward.__name__}/mean"
     return next((metric for reward in learned if (metric := getattr(reward, "strict_metric", None))), None)
+
+
+def _verifies(reward: Callable[..., list[float | None]]) -> bool:
+    return getattr(reward, "verifies", False)

@@ -121,7 +121,7 @@ def _length(part: Tree) -> int:
     return len(part) - 1 if isinstance(part, list) and part[0] == "set" else 1
 
 
-def prepare(deadline: float = 5.0) -> None:
+def check(deadline: float = 5.0) -> None:
     """Before any model loads: is the deadline one? Raises UserError."""
     if not 0 < deadline <= 600:
         raise UserError(f"reward 'math': deadline must be in 0..600 seconds, got {deadline}")

@@ -7,7 +7,9 @@ import sys
 import pytest
 
 from pipeline.rewards import numeric
-from pipeline.rewards.registry import get_reward, names, parse_options
+from pipeline.rewards.judging import judged
+from pipeline.rewards.registry import BUILT_IN, Verifier, get_reward, names
+from pipeline.rewards.spec import parse_options
 from pipeline.runtime.errors import UserError
 
 
@@ -166,6 +168,20 @@ def test_every_built_in_reward_tells_right_from_wrong(name):
     options = {"allow_unsafe_code_execution": True} if name == "code" else {}
     scores = get_reward(name, **options)(["p", "p"], [good, bad], **{key: [v, v] for key, v in columns.items()})
     assert scores[0] > scores[1]
+
+
+def even(sample, digits=1):
+    return judged(int(sample.text[-digits:]) % 2 == sample.row["answer"])
+
+
+def test_a_new_verifier_is_one_function_and_one_line(monkeypatch):
+    """It has options, is asked for its columns, can be a term of a sum, and serves as that sum's strict metric."""
+    monkeypatch.setitem(BUILT_IN, "even", Verifier(f"{HERE}:even", ("answer",)))
+    assert get_reward("even(digits=1)")(None, ["12", "13", "x"], answer=[0, 0, 0]) == [1.0, 0.0, None]
+    assert get_reward("even + length").strict_metric == "reward_parts/even"
+    assert pickle.loads(pickle.dumps(get_reward("2*even")))(None, ["12"], answer=[0]) == [2.0]
+    with pytest.raises(UserError, match="'even' needs the column 'answer'"):
+        get_reward("even")(None, ["12"])
 
 
 def test_numeric_waits_for_no_heavy_import():

@@ -20,7 +20,7 @@ from transformers import (
 
 from pipeline.model.loading import load_model, load_tokenizer
 from pipeline.rewards.learned import encode_dialogue, load_reward_model
-from pipeline.rewards.registry import Reward, get_reward
+from pipeline.rewards.registry import BuiltInReward, get_reward
 from pipeline.rewards.resolve import reward_spec
 from pipeline.runtime.checkpoints import check_saved
 from pipeline.runtime.errors import UserError
@@ -170,7 +170,7 @@ def test_a_reward_model_over_an_adapter_serves_every_stage(run_of, reward_over, 
 
         return call
 
-    for cls in (Reward, AdapterReward):
+    for cls in (BuiltInReward, AdapterReward):
         monkeypatch.setattr(cls, "__call__", watched(cls))
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"What is {a} plus 1?"} for a in range(4)])
     sampling = {
