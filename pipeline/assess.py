@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
 
         require_model_folder(args.model_name_or_path)
         from pipeline.evaluation import lineage
-        from pipeline.evaluation.expectations import baseline_metrics, describe, judge_claims, parse_claims
+        from pipeline.evaluation.expectations import baseline_metrics, check_claims, describe, parse_claims
         from pipeline.evaluation.registry import check_entries, headline, label, rehearse, run_entry, takes
         from pipeline.evaluation.results import Results, write_rows
 
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"[{number}/{len(args.evaluations)}] {label(item)}: {headline(result.metrics)} ({spent})", flush=True
             )
             run.write()
-        run.record["expected"] = judge_claims(claims, run.record["metrics"], before)
+        run.record["expected"] = check_claims(claims, run.record["metrics"], before)
         for claim in run.record["expected"]:
             print(describe(claim), flush=True)
         results.clear()

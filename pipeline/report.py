@@ -1,4 +1,4 @@
-"""The report: what every stage of a folder of runs did, on one self-contained HTML page.
+"""The report: what every stage in a folder of runs did, on one self-contained HTML page.
 
     python pipeline/report.py --runs runs/quickstart --output runs/quickstart/report.html
 
@@ -19,11 +19,11 @@ from pipeline.runtime.errors import UserError
 
 @dataclass
 class ReportArguments:
-    """Which runs, and where the page goes."""
+    """The runs to show and the page to write."""
 
-    runs: str = field(metadata={"help": "Folder that holds the output folders of the stages."})
-    output: str | None = field(default=None, metadata={"help": "The page to write; default: report.html in runs."})
-    title: str | None = field(default=None, metadata={"help": "Its title; default: the folder's name."})
+    runs: str = field(metadata={"help": "Folder that contains the stages' output folders."})
+    output: str | None = field(default=None, metadata={"help": "HTML file to write; default: report.html in runs."})
+    title: str | None = field(default=None, metadata={"help": "Title of the page; default: the folder's name."})
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     print(text_table(runs))
     trained = [run for run in runs if run.stage != "assess" and run.status == "completed"]
     if trained:
-        print(f"talk to it: python pipeline/generate.py --model_name_or_path {folder / trained[-1].name} --chat")
+        print(f"chat with it: python pipeline/generate.py --model_name_or_path {folder / trained[-1].name} --chat")
         print("your own data: docs/new_dataset.md")
     print(f"report: {output}")
 
@@ -63,7 +63,7 @@ def text_table(runs: Sequence) -> str:
         if run.stage == "assess":
             claims = run.record.get("expected") or []
             met = sum(claim["met"] is True for claim in claims)
-            text = f"{model_of(run)} judged" + (f": {met} of {len(claims)} expectations met" if claims else "")
+            text = f"{model_of(run)} evaluated" + (f": {met} of {len(claims)} expectations met" if claims else "")
         else:
             text = f"{found.what} {short(found.before)} -> {short(found.after)}" if found else "-"
         time, size = duration(run.record.get("seconds")), memory(run.record.get("peak_memory_bytes"))

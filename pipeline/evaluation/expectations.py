@@ -1,11 +1,11 @@
-"""What a run is expected to show, written as plain comparisons of its metrics, and whether it does.
+"""Expectations of a run, written as comparisons of its metrics, and whether they hold.
 
     corpus/loss < trigram/loss
     preference/share_of_bayes >= 0.9
     sums/pass@1 >= before + 0.25
 
 The left side is a metric; the right one a number, another metric, or ``before`` (the same metric in the baseline run),
-with a number added or taken away.
+plus or minus a number.
 """
 
 import operator
@@ -42,7 +42,7 @@ def parse_claims(texts: Sequence[str], *, has_baseline: bool) -> list[Claim]:
     """Read the comparisons.
 
     Raises:
-        UserError: one that cannot be read, or that says ``before`` where there is no baseline.
+        UserError: one cannot be read, or has ``before`` where there is no baseline.
     """
     claims = []
     for text in texts:
@@ -55,20 +55,20 @@ def parse_claims(texts: Sequence[str], *, has_baseline: bool) -> list[Claim]:
         if re.fullmatch(_NUMBER, term):
             term = float(term)
         if term == "before" and not has_baseline:
-            raise UserError(f"expect: {text!r} compares with a run before: name it with baseline")
+            raise UserError(f"expect: {text!r} compares with an earlier run: name it with baseline")
         shift = float(match["shift"] or 0) * (-1 if match["plus"] == "-" else 1)
         claims.append(Claim(str(text).strip(), match["metric"], match["sign"], term, shift))
     return claims
 
 
-def judge_claims(
+def check_claims(
     claims: Sequence[Claim], metrics: Mapping[str, float | None], before: Mapping[str, float | None]
 ) -> list[dict[str, Any]]:
     """For the run record: ``{"claim", "metric", "value", "bound", "met"}``.
 
-    ``met`` is None, with a ``reason``, where a metric is missing: a claim about nothing is neither kept nor broken.
+    ``met`` is None, with a ``reason``, where a metric is missing: the claim is neither met nor broken.
     """
-    judged = []
+    checked = []
     for claim in claims:
         value = metrics.get(claim.metric)
         term: float | None
@@ -91,23 +91,23 @@ def judge_claims(
         else:
             entry["bound"] = term + claim.shift
             entry["met"] = bool(_COMPARE[claim.sign](value, entry["bound"]))
-        judged.append(entry)
-    return judged
+        checked.append(entry)
+    return checked
 
 
 def describe(claim: dict[str, Any]) -> str:
     """One line for the terminal about an expectation."""
     if claim["met"] is None:
-        return f"  not judged: {claim['claim']} ({claim['reason']})"
+        return f"  not checked: {claim['claim']} ({claim['reason']})"
     verdict = "as expected" if claim["met"] else "NOT AS EXPECTED"
     return f"  {verdict}: {claim['claim']} ({number(claim['value'])} against {number(claim['bound'])})"
 
 
 def baseline_metrics(run: Run, folder: str | None) -> dict[str, float | None]:
-    """Metrics of the run that ``before`` means; it becomes part of this run's inputs.
+    """Metrics of the run that ``before`` refers to; it becomes part of this run's inputs.
 
     Raises:
-        UserError: no finished assessment there.
+        UserError: the folder holds no finished assessment.
     """
     if folder is None:
         return {}

@@ -1,4 +1,4 @@
-"""The rows an evaluation reads, and how the run record names them. Never training rows: the split is always named."""
+"""The rows an evaluation reads, and how the run record names them. Never training rows: the split is always given."""
 
 from collections.abc import Collection, Mapping
 from typing import Any

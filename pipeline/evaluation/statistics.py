@@ -1,7 +1,7 @@
 """From single scores to a figure with its uncertainty: intervals, pass@k, majority vote, preference accuracy.
 
-Pure functions on numbers. A score is in [0, 1], or None where it could not be judged: those are counted apart and
-never taken for a zero.
+Pure functions on numbers. A score is in [0, 1], or None where it is not known: those are counted apart and never
+taken for a zero.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-Z95 = 1.959963984540054  # the 97.5% quantile of the standard normal law
+Z95 = 1.959963984540054  # the 97.5% quantile of the standard normal distribution
 
 
 def wilson_interval(successes: float, n: int, z: float = Z95) -> tuple[float, float]:
@@ -29,7 +29,7 @@ def wilson_interval(successes: float, n: int, z: float = Z95) -> tuple[float, fl
 
 
 def bootstrap_interval(values: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean; the values (one a prompt) are what is drawn again."""
+    """95% percentile bootstrap interval of the mean; the values, one per prompt, are resampled."""
     values = np.asarray(values, dtype=np.float64)
     if values.size < 2:
         return (float(values[0]),) * 2 if values.size else (math.nan, math.nan)
@@ -52,7 +52,7 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
         ValueError: k is not within 1..n.
     """
     if not 1 <= k <= n:
-        raise ValueError(f"pass@{k} needs at least {k} samples a prompt, there are {n}")
+        raise ValueError(f"pass@{k} needs at least {k} samples per prompt, there are {n}")
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
@@ -82,8 +82,7 @@ def preference_accuracy(margins: Sequence[float]) -> float:
 def preference_figures(margins: Sequence[float], true_margins: Sequence[float] | None = None) -> dict[str, float]:
     """``accuracy`` with Wilson's interval; with the true reward's margins also ``bayes_accuracy``, ``share_of_bayes``.
 
-    The Bayes accuracy is what the true reward itself reaches on these very pairs: no other reward does better but by
-    chance.
+    The Bayes accuracy is that of the true reward on the same pairs: another reward exceeds it by chance only.
     """
     accuracy, n = preference_accuracy(margins), len(margins)
     figures = with_interval("accuracy", accuracy, wilson_interval(accuracy * n, n))

@@ -1,6 +1,6 @@
 """Small charts as SVG text: curves, intervals, a family tree. Colours are CSS classes, for light and dark.
 
-Everything that comes from a run is escaped here, once.
+Text from a run is escaped here, once.
 """
 
 import math
@@ -34,7 +34,7 @@ class Curve:
 
 
 def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: str) -> Markup:
-    """Curves over a common axis, told apart by colour, dash and marker, single points by name; '' for nothing."""
+    """Curves over a common axis, distinguished by colour and dash, single points by name; '' for nothing."""
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return Markup()
@@ -99,7 +99,7 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: st
 
 
 def _labels(points: Sequence[tuple[float, float, str]]) -> list[str]:
-    """Names beside points, on the side that has room; one below another where they would overlap, tied by a line."""
+    """Names beside points, on the side with room; one below another where they would overlap, joined by a line."""
     parts, taken = [], []
     for x, y, name in sorted(points, key=lambda point: point[1]):
         side = -1 if x > (WIDTH + LEFT) / 2 else 1
@@ -119,11 +119,11 @@ def _labels(points: Sequence[tuple[float, float, str]]) -> list[str]:
 
 
 def heat_map(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], *, title: str) -> Markup:
-    """A table of shares as coloured cells with their figures, '' where there is nothing: 0 is empty, 1 is full."""
+    """A table of shares as coloured cells with their figures, 0 pale and 1 full; '' for no values."""
     if not values or not values[0]:
         return Markup()
     wide, high, left, top = 66, 26, 112, 44
-    width, height = left + wide * len(columns) + 4, top + high * len(rows) + 4
+    width, height = left + wide * len(columns) + 28, top + high * len(rows) + 4  # 28: half of the last long name
     parts = [
         f'<svg class="chart heat" viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" '
         f'aria-label="{escape(title, quote=True)}"><title>{escape(title)}</title>'
@@ -185,7 +185,7 @@ def family_tree(nodes: Sequence[tuple[str, str, str, Sequence[str]]]) -> Markup:
         row[name] = next(r for r in range(wanted, wanted + len(nodes) + 1) if r not in taken)
     wide, high, gap = 150, 46, 44
     width = (max(depth.values()) + 1) * (wide + gap) - gap + 4
-    height = (max(row.values()) + 1) * (high + 16) - 12
+    height = (max(row.values()) + 1) * (high + 16) - 4
     parts = [
         f'<svg class="tree" viewBox="0 0 {width} {height}" style="width:{width}px" role="img" '
         'aria-label="which run was made from which">'
@@ -196,9 +196,13 @@ def family_tree(nodes: Sequence[tuple[str, str, str, Sequence[str]]]) -> Markup:
             if parent in corner:
                 (x1, y1), (x2, y2) = corner[parent], corner[name]
                 x1, y1, y2 = x1 + wide, y1 + high / 2, y2 + high / 2
-                bend = (x1 + x2) / 2
+                way = f"M{x1},{y1} " + _bend(x1, y1, x2 - 5, y2)
+                if depth[name] > depth[parent] + 1:  # past the columns between, in the gap below the child's row
+                    lane = y2 + high / 2 + 8
+                    way = f"M{x1},{y1} {_bend(x1, y1, x1 + gap, lane)} L{x2 - gap},{lane} "
+                    way += _bend(x2 - gap, lane, x2 - 5, y2)
                 parts.append(
-                    f'<path class="edge" d="M{x1},{y1} C{bend},{y1} {bend},{y2} {x2 - 5},{y2}"/>'
+                    f'<path class="edge" d="{way}"/>'
                     f'<path class="arrow" d="M{x2 - 6},{y2 - 4} L{x2},{y2} L{x2 - 6},{y2 + 4} Z"/>'
                 )
     for name, below, kind, _ in nodes:
@@ -210,6 +214,12 @@ def family_tree(nodes: Sequence[tuple[str, str, str, Sequence[str]]]) -> Markup:
             f"<title>{escape(name)}: {escape(below)}</title></g>"
         )
     return Markup("".join(parts) + "</svg>")
+
+
+def _bend(x1: float, y1: float, x2: float, y2: float) -> str:
+    """The path command of a curve to (x2, y2) that leaves and arrives horizontally."""
+    middle = (x1 + x2) / 2
+    return f"C{middle},{y1} {middle},{y2} {x2},{y2}"
 
 
 def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:

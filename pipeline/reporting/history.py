@@ -1,4 +1,4 @@
-"""What a folder of runs has to tell: every run record below it, its training curves, its samples. No HTML here."""
+"""What a folder of runs holds: every run record in it, the training curves and the samples. No HTML here."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import read_record, status_of
 
-# What a stage is for: the first of these that it logged says what improved. (name, what to call it, higher is better)
+# The first of these figures that a stage logged shows what it improved: (name, label, higher is better).
 # DPO by its margin: before training all margins are ties, which TRL's accuracy counts as wrong.
 GOALS = (
     ("eval_rewards/margins", "held-out reward margin", True),
@@ -32,7 +32,7 @@ class RunView:
         record: the run record, empty where it cannot be read.
         history: the trainer's log, oldest first; empty for runs that do not train.
         samples: rows of ``samples.jsonl``.
-        parents: names of the runs of the same report that it was made from (an assessment: that it judges).
+        parents: names of the runs of the same report that it was made from (an assessment: the run it evaluates).
     """
 
     name: str
@@ -45,7 +45,7 @@ class RunView:
 
     @property
     def stage(self) -> str:
-        """What kind of run it is: pretrain, sft, …, assess."""
+        """The stage that made it: pretrain, sft, …, assess; "?" where the record cannot be read."""
         return str(self.record.get("stage", "?"))
 
     @property
@@ -75,9 +75,9 @@ class Change:
 
 
 def read_runs(folder: Path) -> list[RunView]:
-    """Every run below ``folder``, parents before what was made from them, else in the order they were started.
+    """Every run in ``folder``, parents before the runs made from them, else in the order of their start.
 
-    Folders that were moved aside (``name.old-…``) are left out; one whose record cannot be read is kept and says so.
+    Folders that were moved aside (``name.old-…``) are left out; one without a readable record has status unreadable.
 
     Raises:
         UserError: there is no such folder, or no run in it.
@@ -89,7 +89,7 @@ def read_runs(folder: Path) -> list[RunView]:
         raise UserError(f"runs: no folder in {folder} holds a run.json; run a stage with --output_dir {folder}/<name>")
     by_path = {run.folder.resolve(): run.name for run in found}
     for run in found:
-        # An assessment has its model first and perhaps the reference it is compared with after it.
+        # An assessment's first parent is its model; the reference it compares with may follow.
         paths = [parent["path"] for parent in run.record.get("parents", []) if "path" in parent]
         named = [by_path[Path(path).resolve()] for path in paths if Path(path).resolve() in by_path]
         run.parents = named[:1] if run.stage == "assess" else named
@@ -118,7 +118,7 @@ def change(run: RunView) -> Change | None:
 
 
 def model_of(run: RunView) -> str:
-    """The name of the model that an assessment judged."""
+    """The name of the model that an assessment evaluated."""
     if run.parents:
         return run.parents[0]
     parents = run.record.get("parents") or []

@@ -15,9 +15,9 @@ from pipeline.reporting.history import RunView, change, model_of, series
 from pipeline.runtime.formatting import clip, count, duration, memory, number, short
 from pipeline.runtime.messages import user_text
 
-# Charts a training stage may have, the telling ones first: title, unit of y, (logged name, label, marked).
+# Charts that a training stage may have, the most informative first: title, unit of y, (logged name, label, marked).
 CHARTS: tuple[tuple[str, str, tuple[tuple[str, str, bool], ...]], ...] = (
-    ("reward", "reward a sample", (("reward", "training", False), ("eval_reward", "held out", True))),
+    ("reward", "reward per sample", (("reward", "training", False), ("eval_reward", "held out", True))),
     (
         "preference accuracy",
         "share of pairs",
@@ -26,16 +26,16 @@ CHARTS: tuple[tuple[str, str, tuple[tuple[str, str, bool], ...]], ...] = (
     ("loss", "", (("loss", "training", False), ("eval_loss", "held out", True))),
     (
         "log-likelihood of the answers",
-        "nats an answer",
+        "nats per answer",
         (("logps/chosen", "chosen", False), ("logps/rejected", "rejected", False)),
     ),
     ("KL to the reference", "nats", (("kl", "training", False), ("objective/kl", "training", False))),
     (
         "the objective",
-        "reward a completion",
+        "reward per completion",
         (("objective/rlhf_reward", "E[R] - beta KL", False), ("objective/scores", "E[R]", False)),
     ),
-    ("entropy of the policy", "nats a token", (("entropy", "training", False), ("eval_entropy", "held out", True))),
+    ("entropy of the policy", "nats per token", (("entropy", "training", False), ("eval_entropy", "held out", True))),
     (
         "length of completions",
         "tokens",
@@ -49,14 +49,14 @@ CHARTS: tuple[tuple[str, str, tuple[tuple[str, str, bool], ...]], ...] = (
     ),
 )
 LOSS_UNITS = {
-    "pretrain": "nats a token",
-    "sft": "nats a token",
-    "rsft": "nats a token",
-    "continual": "nats a token",
-    "dpo": "nats a pair",
-    "reward_model": "nats a pair",
+    "pretrain": "nats per token",
+    "sft": "nats per token",
+    "rsft": "nats per token",
+    "continual": "nats per token",
+    "dpo": "nats per pair",
+    "reward_model": "nats per pair",
 }
-SHOWN_CHARTS = 4
+SHOWN_CHARTS = 3  # one row of the page
 NOT_CURVES = ("epoch", "step", "learning_rate", "grad_norm", "num_tokens", "total_flos", "num_input_tokens_seen")
 STATUS_WORDS = {"completed": "done"}
 STATUS_NOTES = {"interrupted": "the same command resumes it", "unreadable": "its run.json cannot be read"}
@@ -115,10 +115,10 @@ def tiles(runs: Sequence[RunView], assessments: Sequence[RunView]) -> list[dict[
     if found:
         shown.append(_tile(f"{met} of {len(found)}", "expectations met", "good" if met == len(found) else "bad"))
     shown.append(_tile(f"{done} of {len(runs)}", "runs finished", "good" if done == len(runs) else "bad"))
-    shown.append(_tile(duration(sum(run.record.get("seconds") or 0 for run in runs)), "of work in all"))
+    shown.append(_tile(duration(sum(run.record.get("seconds") or 0 for run in runs)), "of run time"))
     peak = max((run.record.get("peak_memory_bytes") or 0 for run in runs), default=0)
     if peak:
-        shown.append(_tile(memory(peak), "memory at most"))
+        shown.append(_tile(memory(peak), "peak memory"))
     return shown
 
 
@@ -137,7 +137,7 @@ def stage_row(run: RunView, assessments: Sequence[RunView] = ()) -> dict[str, An
         "run": run,
         "status": STATUS_WORDS.get(run.status, run.status),
         "note": note,
-        "origin": ", ".join(run.parents or others) or "nothing",
+        "origin": ", ".join(run.parents or others) or ("scratch" if run.record else "–"),
         "change": None,
         "assessments": [assessment_note(other) for other in assessments if other.parents == [run.name]],
     }
@@ -163,7 +163,8 @@ def tree(runs: Sequence[RunView]) -> Markup:
     nodes = []
     for run in runs:
         kind = "assess" if run.stage == "assess" else "train"
-        below = run.stage if run.status == "completed" else f"{run.stage}, {run.status}"
+        words = (run.stage, "" if run.status == "completed" else run.status)
+        below = ", ".join(word for word in words if word not in ("", "?"))
         nodes.append((run.name, below, f"{kind} {run.status}", run.parents))
     return family_tree(nodes)
 
@@ -174,7 +175,7 @@ def claims(assessments: Sequence[RunView]) -> list[dict[str, str]]:
     for run in assessments:
         for claim in run.record.get("expected") or []:
             kind, sign = VERDICTS.get(claim["met"], ("", "?"))
-            word = {True: "met", False: "not met"}.get(claim["met"], "not judged")
+            word = {True: "met", False: "not met"}.get(claim["met"], "not checked")
             bound = number(claim["bound"]) if claim.get("bound") is not None else claim.get("reason", "")
             rows.append(
                 {
@@ -206,7 +207,7 @@ def assessed(runs: Sequence[RunView]) -> Assessed | None:
     claimed = {claim["metric"] for run in runs for claim in run.record.get("expected") or []}
     plain = [n for n in names if not (n.endswith(("_low", "_high")) and n.rpartition("_")[0] in names)]
     main = [n for n in plain if f"{n}_low" in names or n in claimed or n.rpartition("/")[2] in ALSO_SHOWN]
-    # A lenient score that is the strict one everywhere says nothing.
+    # A lenient score that equals the strict one everywhere adds nothing.
     main = [
         n
         for n in main
@@ -263,7 +264,7 @@ def scale_of(runs: Sequence[RunView], name: str) -> tuple[float, float]:
 
 
 def describe_evaluation(runs: Sequence[RunView], name: str) -> str:
-    """How an evaluation was made, from the arguments of the last assessment that has it."""
+    """What an evaluation measures on what, from the arguments of the last assessment that has it."""
     for run in reversed(runs):
         for entry in (run.record.get("arguments") or {}).get("evaluations") or []:
             if isinstance(entry, dict) and entry.get("name", entry.get("type")) == name:
@@ -291,7 +292,7 @@ def samples(assessments: Sequence[RunView]) -> dict[str, Any]:
     shown, folded = [], []
     for evaluation, prompts in table.items():
         scored = any("scores" in row for by_run in prompts.values() for row in by_run.values())
-        # Prompts that every stage answered tell most.
+        # Prompts that most stages answered come first.
         order = sorted(prompts.items(), key=lambda item: -len(item[1]))
         blocks = [sample_block(json.loads(prompt), by_run, columns) for prompt, by_run in order]
         if scored:
@@ -354,7 +355,7 @@ def sequences(trained: Sequence[RunView]) -> list[tuple[str, str, list[Chart]]]:
 
 
 def curves(trained: Sequence[RunView]) -> list[tuple[RunView, list[Chart], list[Chart]]]:
-    """Per stage the telling charts, and the others to be folded."""
+    """Per stage the first charts, and the others to be folded."""
     blocks = []
     for run in trained:
         known, others = stage_charts(run)

@@ -12,6 +12,7 @@ from pipeline.reporting.history import RunView, model_of, series
 from pipeline.runtime.formatting import short
 
 KL = "KL to pi_ref (nats per completion)"
+FEW = 30  # points of a curve that get a dot each
 
 
 def own_charts(run: RunView) -> list[Chart]:
@@ -31,15 +32,18 @@ def calibration(run: RunView) -> Chart | None:
 
 
 def rewards_apart(run: RunView) -> Chart | None:
-    """Every reward that PPO logged, by name, where there are several, along the KL: a watched one that falls while the
-    optimised one rises is over-optimisation. Each from its start, since rewards are known up to a constant only."""
+    """Every reward that PPO logged, by name, over the KL, where there are several.
+
+    A watched reward that falls while the optimised one rises is over-optimisation. Each starts at 0, since rewards are
+    defined up to a constant only.
+    """
     logged = dict.fromkeys(name for entry in run.history for name in entry)
     found = [match for match in (re.fullmatch(r"rewards/(.+)/mean", name) for name in logged) if match]  # TRL's names
     kl = dict(series(run.history, "objective/kl"))
     lines = []
     for match in found:
         points = [(kl[step], value) for step, value in series(run.history, match[0]) if step in kl]
-        lines.append(Curve(match[1], [(x, value - points[0][1]) for x, value in points], True))
+        lines.append(Curve(match[1], [(x, value - points[0][1]) for x, value in points], len(points) <= FEW))
     if len(lines) < 2:
         return None
     return _figure("the rewards, optimised and watched", lines, KL, "gain since the first step")

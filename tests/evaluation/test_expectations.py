@@ -1,8 +1,8 @@
-"""Expectations: read strictly, judged exactly, and silent about nothing."""
+"""Expectations: read strictly, checked exactly, and silent about nothing."""
 
 import pytest
 
-from pipeline.evaluation.expectations import judge_claims, parse_claims
+from pipeline.evaluation.expectations import check_claims, parse_claims
 from pipeline.runtime.errors import UserError
 
 METRICS = {
@@ -29,11 +29,11 @@ BEFORE = {"sums/pass@1": 0.5}
         ("corpus/loss < facts/never asked/accuracy", 0.5, False),
     ],
 )
-def test_claims_are_judged(claim, bound, met):
-    [judged] = judge_claims(parse_claims([claim], has_baseline=True), METRICS, BEFORE)
-    assert judged["bound"] == pytest.approx(bound)
-    assert judged["met"] is met
-    assert judged["claim"] == claim
+def test_claims_are_checked(claim, bound, met):
+    [checked] = check_claims(parse_claims([claim], has_baseline=True), METRICS, BEFORE)
+    assert checked["bound"] == pytest.approx(bound)
+    assert checked["met"] is met
+    assert checked["claim"] == claim
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_claims_are_judged(claim, bound, met):
     ],
 )
 def test_a_claim_about_a_missing_metric_is_neither_kept_nor_broken(claim, reason):
-    [judged] = judge_claims(parse_claims([claim], has_baseline=True), METRICS, BEFORE)
-    assert (judged["met"], judged["reason"]) == (None, reason)
+    [checked] = check_claims(parse_claims([claim], has_baseline=True), METRICS, BEFORE)
+    assert (checked["met"], checked["reason"]) == (None, reason)
 
 
 def test_claims_that_cannot_be_read():

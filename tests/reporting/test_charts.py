@@ -90,3 +90,15 @@ def test_a_branch_takes_a_row_of_its_own():
     assert corners[1][0] == corners[2][0]  # b and c: the same generation
     assert corners[3][1] == corners[1][1]  # d straight on from b
     assert len(re.findall('class="edge"', svg)) == 3
+
+
+def test_an_edge_past_a_column_keeps_clear_of_its_boxes():
+    """a -> b -> c and a -> c, all in the first row: the long edge runs 8 below the row's boxes, in the gap."""
+    graph = parse(family_tree([("a", "", "", ()), ("b", "", "", ("a",)), ("c", "", "", ("a", "b"))]))
+    boxes = [(float(box.get("y")), float(box.get("height"))) for box in graph.iter("rect")]
+    assert len(set(boxes)) == 1
+    edges = [path.get("d") for path in graph.iter("path") if path.get("class") == "edge"]
+    (long,) = [way for way in edges if "L" in way]
+    bottom = sum(boxes[0])
+    assert float(re.search(r" L[\d.]+,([\d.]+) ", long)[1]) == bottom + 8
+    assert float(graph.find("svg").get("viewBox").split()[3]) > bottom + 8

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
@@ -14,10 +15,10 @@ from pipeline.runtime.errors import UserError
 
 
 def preference(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     *,
-    reference: Callable[[], Any] | None = None,
+    reference: Callable[[], PreTrainedModel] | None = None,
     batch_size: int = 16,
     **data: Any,
 ) -> Result:
@@ -25,15 +26,15 @@ def preference(
 
     A tie counts a half, so the reference itself has 0.5. beta scales the reward and does not change the order. Where
     the rows carry the true rewards the pairs were drawn from (``reward_chosen``, ``reward_rejected``), the accuracy of
-    the true reward on the same pairs is the Bayes accuracy, and ``share_of_bayes`` says how much of it is reached.
+    the true reward on the same pairs is the Bayes accuracy, and ``share_of_bayes`` is the share of it that is reached.
 
     Args:
-        reference: gives pi_ref; it is called, and the model loaded, once the policy was scored.
-        batch_size: sequences a forward pass.
+        reference: gives pi_ref; it is called, and the model loaded, after the policy is scored.
+        batch_size: sequences per forward pass.
         data: which rows, see ``rows.read_rows``.
 
     Raises:
-        UserError: no reference is named.
+        UserError: no reference is given.
     """
     if reference is None:
         raise UserError("an implicit reward needs its reference: name it with reference_model_name_or_path")

@@ -1,4 +1,4 @@
-"""How good a reward model is on held-out comparisons, and a plot of how far its probabilities can be trusted.
+"""How good a reward model is on held-out comparisons, and a plot of the calibration of its probabilities.
 
 Pure functions on scores. A reward is identified only up to a constant of each prompt, so everything here compares
 answers to one prompt: margins of pairs, and rank correlations within a prompt.
@@ -110,16 +110,16 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def within_prompt_spearman(scores: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]) -> float:
-    """Mean over prompts of the rank correlation of scores and true rewards; prompts with one constant say nothing.
+    """Mean over prompts of the rank correlation of score and true reward; prompts where one is constant are left out.
 
     Raises:
         ValueError: no prompt has two different scores and two different true rewards.
     """
     each = [spearman(x, y) for x, y in zip(scores, truth, strict=True)]
-    told = [value for value in each if not np.isnan(value)]
-    if not told:
+    known = [value for value in each if not np.isnan(value)]
+    if not known:
         raise ValueError("no prompt has both different scores and different true rewards")
-    return float(np.mean(told))
+    return float(np.mean(known))
 
 
 def plot_reliability(margins: Sequence[float], path: Path, seed: int = 0) -> Path:

@@ -7,7 +7,7 @@ from pipeline.evaluation.verified import pass_at_k_figures
 
 DESCRIPTION = """\
 The probability that at least one of k completions is right, by the unbiased estimator 1 - C(n-c, k) / C(n, k) from n
-scored completions a prompt, with a 95% bootstrap interval over prompts."""
+scored completions per prompt, with a 95% bootstrap interval over prompts."""
 
 CITATION = """\
 @article{chen2021codex,
