@@ -36,9 +36,9 @@ def omega(term: str, *weights: float, **more: object) -> dict[str, dict]:
 VARIANTS: dict[str, dict] = {
     "naive": LORA | FULL,
     "lora": LORA,
-    "replay + function": {},  # as the recipe has it
+    "replay + distillation": {},  # as the recipe has it
     **omega("replay", 1, 2, 4),
-    **omega("function", 1, 4),
+    **omega("distillation", 1, 4),
     **omega("l2", 0.01, 0.03, 0.1),
     **omega("ewc", 0.01, 0.03, 0.1),
     "stacked": LORA | {"adapters": "stacked"},
@@ -320,7 +320,7 @@ def draw(rows: list[dict], folder: Path) -> None:
         close.errorbar(xs, ys, dy, dx, linestyle=line, elinewidth=0.6, **style)
         for name, x, y in zip(names, xs, ys, strict=True):
             if " " in name and "+" not in name and y > CLOSE:
-                place = {"ewc": (-26, 4), "function": (5, -11)}.get(family, (5, 4))  # away from neighbours
+                place = {"ewc": (-26, 4), "distillation": (5, -11)}.get(family, (5, 4))  # away from neighbours
                 close.annotate(name.rpartition(" ")[2], (x, y), fontsize=8, xytext=place, textcoords="offset points")
     for axes in (wide, close):
         axes.set_xlabel("forgetting: accuracy lost on what came before")
@@ -335,7 +335,7 @@ def draw(rows: list[dict], folder: Path) -> None:
     pyplot.close(figure)
 
     least = min(at, key=lambda name: statistics.fmean(at[name][0]))
-    picked = [name for name in dict.fromkeys(("naive", "lora", "replay + function", least)) if name in at]
+    picked = [name for name in dict.fromkeys(("naive", "lora", "replay + distillation", least)) if name in at]
     figure, many = pyplot.subplots(
         1, len(picked), figsize=(3.4 * len(picked), 3.2), layout="constrained", squeeze=False
     )

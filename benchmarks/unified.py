@@ -33,9 +33,10 @@ from pipeline.evaluation.tasks.objective import exact_figures, exact_law, prefix
 from pipeline.model import NarLMForCausalLM
 from pipeline.objectives.divergences import tilted_law
 from pipeline.rewards.registry import get_reward
-from pipeline.training import candidates as rejection
+from pipeline.training.candidates import read_candidates, sample_candidates, sft_rows
 from pipeline.training.ppo import PPOConfig, PPOTrainer
 from pipeline.training.rollouts import RolloutTrainer
+from pipeline.training.selection import Selection
 from pipeline.worlds import enumerable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,23 +157,23 @@ def imitate(task: Task, model: Any, rows: list[dict], name: str, watch: Trajecto
 
 
 def rsft(
-    task: Task, rule: rejection.Selection, rounds: int, n: int, groups_a_prompt: int = 1, **fixed: Any
+    task: Task, rule: Selection, rounds: int, n: int, groups_a_prompt: int = 1, **fixed: Any
 ) -> tuple[torch.Tensor, list]:
     """Rejection sampling in rounds, each from the policy of the round before."""
     rows = [{"prompt": prompt} for _ in range(groups_a_prompt) for prompt in enumerable.PROMPTS]
     model, trajectory = task.model(), []
     for number in range(1, rounds + 1):
         folder = task.work / f"candidates-{task.seed}-{task.beta}-{rule.rule}-{number}"
-        files = rejection.sample_candidates(
+        files = sample_candidates(
             folder, model, task.words, rows, task.reward, n=n, max_new_tokens=enumerable.LENGTH,
             reference=task.model() if rule.rule == "softmax" and number > 1 else None, prompts_per_file=len(rows),
             seed=task.seed + 100_003 * number, batch_size=task.own("rsft")["sample_batch_size"],
         )  # fmt: skip
-        groups = list(rejection.read_candidates(files))
+        groups = list(read_candidates(files))
         files[0].unlink()
         before = len(rows) * n * number
         watch = Trajectory(task, lambda step, before=before: before, points=4)
-        selected = rejection.sft_rows(groups, rule, task.words, task.seed + number)
+        selected = sft_rows(groups, rule, task.words, task.seed + number)
         imitate(task, model, selected, "rsft", watch, **fixed)
         trajectory += watch.rows[-1:]
     return task.law(model), trajectory
@@ -193,9 +194,9 @@ def sft(task: Task) -> tuple[torch.Tensor, list]:
     return task.law(model), watch.rows[-1:]
 
 
-def softmax_rule(task: Task) -> rejection.Selection:
+def softmax_rule(task: Task) -> Selection:
     """Softmax selection at tau = beta, as many draws as candidates."""
-    return rejection.Selection("softmax", tau=task.beta, draws=task.own("rsft")["draws"])
+    return Selection("softmax", tau=task.beta, draws=task.own("rsft")["draws"])
 
 
 METHODS: dict[str, Callable[[Task], tuple[torch.Tensor, list]]] = {
@@ -207,9 +208,7 @@ METHODS: dict[str, Callable[[Task], tuple[torch.Tensor, list]]] = {
     "rsft_softmax": lambda task: rsft(
         task, softmax_rule(task), task.own("rsft")["rounds"], task.own("rsft")["num_candidates"]
     ),
-    "rsft_best": lambda task: rsft(
-        task, rejection.Selection("best"), 1, BEST_OF, BEST_GROUPS, num_train_epochs=BEST_EPOCHS
-    ),
+    "rsft_best": lambda task: rsft(task, Selection("best"), 1, BEST_OF, BEST_GROUPS, num_train_epochs=BEST_EPOCHS),
     "sft": sft,
 }
 

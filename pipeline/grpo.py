@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.model.policy import ChatModelArguments, load_policy
         from pipeline.rewards.resolve import record_reward, resolve
         from pipeline.training.guards import Guards
-        from pipeline.training.prefilter import pass_rates, worth_learning
+        from pipeline.training.prefilter import drop_uninformative_prompts, pass_rates
         from pipeline.training.rollouts import RolloutTrainer
         from pipeline.training.session import train_and_save
 
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
                 max_new_tokens=config.max_completion_length, temperature=config.temperature, seed=config.seed,
                 cache=run.folder / "pass_rates.json",
             )  # fmt: skip
-            train, dropped = worth_learning(train, rates, easiest_first=own.curriculum, reward=reward)
+            train, dropped = drop_uninformative_prompts(train, rates, easiest_first=own.curriculum, reward=reward)
             run.add_metrics(dropped)
             config.shuffle_dataset = config.shuffle_dataset and not own.curriculum
         guards = Guards(

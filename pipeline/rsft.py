@@ -15,7 +15,7 @@ Loss: `objectives.likelihood.negative_log_likelihood` of the selection (tests/st
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Literal
 
 from pipeline.runtime.arguments import RewardArguments
@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run("rsft", argv) as run:
         if run.done:
             return
+        from datasets import Dataset
         from trl import SFTConfig
 
         from pipeline.data.arguments import DataArguments
@@ -71,18 +72,18 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.model.loading import load_tokenizer, model_config
         from pipeline.model.policy import ModelArguments, start_name
         from pipeline.rewards.resolve import record_reward, resolve
-        from pipeline.training import candidates as rejection
-        from pipeline.training import legs as rounds
-        from pipeline.training.session import train_and_save
+        from pipeline.training.candidates import external_candidates, mine_pairs, require_scores, sft_rows
+        from pipeline.training.rounds import Round, read_external
+        from pipeline.training.selection import Selection, best_of_n_curve, selection_metrics
         from pipeline.training.trainers import SFTTrainer
 
         own, data_args, model_args, config = run.parse(RSFTArguments, DataArguments, ModelArguments, SFTConfig)
-        rule = rejection.Selection(own.select, own.top_k, own.threshold, own.tau, own.draws)
+        rule = Selection(own.select, own.top_k, own.threshold, own.tau, own.draws)
         check(own, config)
         unsafe = own.allow_unsafe_code_execution
         reward = resolve(own.reward, allow_unsafe_code_execution=unsafe) if own.reward else None
         if own.from_candidates:
-            data = rounds.read_foreign(own.from_candidates, data_args.dataset_map)
+            data = read_external(own.from_candidates, data_args.dataset_map)
         else:
             data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
@@ -94,41 +95,33 @@ def main(argv: list[str] | None = None) -> None:
         rows, held_out = list(data.train), list(data.evaluation or [])
 
         for number in range(1, own.rounds + 1):
-            here = rounds.Round(run, number, own.rounds, model_args, config, tokenizer.chat_template)
-            if here.done():
+            leg = Round(run, number, own.rounds, model_args, config, tokenizer.chat_template)
+            if leg.done():
                 continue
             if own.from_candidates:
-                groups = rejection.foreign_candidates(rows, reward, here.tokenizer())
+                groups = external_candidates(rows, reward, leg.tokenizer())
             else:
-                groups = here.candidates(rows, reward, own)
-            rejection.require_scores(groups, reward)
-            here.report(rejection.selection_metrics(groups, rule, number))
-            run.add_curves("selection", {f"round {number}": rejection.best_of_n_curve(groups)})
-            selected = rejection.sft_rows(groups, rule, here.tokenizer(), config.seed + number)
+                groups = leg.candidates(rows, reward, own)
+            require_scores(groups, reward)
+            leg.report(selection_metrics(groups, rule, number))
+            run.add_curves("selection", {f"round {number}": best_of_n_curve(groups)})
+            selected = sft_rows(groups, rule, leg.tokenizer(), config.seed + number)
             if own.mine_pairs:
-                here.write_pairs(rejection.mine_pairs(groups))
-            policy, trained = here.policy(), here.config()
-            name, chosen = f"round {number}", Data(rounds.to_dataset(selected), None, [])
-            if reward is not None and number == own.rounds:
+                leg.write_pairs(mine_pairs(groups))
+            if reward is not None and leg.last:
                 record_reward(run, reward)
+            policy, args = leg.policy(), leg.config()
             declare_stops(policy.model, policy.tokenizer, rows[0])
+            chosen = Data(Dataset.from_list(selected), None, [])
             trainer = SFTTrainer(
                 model=policy.model,
-                args=trained,
-                train_dataset=supervised(chosen, policy.tokenizer, trained, run, name=name).train,
+                args=args,
+                train_dataset=supervised(chosen, policy.tokenizer, args, run, name=f"round {number}").train,
                 processing_class=policy.tokenizer,
                 peft_config=policy.peft_config,
             )
-            if number < own.rounds:
-                here.train(trainer, policy)
-                continue
-
-            def finish(folder: Path, policy=policy, here=here) -> None:
-                policy.finish(folder)
-                if held_out:
-                    run.add_metrics(here.held_out_reward(folder, held_out, reward, own))
-
-            train_and_save(run, trainer, own, finish)
+            finish = partial(leg.finish, policy=policy, held_out=held_out, reward=reward, own=own)
+            leg.train(trainer, own, finish)
 
 
 def check(own: RSFTArguments, config) -> None:

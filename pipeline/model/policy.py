@@ -94,6 +94,7 @@ def load_policy(
     *,
     trust_remote_code: bool = False,
     auto_class: type = AutoModelForCausalLM,
+    is_start: bool = True,
     **kwargs: Any,
 ) -> Policy:
     """Load the start of a training stage and say which weights are pi_ref.
@@ -103,6 +104,8 @@ def load_policy(
         run: the run, whose record gets the start as a parent and whose folder takes a merged start.
         trust_remote_code: passed on explicitly; None would ask on stdin.
         auto_class: which head, e.g. ``AutoModelForSequenceClassification`` for a reward model.
+        is_start: whether the run starts from this model, so that the record gets it as a parent and as pi_ref; a later
+            leg of the run starts from the run's own last result.
         kwargs: passed to ``from_pretrained``, e.g. ``num_labels=1``.
 
     Raises:
@@ -111,7 +114,8 @@ def load_policy(
     name = start_name(args)
     if auto_class is AutoModelForCausalLM:
         require_language_model(name, trust_remote_code)
-    run.add_parent(name, args.model_revision)
+    if is_start:
+        run.add_parent(name, args.model_revision)
     set_seed(run.record["seed"])  # a new head, or new rows of the embedding, must be the same on every process
     tokenizer = load_tokenizer(name, trust_remote_code, args.model_revision, for_training=True)
     kwargs |= {
@@ -148,7 +152,7 @@ def load_policy(
         _rename(model, base)
         parent_adapter = adapter_folder(name, args.model_revision)
         pi_ref = f"{base} with the adapter {name}, the new adapter off"
-    if auto_class is AutoModelForCausalLM:  # a reward model is no policy and has no reference
+    if is_start and auto_class is AutoModelForCausalLM:  # a reward model is no policy and has no reference
         run.record["pi_ref"] = name  # by every mode the reference is the start as it was, and this loads it
         if run.is_main:
             print(f"{run.stage}: pi_ref is {pi_ref}", flush=True)

@@ -26,7 +26,7 @@ from pipeline.runtime.record import read_record, write_json
 # Left at home: resumable state, traces of the training process, samples of the data, and pickles.
 NOT_PUSHED = (
     "*.bin", "*.pt", "*.pth", "trainer_state.json", "state.json", "run.json", "latest", "zero_to_fp32.py",
-    "*.jsonl", "pass_rates.json", "round.json", "omega.*", "corpus.json", ".*",
+    "*.jsonl", "pass_rates.json", "leg.json", "omega.*", ".*",
 )  # fmt: skip
 PUSHED_FOLDERS = ("plots", "critic", "routes")
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before another try, after what may pass: 5xx, a broken connection

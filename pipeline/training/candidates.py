@@ -1,139 +1,26 @@
-"""Rejection sampling: draw N completions a prompt, score them, select, and hand the selection to SFT.
+"""Candidates of rejection sampling: sampled, scored, kept in files, and turned into SFT rows or preference pairs.
 
-Candidates are written as parquet while they come, scored, one file a batch of prompts: what was sampled is never
-sampled again. The same candidates give preference pairs for DPO.
-
-Which law does the selection follow? Best-of-N tends to the argmax, not to the paper's tilted law, and its distance is
-bounded by ``log N - (N-1)/N``. Drawing one with weights ``softmax(R/tau)`` tends to ``pi_ref exp(R/tau)``. From the
-second round on the candidates come from ``pi_k``, so the weights are ``R/tau + log pi_ref - log pi_k``: otherwise K
-rounds would give ``pi_ref exp(K R/tau)`` (docs/errata.md, 2 and 13).
+Candidates are written as parquet while they come, scored, one file per batch of prompts: what was sampled is never
+sampled again. ``training.selection`` chooses among them.
 """
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from pipeline.inference.decoding import encode_prompts, sample
 from pipeline.model.batching import padded_batches
-from pipeline.objectives.divergences import (
-    best_of_candidates,
-    best_of_n_bound,
-    best_of_n_kl,
-    effective_sample_size,
-    exact_kl,
-)
 from pipeline.rewards.judging import score
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import as_answer, text_of
-
-Rule = Literal["best", "top_k", "threshold", "softmax"]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """How candidates are chosen.
-
-    Attributes:
-        rule: ``best`` of N; ``top_k`` of N; all with a reward of at least ``threshold``; or one drawn by
-            ``softmax((R/tau + log pi_ref - log pi_k))``.
-        draws: how many are drawn (with replacement) under ``softmax``.
-    """
-
-    rule: Rule
-    top_k: int = 1
-    threshold: float | None = None
-    tau: float | None = None
-    draws: int = 1
-
-    def __post_init__(self):
-        if self.rule == "threshold" and self.threshold is None:
-            raise UserError("select: threshold needs a number: set threshold")
-        if self.rule == "softmax" and not (self.tau and self.tau > 0):
-            raise UserError("select: softmax needs a temperature above 0: set tau")
-        if self.top_k < 1 or self.draws < 1:
-            raise UserError("top_k and draws must be at least 1")
+from pipeline.training.selection import Candidate, Selection, reward_tensors, select, selection_probabilities
 
 
-def selection_law(rewards: torch.Tensor, rule: Selection, log_ratio: torch.Tensor | None = None) -> torch.Tensor:
-    """Probability that a draw of the selection is each of N candidates, (N,) -> (N,); zeros where none is acceptable.
-
-    Args:
-        rewards: nan where the reward could not be told; such a candidate is never selected.
-        rule: how to choose. Of several best, the first drawn.
-        log_ratio: ``log pi_ref - log pi_k`` of each candidate (softmax only); None when they were drawn from pi_ref.
-    """
-    known = ~rewards.isnan()
-    law = torch.zeros_like(rewards)
-    if not known.any():
-        return law
-    if rule.rule == "softmax":
-        logits = rewards / rule.tau + (0.0 if log_ratio is None else log_ratio)
-        return torch.where(known, logits, -torch.inf).softmax(0)
-    if rule.rule == "threshold":
-        law[known & (rewards >= rule.threshold)] = 1.0
-    else:
-        count = 1 if rule.rule == "best" else min(rule.top_k, int(known.sum()))
-        order = torch.where(known, rewards, -torch.inf).argsort(descending=True, stable=True)
-        law[order[:count]] = 1.0
-    return law / law.sum().clamp(min=1)
-
-
-def select(law: torch.Tensor, rule: Selection, generator: torch.Generator) -> list[int]:
-    """Indices of the candidates that ``selection_law`` gives: drawn under softmax, else all that it names."""
-    if not law.any():
-        return []
-    if rule.rule == "softmax":
-        return torch.multinomial(law, rule.draws, replacement=True, generator=generator).tolist()
-    return law.nonzero().squeeze(1).tolist()
-
-
-def selection_metrics(groups: Sequence[Sequence[dict]], rule: Selection, rounds: int = 1) -> dict[str, float]:
-    """What a round's selection did, as means over prompts.
-
-    ``reward_before`` and ``reward_after`` (the selection law's mean), ``effective_sample_size`` of its weights,
-    ``no_acceptable_share``, ``unscored_share`` (of all candidates), ``selection_kl_bound`` for N^rounds, and
-    ``selection_kl`` in nats: for best-of-N the exact KL(best of N || law) at the candidates' own distribution of
-    rewards, ties counted; for the other rules the KL of the weights to equal ones, which the law's own KL does not
-    exceed.
-    """
-    before, after, sizes, kls, empty, widest = [], [], [], [], 0, 1
-    for group in groups:
-        rewards, log_ratio = _tensors(group)
-        law = selection_law(rewards, rule, log_ratio)
-        known = ~rewards.isnan()
-        widest = max(widest, len(group))
-        if known.any():
-            before.append(rewards[known].mean().item())
-        if not law.any():
-            empty += 1
-            continue
-        after.append((law * rewards.nan_to_num()).sum().item())
-        sizes.append(effective_sample_size(law.log()).item())
-        even = torch.full_like(rewards[known], 1 / int(known.sum()))
-        kls.append(
-            best_of_n_kl(even, rewards[known], len(even)).item()
-            if rule.rule == "best"
-            else exact_kl(law[known], even).item()
-        )
-    every = [candidate for group in groups for candidate in group]
-    return {
-        "reward_before": _mean(before),
-        "reward_after": _mean(after),
-        "effective_sample_size": _mean(sizes),
-        "selection_kl": _mean(kls),
-        "selection_kl_bound": best_of_n_bound(widest, rounds),
-        "no_acceptable_share": empty / max(1, len(groups)),
-        "unscored_share": sum(c["reward"] is None for c in every) / max(1, len(every)),
-    }
-
-
-def require_scores(groups: Sequence[Sequence[dict]], reward: Any = None) -> None:
+def require_scores(groups: Sequence[Sequence[Candidate]], reward: Any = None) -> None:
     """Refuse candidates of which none has a score, with the reward's own reason where it judged them in this process.
 
     Raises:
@@ -146,34 +33,6 @@ def require_scores(groups: Sequence[Sequence[dict]], reward: Any = None) -> None
             f"nothing to select from: {why or f'none of {len(every)} candidates has a score'}; see the data's gold "
             "answers and what the reward returns"
         )
-
-
-def best_of_n_curve(groups: Sequence[Sequence[dict]]) -> list[dict[str, float]]:
-    """``n``, ``kl`` and ``reward`` of the best of n (see ``best_of_candidates``), and the ``bound`` of that KL.
-
-    For powers of two up to the largest group; means over prompts that have a scored candidate.
-    """
-    known = [rewards[~rewards.isnan()] for rewards in (_tensors(group)[0] for group in groups)]
-    known = [rewards for rewards in known if len(rewards)]
-    curve = []
-    for n in (2**k for k in range(max(map(len, known), default=0).bit_length())):
-        kls, means = zip(*(map(float, best_of_candidates(rewards, n)) for rewards in known))
-        curve.append({"n": n, "kl": _mean(kls), "reward": _mean(means), "bound": best_of_n_bound(n)})
-    return curve
-
-
-def _tensors(group: Sequence[dict]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    rewards = torch.tensor([math.nan if c["reward"] is None else c["reward"] for c in group], dtype=torch.float64)
-    if any(c.get("log_ratio") is None for c in group):
-        return rewards, None
-    return rewards, torch.tensor([c["log_ratio"] for c in group], dtype=torch.float64)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
-
-
-# ---------------------------------------------------------------------- candidates
 
 
 def sample_candidates(
@@ -285,7 +144,7 @@ def log_probs(
     return result
 
 
-def write_candidates(file: Path, candidates: Sequence[dict[str, Any]]) -> None:
+def write_candidates(file: Path, candidates: Sequence[Candidate]) -> None:
     """A parquet file that is there whole or not at all; prompts stand in it as JSON, be they text or dialogue."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -307,20 +166,20 @@ def write_candidates(file: Path, candidates: Sequence[dict[str, Any]]) -> None:
     os.replace(temporary, file)
 
 
-def read_candidates(files: Sequence[Path]) -> Iterator[list[dict[str, Any]]]:
+def read_candidates(files: Sequence[Path]) -> Iterator[list[Candidate]]:
     """The candidates of one prompt after another, in the order of the rows."""
     import pyarrow.parquet as pq
 
     for file in files:
-        groups: dict[int, list[dict[str, Any]]] = {}
+        groups: dict[int, list[Candidate]] = {}
         for candidate in pq.read_table(file).to_pylist():
             groups.setdefault(candidate["row"], []).append(candidate | {"prompt": json.loads(candidate["prompt"])})
         yield from groups.values()
 
 
-def foreign_candidates(
+def external_candidates(
     rows: Sequence[dict[str, Any]], reward: Callable[..., list[float | None]] | None, tokenizer: Any = None
-) -> list[list[dict[str, Any]]]:
+) -> list[list[Candidate]]:
     """Candidates made elsewhere, grouped by prompt: rows of ``prompt`` + ``completion``, scored where ``reward`` is
     missing from them.
 
@@ -339,7 +198,7 @@ def foreign_candidates(
             raise UserError("from_candidates: rows without a reward column need --reward to be scored")
         columns = [{name: value for name, value in row.items() if name != "reward"} for row in missing]
         scores = iter(score(reward, columns, [text_of(row["completion"]) for row in missing], None, tokenizer))
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Candidate]] = {}
     for row in rows:
         value = next(scores) if row.get("reward") is None else row["reward"]
         candidate = {"prompt": row["prompt"], "completion": text_of(row["completion"]), "reward": value}
@@ -351,7 +210,7 @@ def foreign_candidates(
 
 
 def sft_rows(
-    groups: Sequence[Sequence[dict[str, Any]]], rule: Selection, tokenizer: Any, seed: int = 0
+    groups: Sequence[Sequence[Candidate]], rule: Selection, tokenizer: Any, seed: int = 0
 ) -> list[dict[str, Any]]:
     """The selection as SFT rows.
 
@@ -365,7 +224,8 @@ def sft_rows(
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for group in groups:
-        chosen = select(selection_law(_tensors(group)[0], rule, _tensors(group)[1]), rule, generator)
+        rewards, log_ratio = reward_tensors(group)
+        chosen = select(selection_probabilities(rewards, rule, log_ratio), rule, generator)
         if not chosen:
             continue
         prompt = group[0]["prompt"]
@@ -384,7 +244,7 @@ def sft_rows(
     return rows
 
 
-def mine_pairs(groups: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+def mine_pairs(groups: Sequence[Sequence[Candidate]]) -> list[dict[str, Any]]:
     """The best and the worst candidate of each prompt as a preference pair for DPO; prompts where all are equal give
     none.
     """
@@ -406,5 +266,5 @@ def mine_pairs(groups: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any
     return pairs
 
 
-def _reward(candidate: dict[str, Any]) -> float:
+def _reward(candidate: Candidate) -> float:
     return candidate["reward"]

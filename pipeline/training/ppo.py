@@ -36,6 +36,7 @@ from pipeline.runtime.compat import disable_gradient_checkpointing, get_config_m
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import text_of
 from pipeline.training import shared_backbone as shared
+from pipeline.training.optimizers import split_groups
 from pipeline.training.rollouts import RolloutTrainer
 
 require("PPOTrainer")
@@ -359,12 +360,8 @@ class PPOTrainer(RolloutTrainer):
         """The parent's, with the critic's parameters in groups of their own where they have a learning rate."""
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.args.critic_learning_rate is not None:
-            critics = {id(p) for name, p in self.model.named_parameters() if shared.is_critics(name)}
-            for group in list(optimizer.param_groups):
-                own = [p for p in group["params"] if id(p) in critics]
-                if own:
-                    group["params"] = [p for p in group["params"] if id(p) not in critics]
-                    optimizer.add_param_group({**group, "params": own, "lr": self.args.critic_learning_rate})
+            critics = [p for name, p in self.model.named_parameters() if shared.is_critics(name)]
+            split_groups(optimizer, critics, lambda rate: self.args.critic_learning_rate)
         return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:

@@ -63,7 +63,7 @@ def pass_rates(
     return rates[0]
 
 
-def worth_learning(
+def drop_uninformative_prompts(
     dataset: datasets.Dataset, rates: list[float | None], *, easiest_first: bool, reward: Any = None
 ) -> tuple[datasets.Dataset, dict[str, float]]:
     """The rows whose pass rate lies strictly between 0 and 1, and what was dropped.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import DistributedType
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import TrainOutput
@@ -18,6 +19,7 @@ from pipeline.runtime.record import Run
 from pipeline.training.callbacks import MeanLoss, PushCheckpoints, RequireMetric, StopOnSignal
 from pipeline.training.finite import ADVICE, StopWhenNotFinite, diverged_in_sampling
 from pipeline.training.learning import WatchGradients, could_learn
+from pipeline.training.optimizers import split_groups
 from pipeline.training.progress import show_progress
 
 require("forget_deepspeed")
@@ -101,7 +103,7 @@ def train_from_newest(run: Run, trainer: Trainer, folder: Path) -> TrainOutput:
     trainer.add_callback(mean_loss)
     if trainer.args.load_best_model_at_end or trainer.args.save_strategy == "best":
         trainer.add_callback(RequireMetric())
-    faster_b(trainer, run.record["arguments"].get("loraplus_lr_ratio"))
+    apply_loraplus(trainer, run.record["arguments"].get("loraplus_lr_ratio"))
     show_progress(trainer)
     stop_where_done(trainer)
     checkpoint = run.checkpoint_in(folder)
@@ -153,11 +155,11 @@ def forget_deepspeed() -> None:
         AcceleratorState._reset_state()
 
 
-def faster_b(trainer: Trainer, ratio: float | None) -> None:
+def apply_loraplus(trainer: Trainer, ratio: float | None) -> None:
     """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): let LoRA's B matrices learn ``ratio`` times as fast as the rest.
 
-    PEFT's own ``create_loraplus_optimizer`` makes another optimizer; this divides the groups of the one that the
-    trainer makes, whatever it is, so that a critic's learning rate or a sharded optimizer stay as they are.
+    PEFT's ``create_loraplus_optimizer`` makes another optimizer; this splits the groups of the one that the trainer
+    makes, whatever it is, so that a critic's learning rate or a sharded optimizer stay as they are.
 
     Raises:
         UserError: the ratio is not above 0, or there is no LoRA to apply it to.
@@ -168,14 +170,10 @@ def faster_b(trainer: Trainer, ratio: float | None) -> None:
         raise UserError(f"loraplus_lr_ratio {ratio}: give a number above 0, together with use_peft: true")
     create = trainer.create_optimizer
 
-    def create_optimizer(*args: Any, **kwargs: Any) -> Any:
+    def create_optimizer(*args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = create(*args, **kwargs)
-        fast = {id(parameter) for name, parameter in trainer.model.named_parameters() if "lora_B" in name}
-        for group in list(optimizer.param_groups):
-            own = [parameter for parameter in group["params"] if id(parameter) in fast]
-            if own:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in fast]
-                optimizer.add_param_group({**group, "params": own, "lr": group["lr"] * ratio})
+        b_matrices = [parameter for name, parameter in trainer.model.named_parameters() if "lora_B" in name]
+        split_groups(optimizer, b_matrices, lambda rate: rate * ratio)
         return optimizer
 
     trainer.create_optimizer = create_optimizer

@@ -21,7 +21,7 @@ from pipeline.objectives.divergences import (
 )
 from pipeline.objectives.policy_gradient import grpo_loss, ppo_clip_loss, reinforce_loss
 from pipeline.objectives.preference import bradley_terry_loss, dpo_loss
-from pipeline.training.candidates import Selection, selection_law
+from pipeline.training.selection import Selection, selection_probabilities
 from tests.conftest import ROOT
 
 
@@ -97,7 +97,7 @@ def test_13_iterating_without_the_correction_sharpens_and_with_it_stays():
         log_policy = (torch.tensor(counts, dtype=torch.float64) / len(drawn)).log()
         for log_ratio, target in ((reference.log() - log_policy, star), (None, tilted_law(log_policy, rewards, tau))):
             ratio = None if log_ratio is None else log_ratio[drawn]
-            weights = selection_law(rewards[drawn], Selection("softmax", tau=tau), ratio)
+            weights = selection_probabilities(rewards[drawn], Selection("softmax", tau=tau), ratio)
             selected = torch.zeros(12, dtype=torch.float64).index_add_(0, drawn, weights)
             torch.testing.assert_close(selected, target.exp())
 

@@ -24,7 +24,7 @@ RECORD = {
     "peak_memory_bytes": 1, "parents": [], "data": [],
 }  # fmt: skip
 STAY_AT_HOME = (
-    "training_args.bin", "optimizer.pt", "pairs.jsonl", "samples.jsonl", "omega.json", "corpus.json", ".hidden",
+    "training_args.bin", "optimizer.pt", "pairs.jsonl", "samples.jsonl", "omega.json", "leg.json", ".hidden",
     "checkpoint-1/model.safetensors",
 )  # fmt: skip
 WEIGHTS = {"A": (2, 3), "B": (4, 2)}  # rank 2, from 3 inputs to 4 outputs

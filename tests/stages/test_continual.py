@@ -140,8 +140,8 @@ def test_routed_adapters_answer_each_for_its_own_corpus(tiny_model, tmp_path):
 def test_text_and_pairs(kind, tiny_model, sequence, tmp_path):
     options = {"beta": 0.1} if kind == "preference" else {}
     run(
-        tiny_model, sequence(kind, 2, **options), tmp_path / "run", method="bottleneck", omega=["function", "replay"],
-        omega_weight=[1.0, 0.5], memory_rows=6,
+        tiny_model, sequence(kind, 2, **options), tmp_path / "run", method="bottleneck",
+        omega=["distillation", "replay"], omega_weight=[1.0, 0.5], memory_rows=6,
     )  # fmt: skip
     rows = json.loads((tmp_path / "run" / "forgetting.json").read_text())["rows"]
     assert [len(row["scores"]) for row in rows] == [2, 2, 2]
@@ -154,17 +154,17 @@ def test_an_interrupted_sequence_resumes_at_the_right_corpus(tiny_model, sequenc
     """Killed while the second of three corpora is learned: the first is not learned again, and the end is bit for bit
     that of a run which was never stopped.
     """
-    from pipeline.training import regularised as continual
+    from pipeline.training import corpora as continual
 
     options = {"omega": ["ewc", "replay"], "omega_weight": [1.0, 1.0], "memory_rows": 5}
     config = sequence()
     run(tiny_model, config, tmp_path / "whole", **options)
     train = continual.Corpus.train
 
-    def stopped(self, trainer):
+    def stopped(self, *args):
         if self.number == 2:
             raise KeyboardInterrupt
-        train(self, trainer)
+        train(self, *args)
 
     monkeypatch.setattr(continual.Corpus, "train", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -190,9 +190,9 @@ def test_an_interrupted_sequence_resumes_at_the_right_corpus(tiny_model, sequenc
 
 def test_a_corpus_learned_with_other_settings_is_not_taken_over(tiny_model, sequence, tmp_path, monkeypatch):
     """A failed run without a checkpoint may be started anew with other flags: its finished corpora may not pass."""
-    from pipeline.training import regularised as continual
+    from pipeline.training import corpora as continual
 
-    def broken(self, trainer):
+    def broken(self, *args):
         raise ValueError("disk")
 
     monkeypatch.setattr(continual.Corpus, "train", broken)
@@ -200,7 +200,7 @@ def test_a_corpus_learned_with_other_settings_is_not_taken_over(tiny_model, sequ
         run(tiny_model, sequence(count=2), tmp_path / "run", method="bias")
     folder = tmp_path / "run" / "corpus-1"
     folder.mkdir(exist_ok=True)
-    (folder / "corpus.json").write_text(json.dumps({"given": {"memory_rows": 5}}))
+    (folder / "leg.json").write_text(json.dumps({"given": {"memory_rows": 5}}))
     with pytest.raises(UserError, match=r"learned with other settings \("):
         run(tiny_model, sequence(count=2), tmp_path / "run", method="bias", memory_rows=3)
 
@@ -233,7 +233,7 @@ def test_anchors_of_text_are_drawn_once_and_kept(tiny_model, sequence, tmp_path)
     """Five of eight documents, the same ones for both corpora, saved with the memory and named in the record."""
     text = write_rows(tmp_path / "anchors.jsonl", [{"text": f"Row {i} says {i * i}."} for i in range(8)])
     run(
-        tiny_model, sequence(count=2), tmp_path / "run", omega="function", omega_weight=1.0, memory_rows=4,
+        tiny_model, sequence(count=2), tmp_path / "run", omega="distillation", omega_weight=1.0, memory_rows=4,
         anchor_dataset_name=text, anchor_rows=5,
     )  # fmt: skip
     first, last = (json.loads((tmp_path / "run" / f / "omega.json").read_text()) for f in ("corpus-1", "."))
@@ -256,7 +256,8 @@ def test_alignment_is_judged_before_and_after(tiny_model, sequence, preference_f
     ("options", "message"),
     [
         ({"omega": "l3", "omega_weight": 1.0}, "omega: there is no term 'l3'"),
-        ({"omega": ["l2", "ewc"], "omega_weight": 1.0}, "lists of one length"),
+        ({"omega": "function", "omega_weight": 1.0}, "function is now called distillation"),
+        ({"omega": ["l2", "ewc"], "omega_weight": 1.0}, "must have the same length"),
         ({"omega": "l2", "omega_weight": -1.0}, "below 0"),
         ({"omega": "orthogonal", "omega_weight": 1.0}, "use lora and --adapters stacked"),
         ({"omega": "ewc", "omega_weight": 1.0, "adapters": "stacked"}, "use --adapters shared"),
@@ -265,9 +266,12 @@ def test_alignment_is_judged_before_and_after(tiny_model, sequence, preference_f
         ({"adapters": "routed", "kind": "text"}, "chooses by the prompt"),
         ({"adapters": "routed", "push_to_hub": True}, "take one model"),
         ({"memory_rows": 0}, "memory_rows"),
-        ({"memory_rows": 1, "anchor_dataset_name": "x.jsonl"}, "only function reads anchors"),
-        ({"kind": "preference", "omega": "function", "omega_weight": 1.0, "anchor_dataset_name": "x.jsonl"}, "pairs"),
-        ({"eval_rows": 0}, "held-out rows to be judged by"),
+        ({"memory_rows": 1, "anchor_dataset_name": "x.jsonl"}, "only distillation reads anchors"),
+        (
+            {"kind": "preference", "omega": "distillation", "omega_weight": 1.0, "anchor_dataset_name": "x.jsonl"},
+            "pairs",
+        ),
+        ({"eval_rows": 0}, "held-out rows to evaluate on"),
     ],
 )
 def test_what_cannot_be_run_is_refused(options, message, tiny_model, sft_file, tmp_path):
@@ -288,7 +292,7 @@ def test_the_model_replays_what_it_writes_itself(tiny_model, foreign_model, tmp_
     """Two corpora: before the second the model answers the prompts of the first one anew, and these rows, not the
     remembered ones, are replayed; the memory that is saved holds the rows as they were.
     """
-    from pipeline.training import regularised as continual
+    from pipeline.training import corpora as continual
     from pipeline.training import self_replay
 
     files = []

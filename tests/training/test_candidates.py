@@ -14,17 +14,19 @@ from pipeline.objectives.divergences import (
 )
 from pipeline.runtime.errors import UserError
 from pipeline.training.candidates import (
-    Selection,
-    best_of_n_curve,
-    foreign_candidates,
+    external_candidates,
     log_probs,
     mine_pairs,
     read_candidates,
     sample_candidates,
-    select,
-    selection_law,
-    selection_metrics,
     sft_rows,
+)
+from pipeline.training.selection import (
+    Selection,
+    best_of_n_curve,
+    select,
+    selection_metrics,
+    selection_probabilities,
 )
 from tests import enumerable_task as task
 
@@ -54,14 +56,14 @@ def tensor(*values: float) -> torch.Tensor:
         (Selection("softmax", tau=0.5), [1 / (1 + 2 * math.e**2), *[math.e**2 / (1 + 2 * math.e**2)] * 2, 0]),
     ],
 )
-def test_selection_law_by_hand(rule, law):
+def test_selection_probabilities_by_hand(rule, law):
     """Rewards 0, 1, 1 and one that could not be told."""
-    assert selection_law(tensor(0, 1, 1, math.nan), rule).tolist() == pytest.approx(law)
+    assert selection_probabilities(tensor(0, 1, 1, math.nan), rule).tolist() == pytest.approx(law)
 
 
 def test_softmax_weighs_by_the_ratio_to_the_reference():
     """R / tau = (0, log 2), log pi_ref - log pi_k = (log 6, 0): weights 6 : 2."""
-    law = selection_law(tensor(0, math.log(2)), Selection("softmax", tau=1.0), tensor(math.log(6), 0))
+    law = selection_probabilities(tensor(0, math.log(2)), Selection("softmax", tau=1.0), tensor(math.log(6), 0))
     assert law.tolist() == pytest.approx([0.75, 0.25])
 
 
@@ -130,7 +132,7 @@ def test_best_of_n_on_an_enumerable_policy(start, count):
     noise = (exact * (1 - exact) / trials).sqrt().sum().item() / math.sqrt(2 * math.pi)
     assert total_variation(frequencies, exact).item() < 2 * noise
     assert 0 < best_of_n_kl(law, rewards, count).item() < best_of_n_bound(count)
-    one = selection_law(rewards[drawn[0]], Selection("best"))
+    one = selection_probabilities(rewards[drawn[0]], Selection("best"))
     assert one.argmax().item() == picks[0].item()
 
 
@@ -140,7 +142,7 @@ def test_softmax_selection_follows_its_exact_law(start):
     generator = torch.Generator().manual_seed(0)
     rule, trials = Selection("softmax", tau=0.7), 3000
     drawn = torch.multinomial(law, trials * 10, replacement=True, generator=generator).view(trials, 10)
-    picked = [row[select(selection_law(rewards[row], rule), rule, generator)[0]].item() for row in drawn]
+    picked = [row[select(selection_probabilities(rewards[row], rule), rule, generator)[0]].item() for row in drawn]
     frequencies = torch.bincount(torch.tensor(picked), minlength=len(law)) / trials
     exact = softmax_selection_law(law, rewards, 10, 0.7)
     noise = (exact * (1 - exact) / trials).sqrt().sum().item() / math.sqrt(2 * math.pi)
@@ -248,7 +250,7 @@ def test_candidates_made_elsewhere():
         {"prompt": "q", "completion": "x", "reward": 2.0, "answer": 1},
         {"prompt": "p", "completion": "s", "reward": 3.0, "answer": 1},
     ]
-    groups = foreign_candidates(rows, reward)
+    groups = external_candidates(rows, reward)
     assert asked == ["long"]
     assert [[c["reward"] for c in group] for group in groups] == [[4.0, 3.0], [2.0]]
     assert sft_rows(groups, Selection("best"), None) == [
@@ -256,7 +258,7 @@ def test_candidates_made_elsewhere():
         {"prompt": "q", "completion": "x"},
     ]
     with pytest.raises(UserError, match="need --reward"):
-        foreign_candidates([{"prompt": "p", "completion": "y"}], None)
+        external_candidates([{"prompt": "p", "completion": "y"}], None)
 
 
 def test_pairs_are_best_against_worst():

@@ -4,21 +4,21 @@ import datasets
 import pytest
 
 from pipeline.runtime.errors import UserError
-from pipeline.training.prefilter import pass_rates, worth_learning
+from pipeline.training.prefilter import drop_uninformative_prompts, pass_rates
 
 
 def test_always_never_and_unscorable_prompts_are_dropped_and_counted():
     data = datasets.Dataset.from_dict({"prompt": list("abcdef")})
     rates = [0.0, 0.25, 1.0, 0.75, None, 0.5]
-    kept, metrics = worth_learning(data, rates, easiest_first=False)
+    kept, metrics = drop_uninformative_prompts(data, rates, easiest_first=False)
     assert kept["prompt"][:] == ["b", "d", "f"]
     assert metrics == {
         "prefilter/always_solved": 1, "prefilter/never_solved": 1, "prefilter/unscorable": 1, "prefilter/kept": 3
     }  # fmt: skip
-    kept, _ = worth_learning(data, rates, easiest_first=True)
+    kept, _ = drop_uninformative_prompts(data, rates, easiest_first=True)
     assert kept["prompt"][:] == ["d", "f", "b"]
     with pytest.raises(UserError, match="of 2 prompts 1 are always solved, 1 never"):
-        worth_learning(data.select([0, 2]), [0.0, 1.0], easiest_first=False)
+        drop_uninformative_prompts(data.select([0, 2]), [0.0, 1.0], easiest_first=False)
 
 
 def test_a_reward_that_scores_nothing_says_why():
@@ -28,7 +28,7 @@ def test_a_reward_that_scores_nothing_says_why():
     reward(None, ["#### 1", "#### 2"], answer=["not known", "neither"])
     data = datasets.Dataset.from_dict({"prompt": ["a", "b"]})
     with pytest.raises(UserError, match=r"2 cannot be scored.*reward 'numeric' gave none of 2 .*is not one number"):
-        worth_learning(data, [None, None], easiest_first=False, reward=reward)
+        drop_uninformative_prompts(data, [None, None], easiest_first=False, reward=reward)
 
 
 def test_pass_rates_are_the_mean_reward_and_are_kept(tmp_path):

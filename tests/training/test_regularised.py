@@ -7,7 +7,8 @@ from peft import LoraConfig
 from trl import DPOConfig, SFTConfig, SFTTrainer
 
 from pipeline.model.adapters import attach, backbone_sha256
-from pipeline.training.regularised import ContinualDPOTrainer, ContinualSFTTrainer, Memory, Omega
+from pipeline.training.omega import Memory, Omega
+from pipeline.training.regularised import ContinualDPOTrainer, ContinualSFTTrainer
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 NEW = [{"prompt": f"{a} + {b} =", "completion": f" {(a + b) % 10}"} for a in range(4) for b in range(4)]
@@ -51,7 +52,7 @@ def adapter(trainer) -> dict[str, torch.Tensor]:
 
 def test_lambda_zero_is_plain_lora_bit_for_bit(tmp_path):
     """Every term at weight 0, with a memory and old adapters there to be used: the weights of TRL's own SFTTrainer."""
-    zero = trained(tmp_path / "a", dict.fromkeys(("l2", "ewc", "function", "orthogonal", "replay"), 0.0))
+    zero = trained(tmp_path / "a", dict.fromkeys(("l2", "ewc", "distillation", "orthogonal", "replay"), 0.0))
     torch.manual_seed(0)
     plain = SFTTrainer(
         model=tiny_model(),
@@ -67,7 +68,9 @@ def test_lambda_zero_is_plain_lora_bit_for_bit(tmp_path):
     assert any(value.any() for name, value in expected.items() if "lora_B" in name)
 
 
-@pytest.mark.parametrize(("term", "weight"), [("l2", 100.0), ("ewc", 100.0), ("function", 300.0), ("replay", 10.0)])
+@pytest.mark.parametrize(
+    ("term", "weight"), [("l2", 100.0), ("ewc", 100.0), ("distillation", 300.0), ("replay", 10.0)]
+)
 def test_a_large_lambda_brings_the_penalty_near_its_minimum(term, weight, tmp_path):
     """Measured on all of the memory by a trainer that has learned with lambda and one that has learned without."""
     found = []
@@ -95,31 +98,31 @@ def test_orthogonal_turns_the_new_reads_away_from_the_old(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [ContinualSFTTrainer, ContinualDPOTrainer])
-def test_the_function_is_unchanged_at_the_start(kind, tmp_path):
+def test_distillation_is_zero_at_the_start(kind, tmp_path):
     """Omega(theta_k, theta_k) = 0 on answers and on pairs (whose rows are chosen, then rejected ones), for l2 too; and
     it is not 0 once the adapter is moved.
     """
     rows = PAIRS if kind is ContinualDPOTrainer else NEW
     memory = rows if kind is ContinualDPOTrainer else OLD
-    trainer = trained(tmp_path, {"function": 1.0, "l2": 1.0}, rows=rows, memory=memory, kind=kind, steps=0)
+    trainer = trained(tmp_path, {"distillation": 1.0, "l2": 1.0}, rows=rows, memory=memory, kind=kind, steps=0)
     trainer.model.eval()
     start = trainer.penalties(trainer.model)
-    assert start["function"].item() == pytest.approx(0, abs=1e-5)
+    assert start["distillation"].item() == pytest.approx(0, abs=1e-5)
     assert start["l2"].item() == 0
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():
             if "lora_B" in name and parameter.requires_grad:
                 parameter += 0.1
     moved = trainer.penalties(trainer.model)
-    assert moved["function"].item() > 0.01
+    assert moved["distillation"].item() > 0.01
     assert moved["l2"].item() > 0
 
 
 def test_it_trains_on_pairs_with_every_term(tmp_path):
-    weights = {"l2": 0.1, "ewc": 0.1, "function": 0.1, "replay": 0.1}
+    weights = {"l2": 0.1, "ewc": 0.1, "distillation": 0.1, "replay": 0.1}
     trainer = trained(tmp_path, weights, rows=PAIRS, memory=PAIRS[:3], kind=ContinualDPOTrainer, steps=3)
     logged = {key for entry in trainer.state.log_history for key in entry}
-    assert {"omega/l2", "omega/ewc", "omega/function", "omega/replay", "rewards/margins"} <= logged
+    assert {"omega/l2", "omega/ewc", "omega/distillation", "omega/replay", "rewards/margins"} <= logged
 
 
 def test_accumulated_steps_see_lambda_once(tmp_path):
@@ -166,14 +169,14 @@ def test_what_a_new_row_answers_otherwise_is_forgotten():
     assert memory.rows == [rows[0], rows[2]]
 
 
-def test_function_reads_the_anchors_and_replay_the_memory(tmp_path):
-    """With anchors of text function needs no memory, and replay has its own rows: both are 0 or the loss at the start
-    and move with the adapter. Anchors are kept with the memory.
+def test_distillation_reads_the_anchors_and_replay_the_memory(tmp_path):
+    """With anchors of text distillation needs no memory, and replay has its own rows: both are 0 or the loss at the
+    start and move with the adapter. Anchors are kept with the memory.
     """
     memory = Memory(4, OLD[:4], 4, anchors=[{"text": f"{a} e {a} d"} for a in range(3)])
     memory.save(tmp_path / "saved")
     assert Memory.load(tmp_path / "saved", 4).anchors == memory.anchors
-    for rows, terms in ((memory.rows, {"function", "replay"}), ([], {"function"})):
+    for rows, terms in ((memory.rows, {"distillation", "replay"}), ([], {"distillation"})):
         torch.manual_seed(0)
         trainer = ContinualSFTTrainer(
             model=tiny_model(),
@@ -181,7 +184,9 @@ def test_function_reads_the_anchors_and_replay_the_memory(tmp_path):
             train_dataset=datasets.Dataset.from_list(NEW),
             processing_class=tiny_tokenizer(),
             peft_config=LoraConfig(r=2, lora_alpha=4, target_modules="all-linear"),
-            omega=Omega({"function": 1.0, "replay": 1.0}, Memory(4, rows, 4, anchors=memory.anchors), batch_size=8),
+            omega=Omega(
+                {"distillation": 1.0, "replay": 1.0}, Memory(4, rows, 4, anchors=memory.anchors), batch_size=8
+            ),
         )
         assert [len(states[0]) for states in trainer.start_hidden] == [
             len(r["input_ids"]) for r in trainer.anchor_rows
@@ -189,9 +194,9 @@ def test_function_reads_the_anchors_and_replay_the_memory(tmp_path):
         trainer.model.eval()
         start = trainer.penalties(trainer.model)
         assert start.keys() == terms
-        assert start["function"].item() == pytest.approx(0, abs=1e-5)
+        assert start["distillation"].item() == pytest.approx(0, abs=1e-5)
         trainer.train()
-        assert trainer.penalties(trainer.model)["function"].item() > 1e-4
+        assert trainer.penalties(trainer.model)["distillation"].item() > 1e-4
 
 
 def test_ewc_remembers_a_normalised_fisher(tmp_path):
@@ -239,7 +244,7 @@ def test_an_adapter_of_our_own_is_checkpointed_alone_and_resumes(tmp_path):
     assert backbone_sha256(parts.model) == backbone_sha256(tiny_model())
 
 
-def test_function_holds_the_head_as_it_was(tmp_path):
+def test_distillation_holds_the_head_as_it_was(tmp_path):
     """All weights are trained, and only the head is moved: the hidden states are the same, so the penalty is the KL of
     theta_k's next-token distributions to the moved ones, over the memory's real tokens. A head that was not copied
     would move along, and the penalty would stay 0.
@@ -249,7 +254,7 @@ def test_function_holds_the_head_as_it_was(tmp_path):
         args=config(tmp_path),
         train_dataset=datasets.Dataset.from_list(NEW),
         processing_class=tiny_tokenizer(),
-        omega=Omega({"function": 1.0}, Memory(4, OLD[:4], 4), batch_size=8),
+        omega=Omega({"distillation": 1.0}, Memory(4, OLD[:4], 4), batch_size=8),
     )
     trainer.model.eval()
     batch = trainer._collated(trainer.anchor_rows, range(4))
@@ -259,7 +264,7 @@ def test_function_holds_the_head_as_it_was(tmp_path):
         head = trainer.model.get_output_embeddings().weight
         head += 0.3 * torch.randn(head.shape, generator=torch.Generator().manual_seed(0))
         new = trainer.model(**inputs).logits.log_softmax(-1)
-        found = trainer.penalties(trainer.model)["function"].item()
+        found = trainer.penalties(trainer.model)["distillation"].item()
     mask = batch["attention_mask"]
     expected = ((old.exp() * (old - new)).sum(-1) * mask).sum() / mask.sum()
     assert found == pytest.approx(expected.item(), rel=1e-3)
@@ -267,14 +272,14 @@ def test_function_holds_the_head_as_it_was(tmp_path):
 
 
 def test_what_the_model_wrote_is_replayed_in_place_of_the_memory(tmp_path):
-    """Three rows written, four remembered: the three are replayed, and read by function where there are no anchors."""
+    """Three rows written, four remembered: the three are replayed, and distilled where there are no anchors."""
     written = [{"prompt": f"{word} =", "completion": " 9 9"} for word in "abc"]
     trainer = ContinualSFTTrainer(
         model=tiny_model(),
         args=config(tmp_path),
         train_dataset=datasets.Dataset.from_list(NEW),
         processing_class=tiny_tokenizer(),
-        omega=Omega({"replay": 1.0, "function": 1.0}, Memory(4, OLD[:4], 4), written=written),
+        omega=Omega({"replay": 1.0, "distillation": 1.0}, Memory(4, OLD[:4], 4), written=written),
     )
     nine = tiny_tokenizer().convert_tokens_to_ids("9")
     assert [row["input_ids"].count(nine) for row in trainer.memory_rows] == [2, 2, 2]

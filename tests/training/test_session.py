@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.runtime.errors import UserError
-from pipeline.training.session import faster_b
+from pipeline.training.session import apply_loraplus
 
 
 class Adapter(torch.nn.Module):
@@ -35,7 +35,7 @@ def test_lora_plus_divides_the_trainers_own_groups():
     """With a ratio of 16 the B matrix has 16e-3, decays as before, and everything else stays at 1e-3."""
     model = Adapter()
     trainer = trainer_of(model)
-    faster_b(trainer, 16.0)
+    apply_loraplus(trainer, 16.0)
     groups = trainer.create_optimizer().param_groups
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-3, 0.1), (1e-3, 0.0), (16e-3, 0.1)]
     assert [[id(p) for p in group["params"]] for group in groups] == [
@@ -46,9 +46,9 @@ def test_lora_plus_divides_the_trainers_own_groups():
 def test_without_a_ratio_nothing_changes_and_without_lora_it_is_refused():
     trainer = trainer_of(Adapter())
     before = trainer.create_optimizer
-    faster_b(trainer, None)
+    apply_loraplus(trainer, None)
     assert trainer.create_optimizer is before
     with pytest.raises(UserError, match="together with use_peft"):
-        faster_b(SimpleNamespace(model=torch.nn.Linear(1, 1)), 16.0)
+        apply_loraplus(SimpleNamespace(model=torch.nn.Linear(1, 1)), 16.0)
     with pytest.raises(UserError, match="above 0"):
-        faster_b(trainer, 0.0)
+        apply_loraplus(trainer, 0.0)

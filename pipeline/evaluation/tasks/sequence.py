@@ -1,80 +1,61 @@
-"""Judging a sequence of corpora while it is learned: row after row of R, drift, overlap, what was retained."""
+"""What learning a sequence of corpora does to a model: row after row of R, drift, overlap, retained skills."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from pipeline.data.arguments import DataArguments
-from pipeline.data.loading import Data, load_data
-from pipeline.evaluation.registry import check_entries, label, run_entry
+from pipeline.data.loading import Data
+from pipeline.evaluation.registry import label, run_entry
 from pipeline.evaluation.tasks import forgetting
 from pipeline.model.loading import engine, load_model
 from pipeline.model.routing import Router, routed
 from pipeline.publish.cards import public_name
+from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
-from pipeline.worlds.table import is_world
+
+if TYPE_CHECKING:
+    from trl import DPOConfig, SFTConfig
 
 PROBES = 24  # rows of a corpus that gradients and hidden states are measured on
 
 
-class Judge:
-    """The corpora of a run, in order, and what is measured around each of them.
+class SequenceEvaluation:
+    """What is measured around each corpus of a run, on held-out rows of all of them.
 
-    Attributes:
-        corpora: ``Data`` of every corpus: its training rows, and held-out rows to judge by.
-        old_rows: training rows of what was known before.
-        anchors: rows of text that ``function`` holds the model's reading of.
-
-    ``ready`` takes out of loaded data what the run's chat template refuses (`pipeline.data.preparation.templated`).
+    Args:
+        run: whose record gets the figures.
+        own: the stage's fields; ``retained`` are the evaluations run before and after every corpus.
+        model_name: the run's start.
+        config: the run's training arguments.
+        corpora: training and held-out rows of every corpus, in order.
+        names: what the corpora are called.
+        old: the same of what was known before the first corpus.
     """
 
     def __init__(
-        self, run: Run, own: Any, data_args: DataArguments, model_args: Any, config: Any, ready: Callable[..., Data]
+        self,
+        run: Run,
+        own: StageArguments,
+        model_name: str,
+        config: "SFTConfig | DPOConfig",
+        corpora: Sequence[Data],
+        names: Sequence[str],
+        old: Data | None = None,
     ):
         self.run, self.own, self.config = run, own, config
-        self.origin, self.remote = model_args.model_name_or_path, config.trust_remote_code
-        if own.retained:
-            check_entries(own.retained)
-        names = list(own.corpora or [data_args.dataset_name])
-        parts = [replace(data_args, dataset_name=name) for name in names]
-        if data_args.datasets:
-            parts = [replace(data_args, datasets=[entry]) for entry in data_args.datasets]
-            names = [entry.get("path") for entry in data_args.datasets]
-        loaded = (load_data(part, own.kind, config.seed) for part in parts)
-        self.corpora = [ready(data, name=f"corpus {number}") for number, data in enumerate(loaded, 1)]
-        names = [public_name(str(name)) for name in names]
-        self.old_rows: list[dict] = []
+        self.origin, self.remote = model_name, config.trust_remote_code
+        self.corpora = list(corpora)
+        self.old_rows = [] if old is None else list(old.train)
+        names = [public_name(name) for name in names]
         columns = [corpus.evaluation for corpus in self.corpora]
-        if own.old_dataset_name:
-            old = ready(
-                load_data(
-                    DataArguments(
-                        dataset_name=own.old_dataset_name,
-                        dataset_map=data_args.dataset_map,
-                        dataset_test_split="test" if is_world(own.old_dataset_name) else None,
-                    ),
-                    own.kind,
-                    config.seed,
-                ),
-                name="memory",
-            )
-            self.old_rows, columns, names = list(old.train), [old.evaluation, *columns], ["before", *names]
-            run.add_data([source | {"role": "memory"} for source in old.sources])
-        self.anchors: list[dict] = []
-        if own.anchor_dataset_name:
-            text = load_data(DataArguments(dataset_name=own.anchor_dataset_name, eval_rows=0), "text", config.seed)
-            rows = text.train.shuffle(seed=config.seed).select(range(min(own.anchor_rows, len(text.train))))
-            self.anchors = list(rows.select_columns("text"))
-            run.add_data([source | {"role": "anchors"} for source in text.sources])
-        for corpus in self.corpora:
-            run.add_data(corpus.sources)
+        if old is not None:
+            columns, names = [old.evaluation, *columns], ["before", *names]
         self._check(columns, names)
         self.columns = [list(column) for column in columns]
-        self.first = 0 if own.old_dataset_name else 1
+        self.first = 1 if old is None else 0
         self.matrix = forgetting.Matrix(run.folder, names, self.columns, self.first)
         self.watch: forgetting.WatchOverlap | None = None
         self._probes: Any = None
@@ -84,7 +65,7 @@ class Judge:
         forms = {}
         for name, column in zip(names, columns, strict=True):
             if column is None:
-                raise UserError(f"{name}: every corpus needs held-out rows to be judged by; eval_rows must be above 0")
+                raise UserError(f"{name}: every corpus needs held-out rows to evaluate on; eval_rows must be above 0")
             forms[tuple(sorted(column.column_names))] = name
         if len(forms) > 1:
             kinds = "; ".join(f"{name} has {', '.join(form)}" for form, name in forms.items())

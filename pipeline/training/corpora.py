@@ -1,0 +1,335 @@
+"""A corpus of continual learning: its data, its model, its trainer by eq. (12), and what it leaves in its folder.
+
+Each folder holds the adapter together with Omega's memory (`training.omega.Memory`).
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+from peft import LNTuningConfig, OSFConfig
+from safetensors.torch import load_file
+
+from pipeline.data.arguments import DataArguments
+from pipeline.data.loading import Data, load_data, to_dataset
+from pipeline.data.preparation import encode, learned_of, settle_pairs, supervised
+from pipeline.inference.stopping import declare_stops
+from pipeline.model.adapters import attach, backbone_sha256, has_own_adapter
+from pipeline.model.loading import engine
+from pipeline.model.policy import ModelArguments, Policy
+from pipeline.model.routing import Router, load_routed, prompt_features, save_routed
+from pipeline.runtime.arguments import StageArguments
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.record import Run
+from pipeline.training.legs import Leg
+from pipeline.training.omega import TERMS, Memory, Omega, Row
+from pipeline.training.regularised import ContinualDPOTrainer, ContinualSFTTrainer
+from pipeline.training.self_replay import written_by
+from pipeline.worlds.table import is_world
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from trl import DPOConfig, SFTConfig
+
+
+# ---------------------------------------------------------------------- data
+
+
+def corpus_arguments(own: StageArguments, data_args: DataArguments) -> list[tuple[str, DataArguments]]:
+    """Name and data arguments of every corpus, in their order."""
+    if data_args.datasets:
+        return [(str(entry.get("path")), replace(data_args, datasets=[entry])) for entry in data_args.datasets]
+    names = own.corpora or [data_args.dataset_name]
+    return [(str(name), replace(data_args, dataset_name=name)) for name in names]
+
+
+def old_arguments(own: StageArguments, data_args: DataArguments) -> DataArguments:
+    """Data arguments of what the model knew before the first corpus."""
+    name = own.old_dataset_name
+    split = "test" if is_world(name) else None
+    return DataArguments(dataset_name=name, dataset_map=data_args.dataset_map, dataset_test_split=split)
+
+
+def load_anchors(own: StageArguments, seed: int) -> Data:
+    """``anchor_rows`` rows of text, sampled once."""
+    data = load_data(DataArguments(dataset_name=own.anchor_dataset_name, eval_rows=0), "text", seed)
+    rows = data.train.shuffle(seed=seed).select(range(min(own.anchor_rows, len(data.train))))
+    return Data(rows.select_columns("text"), None, data.sources)
+
+
+def encode_memory(
+    rows: list[Row], tokenizer: "PreTrainedTokenizerBase", config: "SFTConfig", learned: Any
+) -> datasets.Dataset:
+    """Remembered rows prepared as those of the corpus are; those that cannot be trained on are left out."""
+    kind = "text" if "text" in rows[0] else "sft"
+    coded = encode(to_dataset(rows, kind), tokenizer, config, learned)
+    return coded.filter(lambda cause: not cause, input_columns="lost").select_columns(["input_ids", "labels"])
+
+
+# ---------------------------------------------------------------------- one corpus
+
+
+class Corpus(Leg):
+    """One corpus: theta_{k+1} from theta_k."""
+
+    kind = "corpus"
+
+    def __init__(
+        self,
+        run: Run,
+        number: int,
+        total: int,
+        own: StageArguments,
+        model_args: ModelArguments,
+        config: "SFTConfig | DPOConfig",
+        template: str | None = None,
+    ):
+        super().__init__(run, number, total, model_args, config, template)
+        self.own = own
+
+    def policy(self) -> Policy:
+        """theta_k with what ``method`` trains of it; the backbone's identity is kept for the check at the end.
+
+        Raises:
+            UserError: the start is an adapter of another method.
+        """
+        own = self.own
+        targets = self.model_args.lora_target_modules or "all-linear"  # PEFT knows no default for a new model type
+        args = replace(self.model_args, use_peft=own.method == "lora", lora_target_modules=targets)
+        if own.adapters == "stacked" and args.adapter_mode == "continue":
+            args = replace(args, adapter_mode="stack")
+        policy = self.load_policy(
+            args,
+            model_name_or_path=self.origin if own.adapters == "routed" else self.start,
+            adapter_mode="stack" if own.adapters == "stacked" else "continue",
+        )
+        found = _method_of(policy.model)
+        if own.adapters == "routed" and found is not None:
+            raise UserError(f"adapters routed starts from a full model: merge {self.start} into its base first")
+        if found not in (None, own.method):
+            raise UserError(
+                f"the start {self.start} is an adapter of method {found}, to be trained by {own.method}: continue it "
+                f"by --method {found}, or merge it first (python pipeline/merge.py)"
+            )
+        if found is None and own.method in ("bias", "bottleneck"):
+            attach(policy.model, own.method, base=policy.model.name_or_path, size=own.bottleneck_size)
+        elif found is None and own.method in ("layernorm", "osf"):
+            policy.peft_config = peft_config_of(own.method, policy.model)
+        complete = own.method not in ("full", "osf") and engine() is None
+        self.backbone = backbone_sha256(policy.model) if complete else None
+        return policy
+
+    def omega(
+        self, policy: Policy, new_rows: Sequence[Mapping[str, Any]], old: Data | None, anchors: Data | None
+    ) -> Omega:
+        """Omega with the memory that corpus k-1 left, or that of the run's start, or one filled from old rows; less
+        what the new rows contradict. With ``replay_source: model`` the policy writes what is replayed.
+        """
+        own = self.own
+        memory = Memory.load(self.start, own.memory_rows)
+        if self.number == 1 and not memory.rows and old is not None:
+            memory.add(list(old.train), self.base_config.seed)
+        memory.anchors = memory.anchors or ([] if anchors is None else list(anchors.train))
+        memory.supersede(new_rows)
+        reads = {}
+        if own.adapters == "stacked" and (file := Path(self.start) / "adapter_model.safetensors").is_file():
+            ends = ".lora_A.weight"
+            reads = {name.removesuffix(ends): value for name, value in load_file(file).items() if name.endswith(ends)}
+        return Omega(
+            dict(zip(own.omega, own.omega_weight, strict=True)),
+            memory,
+            own.distill,
+            own.memory_batch_size,
+            self.base_config.seed,
+            reads,
+            self._written(policy, memory) if own.replay_source == "model" else None,
+        )
+
+    def _written(self, policy: Policy, memory: Memory) -> list[dict]:
+        """What theta_k writes of the memory's prompts, or of nothing; how much of it is kept is in the run record."""
+        own = self.own
+        rows = written_by(
+            policy.model,
+            policy.tokenizer,
+            memory.rows,
+            kind=own.kind,
+            count=own.memory_rows,
+            max_new_tokens=own.replay_max_new_tokens,
+            seed=self.base_config.seed + self.number,
+        )
+        self.run.add_metrics({f"corpus_{self.number}/self_replay_rows": len(rows)})
+        return rows
+
+    def trainer(self, policy: Policy, data: Any, omega: Omega, callbacks: Sequence[Any]) -> Any:
+        """The trainer of this corpus, by the kind of data."""
+        config = self.config()
+        declare_stops(policy.model, policy.tokenizer, data.train[0])
+        kind, extra = ContinualSFTTrainer, {}
+        name = f"corpus {self.number}"
+        if self.own.kind != "preference":
+            learned = learned_of(self.run, config)
+            data = supervised(data, policy.tokenizer, config, self.run, learned, name=name)
+            extra["prepare"] = partial(encode_memory, tokenizer=policy.tokenizer, config=config, learned=learned)
+        else:
+            kind = ContinualDPOTrainer
+            if policy.peft_config is None and not hasattr(policy.model, "peft_config"):
+                # Without PEFT TRL would reload the base, which lacks the adapter and everything learned since.
+                extra["ref_model"] = copy.deepcopy(policy.model).requires_grad_(False)
+        trainer = kind(
+            model=policy.model,
+            args=config,
+            train_dataset=data.train,
+            eval_dataset=data.evaluation,
+            processing_class=policy.tokenizer,
+            peft_config=policy.peft_config,
+            callbacks=list(callbacks),
+            omega=omega,
+            **extra,
+        )
+        if self.own.kind == "preference":
+            settle_pairs(trainer, data, self.run, name)
+        return trainer
+
+    def finish(self, folder: Path, trainer: Any, policy: Policy, rows: Sequence[dict]) -> None:
+        """What a saved corpus needs beside its weights: the backbone unchanged, Omega's memory.
+
+        Raises:
+            RuntimeError: the backbone has changed.
+        """
+        if self.backbone is not None and backbone_sha256(trainer.model) != self.backbone:
+            raise RuntimeError(f"{self.own.method} changed the backbone, which it must not")
+        policy.finish(folder)
+        if self.own.method == "osf":  # its factors are of this corpus's weights: the next one needs the whole model
+            for file in ("adapter_model.safetensors", "adapter_config.json"):
+                (folder / file).unlink(missing_ok=True)
+            copy.deepcopy(trainer.model).merge_and_unload().save_pretrained(folder)
+        trainer.remember(rows, self.own.fisher_decay)
+        trainer.omega.memory.save(folder)
+
+    def route(
+        self, folder: Path, model: Any, prompts: Sequence[list[int]], known: Sequence[list[int]]
+    ) -> tuple[Any, Router]:
+        """Make the finished folder a routed one; the model with all its adapters as they were saved, and their router.
+
+        Args:
+            folder: this corpus's folder.
+            model: with the corpus's own adapter.
+            prompts: token ids of what the corpus asks.
+            known: the same of what was known before the first corpus, which the backbone alone answers.
+        """
+        earlier = self.start if self.number > 1 else None
+        with model.disable_adapter():
+            features = prompt_features(model, prompts)
+            router = Router.load(earlier) if earlier else Router.empty(features.shape[1])
+            if known and not router.routes:
+                router.add(0, prompt_features(model, known))
+        router.add(self.number, features)
+        save_routed(folder, earlier, self.number, self.origin, router)
+        loaded, router = load_routed(folder, trust_remote_code=self.base_config.trust_remote_code)
+        return loaded.to(model.device), router
+
+
+def _method_of(model: Any) -> str | None:
+    """The method of the adapter that a model carries; None where it carries none."""
+    if has_own_adapter(model):
+        return model.narlm_adapter["method"]
+    if hasattr(model, "peft_config"):
+        kind = str(getattr(model.peft_config["default"].peft_type, "value", ""))
+        return {"LORA": "lora", "LN_TUNING": "layernorm"}.get(kind, kind.lower())
+    return None
+
+
+def peft_config_of(method: str, model: Any) -> Any:
+    """PEFT's configuration of LayerNorm tuning (every module of that kind in the model) or OSF.
+
+    Raises:
+        UserError: the model has no norm that is called so.
+    """
+    if method == "osf":
+        return OSFConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+    names = {name.rpartition(".")[2] for name, m in model.named_modules() if "norm" in type(m).__name__.lower()}
+    if not names:
+        raise UserError("method layernorm: no module of this model is a LayerNorm or RMSNorm by its class's name")
+    return LNTuningConfig(target_modules=sorted(names), task_type="CAUSAL_LM")
+
+
+# ---------------------------------------------------------------------- what cannot be run
+
+
+def check(own: StageArguments, data_args: DataArguments, push: bool) -> None:
+    """Refuse what cannot be run, before anything is loaded.
+
+    Raises:
+        UserError: arguments that exclude each other, a term of Omega that does not exist, or a method or a term that
+            needs complete weights where they are split.
+    """
+    check_split(own)
+    if unknown := [name for name in own.omega if name not in TERMS]:
+        hint = " (function is now called distillation)" if unknown[0] == "function" else ""
+        raise UserError(f"omega: there is no term {unknown[0]!r}{hint}; choose one of {', '.join(TERMS)}")
+    if len(own.omega) != len(own.omega_weight) or len(set(own.omega)) != len(own.omega):
+        raise UserError(
+            "omega and omega_weight must have the same length and no repeated term, e.g. --omega l2 ewc "
+            "--omega_weight 0.1 100"
+        )
+    if any(weight < 0 for weight in own.omega_weight):
+        raise UserError("omega_weight: a lambda below 0 would reward forgetting")
+    if "orthogonal" in own.omega and (own.method != "lora" or own.adapters != "stacked"):
+        raise UserError("omega orthogonal keeps a new adapter away from the old ones: use lora and --adapters stacked")
+    if own.adapters != "shared" and own.method != "lora":
+        raise UserError(f"adapters {own.adapters} is for several LoRA adapters; with method {own.method} use shared")
+    if own.adapters == "routed":
+        check_routed(own, push)
+    if own.adapters == "stacked" and "ewc" in own.omega:
+        raise UserError("omega ewc weighs the parameters of one adapter carried on: use --adapters shared")
+    if own.corpora and (data_args.datasets or data_args.dataset_name):
+        raise UserError("give the corpora once: as corpora, as datasets in YAML, or one as dataset_name")
+    if own.memory_rows < 1 or own.anchor_rows < 1:
+        raise UserError("memory_rows and anchor_rows must be at least 1")
+    if own.replay_source == "model" and not {"replay", "distillation", "ewc"} & set(own.omega):
+        raise UserError("replay_source model: no term of omega reads it; add replay, distillation or ewc")
+    if own.replay_source == "model" and own.kind == "preference":
+        raise UserError("replay_source model: pairs cannot be sampled; use kind sft or text")
+    if own.anchor_dataset_name and "distillation" not in own.omega:
+        raise UserError(
+            "anchor_dataset_name: only distillation reads anchors; add it to omega, or leave the anchors out"
+        )
+    if own.anchor_dataset_name and own.kind == "preference":
+        raise UserError(
+            "anchor_dataset_name: anchors are text, not pairs; leave it out: distillation then holds memory rows"
+        )
+
+
+def check_routed(own: StageArguments, push: bool) -> None:
+    """Refuse what does not go with one adapter per corpus."""
+    if own.omega:
+        raise UserError("adapters routed leaves every earlier adapter as it is, so there is nothing for omega to hold")
+    if own.kind == "text":
+        raise UserError("adapters routed chooses by the prompt, and text has none: use kind sft or preference")
+    if own.retained or push:
+        raise UserError(
+            "adapters routed: retained and push_to_hub take one model, not several adapters with a router; leave them "
+            "out, assess one of the routes, and push the finished folder with python -m pipeline.publish.hub"
+        )
+
+
+def check_split(own: StageArguments) -> None:
+    """Refuse what reads or merges whole weights where FSDP or ZeRO-3 splits them over the processes.
+
+    Raises:
+        UserError: the method or a term of Omega needs them whole.
+    """
+    if engine() not in ("fsdp", "zero3"):
+        return
+    terms = [name for name in ("l2", "ewc", "distillation", "orthogonal") if name in own.omega]
+    refused = [f"omega {name}" for name in terms]
+    refused += [f"method {own.method}"] if own.method not in ("lora", "full") else []
+    refused += [f"adapters {own.adapters}"] if own.adapters != "shared" else []
+    refused += ["replay_source model"] if own.replay_source == "model" else []
+    refused += ["method full on pairs"] if own.method == "full" and own.kind == "preference" else []
+    if refused:
+        raise UserError(f"{refused[0]} needs whole weights, which FSDP and ZeRO-3 split: launch with ddp or zero2")

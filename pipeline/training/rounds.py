@@ -1,0 +1,168 @@
+"""A round of rejection sampling: its candidates, the figures of its selection, and the reward it ends with.
+
+Candidates of round k are kept in ``candidates/round-<k>``, with the settings they were made by.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.data.loading import Data, read_split
+from pipeline.inference.decoding import sample
+from pipeline.inference.vllm import vllm_sampler
+from pipeline.model.loading import adapter_base, load_model
+from pipeline.model.policy import Policy
+from pipeline.rewards.judging import score
+from pipeline.runtime.arguments import RewardArguments
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import path_sha256, weights_sha256
+from pipeline.runtime.record import write_json
+from pipeline.training.candidates import read_candidates, sample_candidates
+from pipeline.training.legs import Leg
+from pipeline.training.selection import Candidate
+
+Row = dict[str, Any]
+Reward = Callable[..., list[float | None]]
+
+
+class Round(Leg):
+    """One round: sample from what the round before left, select, imitate."""
+
+    kind = "round"
+
+    def policy(self) -> Policy:
+        """The model to train."""
+        return self.load_policy(self.model_args)
+
+    def candidates(self, rows: list[Row], reward: Reward | None, own: RewardArguments) -> list[list[Candidate]]:
+        """This round's candidates by prompt, sampled and scored where they are not there already.
+
+        Raises:
+            UserError: there are candidates that were made by other settings.
+        """
+        folder = self.run.folder / "candidates" / f"round-{self.number}"
+        settings = {
+            "start": weights_sha256(Path(self.start)) if Path(self.start).is_dir() else self.start,
+            "reward": own.reward,
+            "n": own.num_candidates,
+            "temperature": own.temperature,
+            "max_new_tokens": own.max_completion_length,
+            "rows": len(rows),
+            "seed": self.base_config.seed,
+        }
+        written = folder / "settings.json"
+        if written.is_file() and json.loads(written.read_text()) != settings:
+            raise UserError(f"{folder} holds candidates made by other settings: delete it, or use --force")
+        if self.run.is_main:
+            write_json(written, settings)
+        # In the first round at temperature 1 the samples are pi_ref's, so there is no ratio to measure.
+        weigh = own.select == "softmax" and (self.number > 1 or own.temperature != 1)
+        reference = self._for_use(self.origin) if weigh else None
+        model, tokenizer = self._for_use(self.start), self.tokenizer()
+        sampler = {"sampler": self._engine(model, tokenizer, own, folder)} if own.use_vllm else {}
+        files = sample_candidates(
+            folder,
+            model,
+            tokenizer,
+            rows,
+            reward,
+            n=own.num_candidates,
+            max_new_tokens=own.max_completion_length,
+            temperature=own.temperature,
+            reference=reference,
+            seed=self.base_config.seed + 100_003 * self.number,
+            batch_size=own.sample_batch_size,
+            **sampler,
+        )
+        shutil.rmtree(folder / "merged", ignore_errors=True)
+        return list(read_candidates(files))
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Put a round's selection figures into the run record and on the terminal."""
+        self.run.add_metrics({f"round_{self.number}_{name}": value for name, value in metrics.items()})
+        if self.run.is_main:
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            print(f"{self.run.stage}: round {self.number} of {self.total}: {figures}", flush=True)
+
+    def write_pairs(self, pairs: list[dict[str, Any]]) -> None:
+        """The last round's pairs as ``pairs.jsonl``, a preference dataset."""
+        if self.run.is_main and self.last:
+            lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+            (self.run.folder / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+        self.run.add_metrics({"pairs": len(pairs)})
+
+    def finish(
+        self, folder: Path, policy: Policy, held_out: list[Row], reward: Reward | None, own: RewardArguments
+    ) -> None:
+        """What a saved round needs beside its weights; the last one reports the reward of held-out prompts."""
+        policy.finish(folder)
+        if self.last and held_out:
+            self.run.add_metrics(self.held_out_reward(folder, held_out, reward, own))
+
+    def held_out_reward(
+        self, folder: Path, rows: list[Row], reward: Reward | None, own: RewardArguments
+    ) -> dict[str, float]:
+        """Mean reward of one sample per held-out prompt, of the run's start and of what was saved in ``folder``."""
+        if reward is None:
+            return {}
+        figures = {}
+        for when, name in (("before", self.origin), ("after", str(folder))):
+            drawn = sample(
+                self._for_use(name),
+                self.tokenizer(),
+                [row["prompt"] for row in rows],
+                max_new_tokens=own.max_completion_length,
+                batch_size=own.sample_batch_size,
+                seed=self.base_config.seed,
+            )
+            texts, ids = [c[0].text for c in drawn], [c[0].token_ids for c in drawn]
+            scores = [value for value in score(reward, rows, texts, ids) if value is not None]
+            if scores:
+                figures[f"held_out_reward_{when}"] = sum(scores) / len(scores)
+        return figures
+
+    def _engine(self, model: Any, tokenizer: Any, own: RewardArguments, folder: Path) -> Any:
+        """vLLM with the weights of this round's start; an adapter is merged into a folder of its own for it."""
+        name = self.start
+        if adapter_base(name) is not None:
+            name = str(folder / "merged")
+            model.save_pretrained(name)
+            tokenizer.save_pretrained(name)
+        return vllm_sampler(
+            name,
+            dtype=str(model.dtype).removeprefix("torch."),
+            trust_remote_code=self.base_config.trust_remote_code,
+            gpu_memory_utilization=own.vllm_gpu_memory_utilization,
+            tensor_parallel_size=own.vllm_tensor_parallel_size,
+            max_model_length=own.vllm_max_model_length,
+            model_impl=own.vllm_model_impl,
+        )
+
+    def _for_use(self, name: str) -> Any:
+        dtype = "bfloat16" if self.base_config.bf16 and torch.cuda.is_available() else "float32"
+        attention = self.model_args.attn_implementation
+        model = load_model(
+            name,
+            dtype=dtype,
+            trust_remote_code=self.base_config.trust_remote_code,
+            **({"attn_implementation": attention} if attention else {}),
+        )
+        return model.to(torch.cuda.current_device()) if torch.cuda.is_available() else model
+
+
+def read_external(name: str, dataset_map: dict[str, str] | str | None) -> Data:
+    """Candidates made elsewhere, with their entry for the run record.
+
+    Raises:
+        UserError: a row has no completion.
+    """
+    rows = read_split(name, "train", kind="prompt", dataset_map=dataset_map or "")
+    for number, row in enumerate(rows, 1):
+        if not row.get("completion"):
+            raise UserError(f"{name}, row {number}: completion is missing; rename its column with dataset_map")
+    digest = path_sha256(Path(name)) if Path(name).exists() else None
+    return Data(rows, None, [{"name": name, "split": "train", "rows": len(rows), "fingerprint": digest}])
