@@ -139,12 +139,12 @@ def check(own: RewardModelArguments, config: Any) -> None:
 def judged_labels(folder: Path, held_out: Any) -> dict[str, float]:
     """Figures of the reward model saved in ``folder`` on held-out labelled answers."""
     from pipeline.evaluation.tasks.reward_quality import label_figures
-    from pipeline.model.tokens import encode_pair_side
+    from pipeline.model.tokens import encode_exchange
     from pipeline.rewards.learned import load_reward_model, score_sequences
 
     load_reward_model.cache_clear()  # the folder may hold other weights than when it was read before
     model, tokenizer = load_reward_model(str(folder))
-    ids = [encode_pair_side(tokenizer, row["prompt"], row["completion"], row) for row in held_out]
+    ids = [encode_exchange(tokenizer, row["prompt"], row["completion"], row) for row in held_out]
     figures = label_figures(score_sequences(model, ids, tokenizer.pad_token_id), held_out["label"])
     return {f"held_out_{name}": value for name, value in figures.items()}
 
@@ -154,15 +154,15 @@ def judged(
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Figures of the reward model saved in ``folder`` on held-out comparisons, and its reliability table and plot."""
     from pipeline.evaluation.tasks import reward_quality
-    from pipeline.model.tokens import encode_pair_side
-    from pipeline.rewards.learned import encode_dialogue, load_reward_model, score_sequences
+    from pipeline.model.tokens import encode_exchange
+    from pipeline.rewards.learned import load_reward_model, score_sequences
 
     load_reward_model.cache_clear()  # the folder may hold other weights than when it was read before
     model, tokenizer = load_reward_model(str(folder))
     pairs = [(row["prompt"], better, worse) for row in held_out for better, worse in comparisons(row)]
     answers = [(prompt, text_of(y)) for prompt, *both in pairs for y in both]
     sides = [(row, y) for row in held_out for both in comparisons(row) for y in both]
-    ids = [encode_pair_side(tokenizer, row["prompt"], y, row) for row, y in sides]
+    ids = [encode_exchange(tokenizer, row["prompt"], y, row) for row, y in sides]
     scores = score_sequences(model, ids, tokenizer.pad_token_id)
     true_margins = None
     if truth:
@@ -181,7 +181,7 @@ def judged(
             for row in read_split(ranked_dataset_name, "test", kind="ranked")
         ]
         flat = [pair for row in rows for pair in row]
-        ids = [encode_dialogue(tokenizer, prompt, text) for prompt, text in flat]
+        ids = [encode_exchange(tokenizer, prompt, text) for prompt, text in flat]
         scored = iter(score_sequences(model, ids, tokenizer.pad_token_id))
         known = iter(truth(prompts=[p for p, _ in flat], completions=[y for _, y in flat]))
         scored, told = ([[next(values) for _ in row] for row in rows] for values in (scored, known))

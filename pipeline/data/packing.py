@@ -20,6 +20,7 @@ Columns: input_ids, labels, position_ids, each (T,) with T = max_length.
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.model.tokens import encode_documents
 from pipeline.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,20 +87,6 @@ def _empty() -> Block:
     return {"input_ids": [], "labels": [], "position_ids": []}
 
 
-def encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    """Documents as tokens: ``[bos] tokens eos``; exactly one bos where the tokenizer has one, none where it has not.
-
-    Raises:
-        UserError: the tokenizer has no eos token, so documents could not end.
-    """
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if eos is None:
-        raise UserError("the tokenizer has no eos token: documents could not be told apart, nor would the model stop")
-    head = [] if bos is None else [bos]
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return [head + ids + [eos] for ids in encoded]
-
-
 def pack(dataset: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int) -> "datasets.Dataset":
     """All documents of a ``text`` dataset as packed blocks (see above); nothing is cached on disk.
 
@@ -116,7 +103,7 @@ def pack(dataset: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase", max_
 
     def blocks() -> Iterator[Block]:
         for batch in dataset.select_columns("text").iter(BATCH):
-            for tokens in encode(batch["text"], tokenizer):
+            for tokens in encode_documents(tokenizer, batch["text"]):
                 yield from packer.add(tokens)
         yield from packer.flush(pad)
 

@@ -51,8 +51,9 @@ from pipeline.data.loading import (
     to_dataset,
 )
 from pipeline.data.mixing import Source
-from pipeline.data.packing import Packer, encode
+from pipeline.data.packing import Packer
 from pipeline.data.rows import Cursor, RowError
+from pipeline.model.tokens import encode_documents
 from pipeline.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ class PackedStream(IterableDataset):
     def __init__(self, documents: DocumentStream, tokenizer: "PreTrainedTokenizerBase", max_length: int):
         self.documents, self.tokenizer, self.max_length = documents, tokenizer, max_length
         Packer(max_length)  # raises on a bad length now, not at the first step
-        encode([""], tokenizer)
+        encode_documents(tokenizer, [""])
         self._begin = {"blocks": 0, "place": documents.start(), "unfinished": None}
         self._placeholders = 0
         self._positions: deque[Place] = deque(maxlen=64)
@@ -248,7 +249,7 @@ class PackedStream(IterableDataset):
         self._positions.append({"blocks": blocks, "place": place, "unfinished": packer.unfinished()})
         for texts, after in self.documents.windows(place):
             mine = place["window"] % shares == share
-            for tokens in encode(texts, self.tokenizer) if mine else ():
+            for tokens in encode_documents(self.tokenizer, texts) if mine else ():
                 for block in packer.add(tokens):
                     blocks += 1
                     if blocks > self._placeholders:

@@ -19,8 +19,9 @@ import torch
 
 from pipeline.inference.stopping import stop_token_ids
 from pipeline.model.loading import position_limit
+from pipeline.model.tokens import encode_prompts
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.messages import Message, Turn, is_dialogue
+from pipeline.runtime.messages import Turn, is_dialogue
 
 
 @dataclass(frozen=True)
@@ -118,37 +119,6 @@ def sample(
     if temperature == 0:
         return [[completion] * n for completion in done]
     return [done[i : i + n] for i in range(0, len(done), n)]
-
-
-def encode_prompts(tokenizer: Any, prompts: Sequence[Turn]) -> list[list[int]]:
-    """Token ids of each prompt, ready to be continued: one bos at most, no eos, the chat template for messages."""
-    encoded = []
-    for number, prompt in enumerate(prompts):
-        if isinstance(prompt, str):
-            bos = tokenizer.bos_token
-            ids = tokenizer(prompt, add_special_tokens=not (bos and prompt.startswith(bos)))["input_ids"]
-            if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
-                ids = ids[:-1]  # tokenizers that append eos: there would be nothing to continue
-            if not ids and tokenizer.bos_token_id is not None:
-                ids = [tokenizer.bos_token_id]
-        else:
-            ids = tokenizer(render_chat(tokenizer, prompt), add_special_tokens=False)["input_ids"]
-        if not ids:
-            raise UserError(
-                f"prompt {number} is empty and the tokenizer has no bos token to start from: remove the row"
-            )
-        encoded.append(list(ids))
-    return encoded
-
-
-def render_chat(tokenizer: Any, messages: list[Message]) -> str:
-    """A conversation as the text the model is to continue."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError("the prompts are chat messages but the tokenizer has no chat template: use plain-text prompts")
-    goes_on = bool(messages) and messages[-1]["role"] == "assistant"
-    return tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
-    )
 
 
 def filtered_probabilities(logits: torch.Tensor, *, temperature: float, top_p: float, top_k: int) -> torch.Tensor:

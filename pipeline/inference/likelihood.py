@@ -1,57 +1,111 @@
-"""Log-likelihoods of given text under a causal LM: what loss, perplexity and implicit rewards are made of.
+"""Forward passes over given rows: log-likelihoods, hidden states, divergences of two models.
 
-Shapes: B batch, T time, V vocabulary.
+They are what loss, perplexity, implicit rewards, drift and KL are made of. Shapes: B batch, T time, V vocabulary,
+D hidden, N rows.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from pipeline.model.batching import pad_right
+from pipeline.model.batching import Batch, evaluating, forward_rows
+from pipeline.objectives.divergences import full_kl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutput
+
+Pair = tuple[list[int], list[int]]  # prompt ids, completion ids
 
 
-def encode_documents(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Documents as pretraining reads them: the tokenizer's own start (bos, if it has one), the text, one eos."""
-    eos = tokenizer.eos_token_id
-    return [ids if ids[-1:] == [eos] else [*ids, eos] for ids in tokenizer(list(texts))["input_ids"]] if texts else []
+class Predicted(NamedTuple):
+    """Of every token of a row but the first: its log-likelihood in nats, and whether it is the likeliest; (T - 1,)."""
+
+    log_probs: torch.Tensor
+    likeliest: torch.Tensor
 
 
-@torch.no_grad()
-def token_log_probabilities(model: Any, sequences: Sequence[list[int]], *, batch_size: int = 16) -> list[torch.Tensor]:
-    """``log pi(x_t | x_<t)`` for t = 1..T-1 of every sequence (eq. 9's summands), in input order, float32 on the CPU.
+def predict_tokens(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], *, batch_size: int = 16, temperature: float = 1.0
+) -> list[Predicted]:
+    """How well each token is predicted from those before it, in input order, in float32 on the CPU.
 
-    Sequences of similar length share a batch; padding stands on the right, where a causal model cannot see it.
+    Args:
+        rows: token ids; a row of fewer than two tokens predicts nothing.
+        batch_size: rows per forward pass.
+        temperature: divides the logits.
     """
-    device = next(model.parameters()).device
-    result: list[torch.Tensor] = [torch.empty(0)] * len(sequences)
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    was_training = model.training
-    model.eval()
-    try:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            if len(sequences[batch[0]]) < 2:
-                continue  # one token alone predicts nothing
-            ids, mask = pad_right([sequences[i] for i in batch], device)
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-            for row, i in enumerate(batch):  # one row at a time: (T, V) in float32 at most beside the logits
-                kept = len(sequences[i]) - 1
-                loss = torch.nn.functional.cross_entropy(
-                    logits[row, :kept].float(), ids[row, 1 : kept + 1], reduction="none"
-                )
-                result[i] = -loss.cpu()
-    finally:
-        model.train(was_training)
-    return result
+
+    def read(output: CausalLMOutput, batch: Batch) -> Iterator[Predicted]:
+        for row, length in enumerate(batch.lengths):  # one at a time: (T, V) in float32 beside the logits
+            logits, targets = output.logits[row, : length - 1].float() / temperature, batch.ids[row, 1:length]
+            loss = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+            yield Predicted(-loss.cpu(), (logits.argmax(-1) == targets).cpu())
+
+    readable = [row for row in rows if len(row) > 1]
+    found = iter(forward_rows(model, readable, read, batch_size=batch_size, use_cache=False))
+    nothing = Predicted(torch.empty(0), torch.empty(0, dtype=torch.bool))
+    return [next(found) if len(row) > 1 else nothing for row in rows]
+
+
+def token_log_probabilities(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], *, batch_size: int = 16
+) -> list[torch.Tensor]:
+    """``log pi(x_t | x_<t)`` for t = 1..T-1 of every row (eq. 9's summands), in input order, float32 on the CPU."""
+    return [predicted.log_probs for predicted in predict_tokens(model, rows, batch_size=batch_size)]
 
 
 def answer_log_likelihoods(
-    model: Any, pairs: Sequence[tuple[list[int], list[int]]], *, batch_size: int = 16
+    model: PreTrainedModel, pairs: Sequence[Pair], *, batch_size: int = 16, temperature: float = 1.0
 ) -> list[float]:
-    """``log pi(y | x)``: the sum over the completion's tokens, for (prompt ids, completion ids) pairs."""
-    logs = token_log_probabilities(model, [prompt + answer for prompt, answer in pairs], batch_size=batch_size)
+    """``log pi(y | x)`` in nats: the sum over the completion's tokens, at a sampling temperature."""
+    rows = [prompt + answer for prompt, answer in pairs]
+    predicted = predict_tokens(model, rows, batch_size=batch_size, temperature=temperature)
     return [
-        float(values[-len(answer) :].double().sum()) if answer else 0.0
-        for values, (_, answer) in zip(logs, pairs, strict=True)
+        float(found.log_probs[-len(answer) :].double().sum()) if answer else 0.0
+        for found, (_, answer) in zip(predicted, pairs, strict=True)
     ]
+
+
+def last_hidden_states(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], *, batch_size: int = 64
+) -> list[torch.Tensor]:
+    """Last hidden states F_theta(E) of every row, (T, D) each, in float32 on the CPU."""
+
+    def read(output: CausalLMOutput, batch: Batch) -> list[torch.Tensor]:
+        last = output.hidden_states[-1]
+        return [last[row, :length].float().cpu() for row, length in enumerate(batch.lengths)]
+
+    return forward_rows(model, rows, read, batch_size=batch_size, output_hidden_states=True, use_cache=False)
+
+
+def sequence_divergences(
+    model: PreTrainedModel, reference: PreTrainedModel, pairs: Sequence[Pair], *, batch_size: int = 64
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two unbiased estimates of ``KL(pi || pi_ref)`` per completion, of completions sampled by ``model``: (N,), (N,).
+
+    The first is ``log pi(y|x) - log pi_ref(y|x)``. The second is ``sum_t KL(pi(.|x, y_<t) || pi_ref(.|x, y_<t))`` over
+    the vocabulary: the expectation of each summand of the first at its prefix, so of lower variance (Rao-Blackwell),
+    and never negative.
+
+    Args:
+        pairs: a completion of no token has divergence 0.
+        batch_size: rows per forward pass.
+    """
+
+    def read(output: CausalLMOutput, batch: Batch) -> Iterator[tuple[float, float]]:
+        other = reference(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+        for row, place in enumerate(batch.places):  # one at a time: (T, V) in float32 beside the logits, not (B, T, V)
+            part = slice(len(pairs[place][0]) - 1, batch.lengths[row] - 1)
+            p, q = (logits[row, part].float().log_softmax(-1) for logits in (output.logits, other))
+            tokens = batch.ids[row, part.start + 1 : part.stop + 1, None]
+            yield (p - q).gather(-1, tokens).double().sum().item(), full_kl(p, q).double().sum().item()
+
+    rows = [prompt + answer for prompt, answer in pairs]
+    with evaluating(reference):
+        found = forward_rows(model, rows, read, batch_size=batch_size, use_cache=False)
+    sampled, full = torch.tensor(found, dtype=torch.float64).reshape(-1, 2).T
+    return sampled, full

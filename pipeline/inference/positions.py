@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.inference.decoding import encode_prompts
 from pipeline.model.loading import position_limit
+from pipeline.model.tokens import encode_prompts
 from pipeline.runtime.errors import UserError
 
 

@@ -9,9 +9,8 @@ of transformers and vLLM take it.
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.runtime.messages import assistant_turn, is_dialogue, user_turn
-
-_PROBE = "narlm probe"
+from pipeline.model.tokens import closing_token
+from pipeline.runtime.messages import is_dialogue
 
 
 def stop_token_ids(model: Any, tokenizer: Any, *, chat: bool) -> list[int]:
@@ -22,8 +21,8 @@ def stop_token_ids(model: Any, tokenizer: Any, *, chat: bool) -> list[int]:
     """
     listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list | tuple) else [listed])}
-    if chat:
-        ids.add(end_of_turn_id(tokenizer))
+    if chat and tokenizer.chat_template:
+        ids.add(closing_token(tokenizer, tokenizer.chat_template))
     ids.discard(None)
     return sorted(ids)
 
@@ -42,15 +41,3 @@ def declare_stops(model: Any, tokenizer: Any, row: Mapping[str, Any]) -> list[in
     model.generation_config.eos_token_id = ids[0] if len(ids) == 1 else ids
     model.generation_config._from_model_config = False  # else a reader may rebuild it from the model's config
     return ids
-
-
-def end_of_turn_id(tokenizer: Any) -> int | None:
-    """The special token that the chat template writes after an assistant's content (white space aside), or None."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    turn = [*user_turn("narlm"), *assistant_turn(_PROBE)]
-    text = tokenizer.apply_chat_template(turn, tokenize=False)
-    tail = text[text.rindex(_PROBE) + len(_PROBE) :].strip() if _PROBE in text else ""
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
-    special = [*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder]
-    return ids[0] if ids and ids[0] in special else None

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.inference.decoding import Completion, encode_prompts
+from pipeline.inference.decoding import Completion
 from pipeline.inference.stopping import stop_token_ids
+from pipeline.model.tokens import encode_prompts
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import Turn
 

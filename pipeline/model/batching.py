@@ -1,15 +1,34 @@
-"""Sequences of token ids as one batch."""
+"""Rows of token ids through a model, many at a time: the one loop under every forward pass that does not train.
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+Shapes: B batch, T time.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
+from torch import nn
+from transformers.utils import ModelOutput
+
+R = TypeVar("R")
 
 
-def pad_right(rows: Sequence[Sequence[int]], device: Any, value: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+class Batch(NamedTuple):
+    """Rows padded on the right: their places among all rows, their lengths, ids (B, T) and attention mask (B, T)."""
+
+    places: list[int]
+    lengths: list[int]
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+
+def pad_right(
+    rows: Sequence[Sequence[int]], device: torch.device | str, value: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows as ids (B, T) and attention mask (B, T), both integers.
 
-    Padding stands on the right, where a causal model cannot see it.
+    Padding is on the right, where a causal model cannot see it.
     """
     lengths = torch.tensor([len(row) for row in rows])
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
@@ -19,10 +38,60 @@ def pad_right(rows: Sequence[Sequence[int]], device: Any, value: int = 0) -> tup
 
 
 def padded_batches(
-    pairs: Sequence[tuple[list[int], list[int]]], batch_size: int, device: Any
-) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-    """(prompt ids, completion ids) by length, longest first, padded on the right: indices, ids (B, T), mask (B, T)."""
-    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
+    rows: Sequence[Sequence[int]],
+    batch_size: int,
+    device: torch.device | str,
+    pad_token_id: int = 0,
+    by_length: bool = True,
+) -> Iterator[Batch]:
+    """The rows in batches, by length and longest first (memory runs out at once or never), or in their order."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i])) if by_length else range(len(rows))
     for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        yield batch, *pad_right([pairs[i][0] + pairs[i][1] for i in batch], device)
+        places = list(order[start : start + batch_size])
+        batch = [rows[i] for i in places]
+        yield Batch(places, [len(row) for row in batch], *pad_right(batch, device, pad_token_id))
+
+
+@torch.no_grad()
+def forward_rows(
+    model: nn.Module,
+    rows: Sequence[Sequence[int]],
+    read: Callable[[ModelOutput, Batch], Iterable[R]],
+    *,
+    batch_size: int,
+    pad_token_id: int = 0,
+    by_length: bool = True,
+    device: torch.device | str | None = None,
+    **options: object,
+) -> list[R]:
+    """What ``read`` takes from the model's output for each row, in the order of the rows; nothing is trained.
+
+    Args:
+        model: any model of token ids; used in evaluation mode and left as found.
+        rows: token ids of each row.
+        read: the output of a batch, and the batch -> one result per row of the batch, in its order.
+        batch_size: rows per forward pass.
+        pad_token_id: what fills a shorter row (a sequence classifier finds the last token by it).
+        by_length: rows of similar length share a batch. Rollouts keep their order, so that the same rows always
+            share a batch and a run can be repeated to the bit.
+        device: where the ids go; default: the device of the model's first parameter.
+        options: passed to the model: ``output_hidden_states``, ``use_cache``, ...
+    """
+    device = next(model.parameters()).device if device is None else device
+    found: dict[int, R] = {}
+    with evaluating(model):
+        for batch in padded_batches(rows, batch_size, device, pad_token_id, by_length):
+            output = model(input_ids=batch.ids, attention_mask=batch.mask, **options)
+            found |= dict(zip(batch.places, read(output, batch), strict=True))
+    return [found[i] for i in range(len(rows))]
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout) inside, and the model's own mode again after it."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

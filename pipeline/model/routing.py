@@ -21,9 +21,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.utils import ModelOutput
 
 from pipeline.model.adapters import PEFT_TYPE
-from pipeline.model.batching import pad_right
+from pipeline.model.batching import Batch, forward_rows
 from pipeline.runtime.errors import UserError
 
 SHRINK = 0.01  # of the covariance, towards a multiple of the identity: corpora may have fewer rows than features
@@ -74,18 +76,15 @@ class Router:
         return cls(tensors["routes"].tolist(), tensors["counts"], tensors["means"], tensors["scatter"])
 
 
-@torch.no_grad()
-def prompt_features(model: Any, prompts: Sequence[Sequence[int]], batch_size: int = 64) -> torch.Tensor:
+def prompt_features(model: nn.Module, prompts: Sequence[Sequence[int]], batch_size: int = 64) -> torch.Tensor:
     """(N, 2 D) features of prompts (token ids) on the CPU; the model's adapter, if it has one, must be off."""
-    was_training, found = model.training, []
-    model.eval()
-    for start in range(0, len(prompts), batch_size):
-        ids, mask = pad_right(prompts[start : start + batch_size], model.device)
-        states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
-        both = torch.cat([states[0], states[-1]], -1).float()
-        found.append(((both * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu())
-    model.train(was_training)
-    return torch.cat(found)
+
+    def read(output: ModelOutput, batch: Batch) -> torch.Tensor:
+        both = torch.cat([output.hidden_states[0], output.hidden_states[-1]], -1).float()
+        return ((both * batch.mask[..., None]).sum(1) / batch.mask.sum(1, keepdim=True)).cpu()
+
+    found = forward_rows(model, prompts, read, batch_size=batch_size, output_hidden_states=True, use_cache=False)
+    return torch.stack(found)
 
 
 def save_routed(folder: str | Path, earlier: str | Path | None, route: int, base: str, router: Router) -> None:

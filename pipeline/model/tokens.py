@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.messages import assistant_turn, is_dialogue, user_turn
+from pipeline.runtime.messages import Turn, as_answer, assistant_turn, is_dialogue, user_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,7 +101,7 @@ def encode_row(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], learn
 
 
 def encode_answer(
-    tokenizer: PreTrainedTokenizerBase, prompt: Any, answer: Any, row: Mapping[str, Any] | None = None
+    tokenizer: PreTrainedTokenizerBase, prompt: Turn, answer: Turn, row: Mapping[str, Any] | None = None
 ) -> tuple[list[int], list[int]]:
     """Prompt ids and completion ids as TRL's trainers cut them: where prompt and prompt + answer diverge.
 
@@ -112,20 +112,63 @@ def encode_answer(
         before = encode_text(tokenizer, text, rendered=True)
     else:
         before = encode_text(tokenizer, prompt)
-    whole = encode_pair_side(tokenizer, prompt, answer, row)
+    whole = encode_exchange(tokenizer, prompt, answer, row)
     shared = 0
     while shared < min(len(before), len(whole)) and before[shared] == whole[shared]:
         shared += 1
     return whole[:shared], whole[shared:]
 
 
-def encode_pair_side(
-    tokenizer: PreTrainedTokenizerBase, prompt: Any, answer: Any, row: Mapping[str, Any] | None = None
+def encode_exchange(
+    tokenizer: PreTrainedTokenizerBase, prompt: Turn, answer: Turn, row: Mapping[str, Any] | None = None
 ) -> list[int]:
     """Ids of prompt and answer as RewardTrainer reads them: the chat template's text, or plain text and one EOS."""
     if is_dialogue(prompt):
-        return encode_text(tokenizer, renderer(tokenizer, row or {})([*prompt, *answer]), rendered=True)
+        messages = [*prompt, *as_answer(prompt, answer)]
+        return encode_text(tokenizer, renderer(tokenizer, row or {})(messages), rendered=True)
     return encode_text(tokenizer, ended(tokenizer, prompt + answer))
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Turn]) -> list[list[int]]:
+    """Ids of each prompt, ready to be continued: one BOS at most, no EOS; of messages the generation prompt too.
+
+    A final message of the assistant is continued.
+
+    Raises:
+        UserError: a prompt has no token to start from, or the chat template refuses it.
+    """
+    encoded = []
+    for number, prompt in enumerate(prompts):
+        if is_dialogue(prompt):
+            begun = bool(prompt) and prompt[-1]["role"] == "assistant"
+            text = renderer(tokenizer, {})(prompt, generation=not begun, continued=begun)
+            ids = encode_text(tokenizer, text, rendered=True)
+        else:
+            ids = encode_text(tokenizer, prompt)
+            if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
+                del ids[-1]  # a tokenizer that ends every text with EOS: there would be nothing to continue
+            if not ids and tokenizer.bos_token_id is not None:
+                ids = [tokenizer.bos_token_id]
+        if not ids:
+            raise UserError(
+                f"prompt {number} is empty and the tokenizer has no bos token to start from: remove the row"
+            )
+        encoded.append(ids)
+    return encoded
+
+
+def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Documents as pretraining reads them: ``[bos] tokens eos``, with the BOS also where the tokenizer adds none.
+
+    Raises:
+        UserError: the tokenizer has no eos token, so documents could not end.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if eos is None:
+        raise UserError("the tokenizer has no eos token: documents could not be told apart, nor would the model stop")
+    head = [] if bos is None else [bos]
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return [head + ids + [eos] for ids in encoded]
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, rendered: bool = False) -> list[int]:
@@ -158,17 +201,29 @@ def share(coded: Sequence[Coded], what: str) -> str:
 
 
 def renderer(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> Callable[..., Any]:
-    """``render(messages, generation=False, tools=True, spans=False)``: dialogues of a row as its chat template writes
-    them, with the row's ``tools`` and ``chat_template_kwargs``; with ``spans`` also what is marked as generated.
+    """``render(messages, ...)``: dialogues of a row as its chat template writes them, with the row's ``tools`` and
+    ``chat_template_kwargs``.
+
+    The function's options: ``generation`` adds the generation prompt, ``continued`` leaves the last message open,
+    ``tools`` (true) passes the row's tools, ``spans`` returns also what is marked as generated.
 
     Raises:
         UserError: (the function) the template refuses the dialogue, or there is no template.
     """
     if not tokenizer.chat_template:
-        raise UserError("the rows are chat messages but the tokenizer has no chat template (--chat_template_path)")
+        raise UserError(
+            "the rows are chat messages but the tokenizer has no chat template: use plain text, or give one "
+            "(--chat_template_path)"
+        )
     given, options = row.get("tools") or None, row.get("chat_template_kwargs") or {}
 
-    def render(messages: Sequence[Mapping], generation: bool = False, tools: bool = True, spans: bool = False) -> Any:
+    def render(
+        messages: Sequence[Mapping],
+        generation: bool = False,
+        tools: bool = True,
+        spans: bool = False,
+        continued: bool = False,
+    ) -> Any:
         from jinja2 import TemplateError
 
         from pipeline.runtime.compat import render_jinja_template
@@ -177,7 +232,7 @@ def renderer(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> Call
         shared = {"tools": given if tools else None, "add_generation_prompt": generation, **options}
         try:
             if not spans:
-                return tokenizer.apply_chat_template(plain, tokenize=False, **shared)
+                return tokenizer.apply_chat_template(plain, tokenize=False, continue_final_message=continued, **shared)
             template = tokenizer.get_chat_template(tools=shared["tools"])
             texts, found = render_jinja_template(
                 [plain], chat_template=template, return_assistant_tokens_mask=True,
@@ -316,12 +371,12 @@ def _turn(render: Callable[..., Any], messages: Sequence[Mapping], i: int, text:
 
 @functools.lru_cache(maxsize=16)
 def closing_token(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
-    """The special token that the chat template writes right after an assistant's content, or None."""
+    """The special token that the chat template writes after an assistant's content, white space aside; or None."""
     probe = "narlm probe"
     try:
         text = renderer(tokenizer, {})([*user_turn("x"), *assistant_turn(probe)])
     except UserError:
         return None
-    tail = text.rpartition(probe)[2]
-    ids = encode_text(tokenizer, tail, rendered=True) if tail.strip() else []
+    tail = text.rpartition(probe)[2].strip()
+    ids = encode_text(tokenizer, tail, rendered=True) if tail else []
     return ids[0] if ids and ids[0] in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} else None

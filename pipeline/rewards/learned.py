@@ -4,15 +4,22 @@ In the registry it is ``reward_model(model='<folder or Hub id>')``, and so may s
 full sequence classifier of one output or an adapter with a score head, as ``reward_model.py`` saves them.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.rewards.judging import Judgement, Sample, error, scored, unscorable
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.messages import Turn, as_answer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils import ModelOutput
+
+    from pipeline.model.batching import Batch
 
 
 def judge(samples: Sequence[Sample], model: str = "", batch_size: int = 64) -> list[Judgement]:
@@ -21,9 +28,11 @@ def judge(samples: Sequence[Sample], model: str = "", batch_size: int = 64) -> l
     Raises:
         UserError: no model is named, or none can be loaded from it.
     """
+    from pipeline.model.tokens import encode_exchange
+
     classifier, tokenizer = load_reward_model(model)
     known = [i for i, sample in enumerate(samples) if sample.prompt is not None]
-    ids = [encode_dialogue(tokenizer, samples[i].prompt, samples[i].text) for i in known]
+    ids = [encode_exchange(tokenizer, samples[i].prompt, samples[i].text) for i in known]
     judgements = [unscorable("a reward model needs the prompt")] * len(samples)
     for i, score in zip(known, score_sequences(classifier, ids, tokenizer.pad_token_id, batch_size)):
         judgements[i] = scored(score) if math.isfinite(score) else error(f"the reward model gave {score}")
@@ -41,7 +50,7 @@ def check(model: str = "", batch_size: int = 64) -> None:
 
 
 @lru_cache(maxsize=4)
-def load_reward_model(name: str) -> tuple[Any, Any]:
+def load_reward_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A reward model for use, its adapter merged, on the GPU if there is one, and its tokenizer; loaded once.
 
     Raises:
@@ -73,29 +82,13 @@ def load_reward_model(name: str) -> tuple[Any, Any]:
     return classifier, tokenizer
 
 
-def encode_dialogue(tokenizer: Any, prompt: Turn, answer: str) -> list[int]:
-    """Token ids of prompt and answer as RewardTrainer reads them: the chat template, or plain text and one eos."""
-    from pipeline.model.tokens import encode_pair_side
-
-    return encode_pair_side(tokenizer, prompt, as_answer(prompt, answer))
-
-
 def score_sequences(
-    model: Any, sequences: Sequence[list[int]], pad_token_id: int, batch_size: int = 64
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], pad_token_id: int, batch_size: int = 64
 ) -> list[float]:
-    """Scores of whole token sequences by a sequence classifier of one output, in input order."""
-    import torch
+    """Scores of token sequences by a sequence classifier of one output, in input order."""
+    from pipeline.model.batching import forward_rows
 
-    from pipeline.model.batching import pad_right
+    def read(output: ModelOutput, batch: Batch) -> list[float]:
+        return output.logits[:, 0].float().tolist()
 
-    scores = [0.0] * len(sequences)
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    device = next(model.parameters()).device
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        ids, mask = pad_right([sequences[i] for i in batch], device, pad_token_id)
-        with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=mask).logits[:, 0]
-        for i, score in zip(batch, logits.float().tolist()):
-            scores[i] = score
-    return scores
+    return forward_rows(model, rows, read, batch_size=batch_size, pad_token_id=pad_token_id)

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from pipeline.inference.decoding import encode_prompts, sample
-from pipeline.model.batching import padded_batches
+from pipeline.inference.decoding import sample
+from pipeline.inference.likelihood import answer_log_likelihoods
+from pipeline.model.tokens import encode_prompts
 from pipeline.rewards.judging import score
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import as_answer, text_of
@@ -87,8 +88,8 @@ def sample_candidates(
         if reference is not None:
             encoded = encode_prompts(tokenizer, prompts)
             pairs = [(encoded[i], completion.token_ids) for i, completion in flat]
-            at_reference = log_probs(reference, pairs, batch_size)
-            at_sampling = log_probs(model, pairs, batch_size, temperature)
+            at_reference = answer_log_likelihoods(reference, pairs, batch_size=batch_size)
+            at_sampling = answer_log_likelihoods(model, pairs, batch_size=batch_size, temperature=temperature)
             ratios = [a - b for a, b in zip(at_reference, at_sampling)]
         write_candidates(
             file,
@@ -119,7 +120,7 @@ def check_sampler(model: Any, prompts: Sequence[list[int]], drawn: Sequence[tupl
         UserError: they differ by more than 0.1 nats a token.
     """
     told = [(prompts[i], completion) for i, completion in drawn if completion.log_prob is not None]
-    own = log_probs(model, [(prompt, completion.token_ids) for prompt, completion in told])
+    own = answer_log_likelihoods(model, [(prompt, completion.token_ids) for prompt, completion in told])
     tokens = sum(len(completion.token_ids) for _, completion in told)
     gap = sum(abs(a - completion.log_prob) for a, (_, completion) in zip(own, told)) / max(tokens, 1)
     if gap > 0.1:
@@ -127,21 +128,6 @@ def check_sampler(model: Any, prompts: Sequence[list[int]], drawn: Sequence[tupl
             f"the sampler's log-probabilities differ from the model's by {gap:.2f} nats a token: it serves other "
             "weights or another dtype"
         )
-
-
-@torch.no_grad()
-def log_probs(
-    model: Any, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int = 64, temperature: float = 1.0
-) -> list[float]:
-    """``log pi(y | x)`` in nats of (prompt ids, completion ids), at a sampling temperature."""
-    result = [0.0] * len(pairs)
-    for batch, ids, mask in padded_batches(pairs, batch_size, next(model.parameters()).device):
-        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float() / temperature
-        tokens = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1).cpu()
-        for row, i in enumerate(batch):
-            first = len(pairs[i][0]) - 1
-            result[i] = tokens[row, first : first + len(pairs[i][1])].sum().item()
-    return result
 
 
 def write_candidates(file: Path, candidates: Sequence[Candidate]) -> None:

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 from trl import GRPOConfig
 
-from pipeline.model.batching import pad_right
+from pipeline.model.batching import Batch, forward_rows
+from pipeline.model.tokens import encode_exchange
 from pipeline.objectives.policy_gradient import leave_one_out_advantages, token_rewards
 from pipeline.objectives.value import (
     clipped_value_loss,
@@ -31,7 +32,6 @@ from pipeline.objectives.value import (
     masked_moments,
     whiten,
 )
-from pipeline.rewards.learned import encode_dialogue
 from pipeline.runtime.compat import disable_gradient_checkpointing, get_config_model_id, require
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import text_of
@@ -436,19 +436,21 @@ class AdapterReward:
         self.trainer = trainer
         shared.add_reward_adapter(trainer.model, self.folder)
 
-    @torch.no_grad()
     def __call__(self, prompts: list, completions: list, **columns: Any) -> list[float]:
-        """Scores of whole texts, at their last token, in chunks of the training batch size."""
-        trainer, scores = self.trainer, []
+        """Scores of complete texts, at their last token, in chunks of the training batch size."""
+        trainer = self.trainer
         words = trainer._tokenizer
-        texts = [encode_dialogue(words, prompt, text_of(y)) for prompt, y in zip(prompts, completions)]
-        size = trainer.args.per_device_train_batch_size
-        for start in range(0, len(texts), size):
-            ids, mask = pad_right(texts[start : start + size], trainer.accelerator.device, words.pad_token_id)
-            with trainer._adapters(shared.REWARD), trainer.accelerator.autocast():
-                every = trainer.model(input_ids=ids, attention_mask=mask, head=shared.REWARD_HEAD)
-            scores += every.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1).float().tolist()
-        return scores
+        texts = [encode_exchange(words, prompt, text_of(y)) for prompt, y in zip(prompts, completions)]
+
+        def read(every: torch.Tensor, batch: Batch) -> list[float]:
+            return every.gather(1, batch.mask.sum(1, keepdim=True) - 1).squeeze(1).float().tolist()
+
+        with trainer._adapters(shared.REWARD), trainer.accelerator.autocast():
+            return forward_rows(
+                trainer.model, texts, read, batch_size=trainer.args.per_device_train_batch_size,
+                pad_token_id=words.pad_token_id, by_length=False, device=trainer.accelerator.device,
+                head=shared.REWARD_HEAD,
+            )  # fmt: skip
 
 
 def completion_mask(batch: dict[str, Any]) -> torch.Tensor:

@@ -3,20 +3,19 @@
 import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import Any
 
 import datasets
 import torch
 
+from pipeline.inference.likelihood import last_hidden_states
 from pipeline.model.adapters import has_own_adapter, load_adapter, save_adapter
 from pipeline.objectives import regularisers
 from pipeline.runtime.compat import require
 from pipeline.runtime.errors import UserError
 from pipeline.training.omega import TERMS, Omega
 from pipeline.training.trainers import DPOTrainer, SFTTrainer
-
-if TYPE_CHECKING:
-    pass
 
 require("Regularised")
 
@@ -137,21 +136,15 @@ class Regularised:
             total = total + regularisers.logit_distillation(out.logits.float(), logits, mask)
         return total
 
-    @torch.no_grad()
     def _hidden_states(self, batch_size: int = 32) -> list[list[torch.Tensor]]:
         """F_theta_k(E) of the anchors: one (T, D) tensor each, or two of a preference pair; on the CPU."""
-        found, training = [], self.model.training
-        self.model.eval()
-        for start in range(0, len(self.anchor_rows), batch_size):
-            rows = self.anchor_rows[start : start + batch_size]
-            batch = self._prepare_inputs(self.data_collator(rows))
-            ids, mask = batch["input_ids"], batch["attention_mask"]
-            out = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
-            states = zip(out.hidden_states[-1].float().cpu(), mask.sum(1), strict=True)
-            kept = [state[: int(length)].clone() for state, length in states]
-            found += [kept[i :: len(rows)] for i in range(len(rows))]
-        self.model.train(training)
-        return found
+        sides = []  # what the collator leaves of each anchor
+        for row in self.anchor_rows:
+            batch = self.data_collator([row])
+            ids = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+            sides.append([side[mask].tolist() for side, mask in ids])
+        found = iter(last_hidden_states(self.model, list(chain.from_iterable(sides)), batch_size=batch_size))
+        return [[next(found) for _ in anchor] for anchor in sides]
 
     def _reads(self) -> tuple[dict, dict]:
         """New and old LoRA A matrices by module."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.model.tokens import encode_pair_side
+from pipeline.model.tokens import encode_exchange
 from pipeline.objectives.preference import binary_reward_loss, plackett_luce_loss
 from pipeline.runtime.compat import pad, require
 from pipeline.training.trainers import RewardTrainer
@@ -25,7 +25,7 @@ def encode_ranking(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
 
     ``chosen_ids`` and ``rejected_ids`` (the best and the last) tell RewardTrainer that the row is tokenized.
     """
-    ids = [encode_pair_side(tokenizer, example["prompt"], answer, example) for answer in example["ranked"]]
+    ids = [encode_exchange(tokenizer, example["prompt"], answer, example) for answer in example["ranked"]]
     ranks = example.get("ranks") or list(range(1, len(ids) + 1))
     return {"chosen_ids": ids[0], "rejected_ids": ids[-1], "candidate_ids": ids, "ranks": ranks}
 
@@ -106,7 +106,7 @@ def encode_labelled(dataset: Any, tokenizer: Any, max_length: int | None) -> Any
     """A ``prompt`` + ``completion`` + ``label`` dataset tokenized; a row longer than ``max_length`` is left out."""
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
-        ids = encode_pair_side(tokenizer, row["prompt"], row["completion"], row)
+        ids = encode_exchange(tokenizer, row["prompt"], row["completion"], row)
         return {"chosen_ids": ids, "rejected_ids": ids, "label": row["label"]}  # by their names TRL sees tokens
 
     dataset = dataset.map(encode, remove_columns=dataset.column_names, desc="Tokenizing")

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.packing import IGNORED, Packer, encode, pack
+from pipeline.data.packing import IGNORED, Packer, pack
+from pipeline.model.tokens import encode_documents
 from pipeline.runtime.errors import UserError
 
 WORDS = [f"w{i}" for i in range(10)]
@@ -59,7 +60,7 @@ def test_blocks_by_hand(tokenizer):
 def test_tokenizer_without_bos_or_pad():
     """No bos: a document is its tokens and eos. No pad: the unlearned tail is filled with eos."""
     bare = make_tokenizer(eos_token="<eos>")
-    assert encode(["w1 w2", ""], bare) == [[1, 2, EOS], [EOS]]
+    assert encode_documents(bare, ["w1 w2", ""]) == [[1, 2, EOS], [EOS]]
     packed = pack(texts("w1 w2"), bare, 4)
     assert packed["input_ids"][:] == [[1, 2, EOS, EOS]]
     assert packed["labels"][:] == [[IGNORED, 2, EOS, IGNORED]]
@@ -74,12 +75,12 @@ def test_one_bos_only(tokenizer):
         single="<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
     )
     assert own("w1")["input_ids"] == [BOS, 1, EOS]
-    assert encode(["w1"], own) == encode(["w1"], tokenizer) == [[BOS, 1, EOS]]
+    assert encode_documents(own, ["w1"]) == encode_documents(tokenizer, ["w1"]) == [[BOS, 1, EOS]]
 
 
 def test_what_cannot_be_packed():
     with pytest.raises(UserError, match="no eos token"):
-        encode(["w1"], make_tokenizer(pad_token="<pad>"))
+        encode_documents(make_tokenizer(pad_token="<pad>"), ["w1"])
     with pytest.raises(UserError, match="max_length 1"):
         Packer(1)
 

@@ -50,13 +50,13 @@ def ids(blocks):
 
 def watch_reading(monkeypatch):
     """A list that fills with every document that is tokenized from here on."""
-    read, encode = [], streaming.encode
+    read, encode = [], streaming.encode_documents
 
-    def encode_and_note(texts, tokenizer):
+    def encode_and_note(tokenizer, texts):
         read.extend(texts)
-        return encode(texts, tokenizer)
+        return encode(tokenizer, texts)
 
-    monkeypatch.setattr(streaming, "encode", encode_and_note)
+    monkeypatch.setattr(streaming, "encode_documents", encode_and_note)
     return read
 
 
@@ -165,7 +165,9 @@ def test_workers_share_documents_without_overlap(corpus, tokenizer, monkeypatch)
         seen = []
         monkeypatch.setattr(streaming, "get_worker_info", lambda number=number: Worker(number))
         monkeypatch.setattr(
-            streaming, "encode", lambda texts, t, seen=seen: seen.append(texts) or [[1] * LENGTH] * len(texts)
+            streaming,
+            "encode_documents",
+            lambda tokenizer, texts, seen=seen: seen.append(texts) or [[1] * LENGTH] * len(texts),
         )
         list(islice(stream_of(corpus, tokenizer, window=12), 60))
         taken.append([text for texts in seen for text in texts if text])  # "" is the tokenizer's own trial
@@ -206,7 +208,6 @@ def test_evaluation_documents_are_not_in_the_stream(corpus):
             eval_dataset_name=str(corpus / "train-1.jsonl"),
             dataset_streaming=True,
         ),
-        "text",
         0,
     )
     assert len(named.evaluation) == 40

@@ -15,7 +15,8 @@ from pipeline.evaluation.tasks.forgetting import (
     summarise,
     supervised,
 )
-from pipeline.inference.decoding import encode_prompts, sample
+from pipeline.inference.decoding import sample
+from pipeline.model.tokens import encode_prompts
 from pipeline.objectives.regularisers import span_share
 from tests.tiny_models import tiny_model, tiny_tokenizer
 

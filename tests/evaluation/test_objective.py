@@ -13,9 +13,9 @@ from pipeline.evaluation.tasks.objective import (
     objective,
     prefix_law,
     regret,
-    sequence_divergences,
     summary,
 )
+from pipeline.inference.likelihood import sequence_divergences
 from pipeline.objectives.divergences import tilted_law
 from tests import enumerable_task as task
 

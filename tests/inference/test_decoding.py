@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from pipeline.inference.decoding import draw, encode_prompts, filtered_probabilities, render_chat, sample
-from pipeline.inference.stopping import end_of_turn_id, stop_token_ids
+from pipeline.inference.decoding import draw, filtered_probabilities, sample
+from pipeline.inference.stopping import stop_token_ids
+from pipeline.model.tokens import closing_token, encode_prompts
 from pipeline.runtime.errors import UserError
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -203,13 +204,12 @@ def test_chat_prompts_are_rendered_once_and_end_at_the_end_of_turn(tokenizer):
     assert encode_prompts(tokenizer, [user]) == [[1, 3, 19, 20, 4]]
     begun = [*user, {"role": "assistant", "content": "c"}]
     assert encode_prompts(tokenizer, [begun]) == [[1, 3, 19, 20, 4, 21]]
-    assert end_of_turn_id(tokenizer) == 5
+    assert closing_token(tokenizer, tokenizer.chat_template) == 5
     model = tiny_model()
     assert stop_token_ids(model, tokenizer, chat=True) == [2, 5]
     assert stop_token_ids(model, tokenizer, chat=False) == [2]
     model.generation_config.eos_token_id = [2, 9]
     assert stop_token_ids(model, tokenizer, chat=False) == [2, 9]
-    assert render_chat(tokenizer, user) == "<|bos|> <|user|> a b <|assistant|>"
 
 
 def test_the_chat_end_of_turn_stops_a_chat_completion_only(tokenizer):

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from pipeline.inference.decoding import sample
+from pipeline.inference.likelihood import answer_log_likelihoods
 from pipeline.inference.vllm import vllm_sampler
 from pipeline.model.loading import load_model, load_tokenizer
 from pipeline.rsft import main
 from pipeline.runtime.errors import UserError
-from pipeline.training.candidates import log_probs, read_candidates
+from pipeline.training.candidates import read_candidates
 from tests.stages.conftest import flags, foreign_model, tiny_model, write_rows  # noqa: F401 - fixtures
 
 
@@ -50,7 +51,7 @@ def vllm(monkeypatch):
         def output(self, prompt, one):
             scores, at = [], list(prompt)
             for token in one.token_ids:
-                told = log_probs(self.model, [(at, [token])])[0] + module.shift
+                told = answer_log_likelihoods(self.model, [(at, [token])])[0] + module.shift
                 scores.append({token: SimpleNamespace(logprob=told)})
                 at.append(token)
             reason = "stop" if one.finished else "length"

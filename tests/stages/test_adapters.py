@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from pipeline.model.loading import load_model, load_tokenizer
-from pipeline.rewards.learned import encode_dialogue, load_reward_model
+from pipeline.model.tokens import encode_exchange
+from pipeline.rewards.learned import load_reward_model
 from pipeline.rewards.registry import BuiltInReward, get_reward
 from pipeline.rewards.resolve import reward_spec
 from pipeline.runtime.checkpoints import check_saved
@@ -136,7 +137,7 @@ def test_a_reward_model_over_an_adapter(run_of, reward_over, base, mode):
     plain = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
     ours, tokenizer = load_reward_model(str(folder))
     prompt, answer = "What is 2 plus 3?", "It is 5."
-    ids = torch.tensor([encode_dialogue(tokenizer, prompt, answer)])
+    ids = torch.tensor([encode_exchange(tokenizer, prompt, answer)])
     with torch.no_grad():
         assert (plain(IDS).logits - scores).abs().max() < 1e-5
         assert (ours(IDS).logits - scores).abs().max() < 1e-5

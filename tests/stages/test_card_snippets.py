@@ -13,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pipeline.model.loading import load_model
+from pipeline.model.tokens import encode_exchange
 from pipeline.publish.cards import write_card
-from pipeline.rewards.learned import encode_dialogue, load_reward_model, score_sequences
+from pipeline.rewards.learned import load_reward_model, score_sequences
 from pipeline.runtime.record import read_record
 from tests.stages.conftest import flags, write_rows
 
@@ -144,7 +145,7 @@ def test_the_code_of_a_reward_models_card_gives_the_scores_that_the_stages_give(
     """Two answers in one batch, padded, by an adapter and by the model it was merged into."""
     model, tokenizer = load_reward_model(str(cards[f"{base}-reward_model-adapter"]))
     prompt = [{"role": "user", "content": "What is 2 plus 3?"}]
-    ids = [encode_dialogue(tokenizer, prompt, answer) for answer in ("5.", "I do not know.")]
+    ids = [encode_exchange(tokenizer, prompt, answer) for answer in ("5.", "I do not know.")]
     expected = pytest.approx(score_sequences(model, ids, tokenizer.pad_token_id), abs=1e-4)
     found = {name: scores for name, (_, scores, _) in outcome.items() if name.startswith(base) and "reward" in name}
     assert len(found) == 2

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from trl import GRPOConfig, GRPOTrainer
 
 from pipeline import assess, continual, dpo, generate, grpo, ppo, rsft, sft
-from pipeline.inference.stopping import end_of_turn_id, stop_token_ids
+from pipeline.inference.stopping import stop_token_ids
 from pipeline.model.loading import load_model, load_tokenizer
+from pipeline.model.tokens import closing_token
 from pipeline.training.candidates import read_candidates
 from pipeline.training.rollouts import RolloutTrainer
 from tests.stages.conftest import flags, write_rows
@@ -172,7 +173,9 @@ def test_plain_text_does_not_end_at_the_end_of_turn_that_nothing_declares(talker
     sft.main([*words, "--save_steps", "1"])
     model, tokenizer = load_model(str(tmp_path / "run")), load_tokenizer(str(tmp_path / "run"))
     assert stop_token_ids(model, tokenizer, chat=False) == [tokenizer.eos_token_id]
-    assert stop_token_ids(model, tokenizer, chat=True) == sorted({tokenizer.eos_token_id, end_of_turn_id(tokenizer)})
+    assert stop_token_ids(model, tokenizer, chat=True) == sorted(
+        {tokenizer.eos_token_id, closing_token(tokenizer, tokenizer.chat_template)}
+    )
 
 
 @pytest.mark.parametrize("stage", ["dpo", "continual"])
@@ -224,7 +227,7 @@ def test_white_space_between_answer_and_end_of_turn_does_not_hide_it(foreign_mod
     """Some templates break the line before they end the turn; the token that ends it is the same."""
     tokenizer = load_tokenizer(str(foreign_model))
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert end_of_turn_id(tokenizer) == end
+    assert closing_token(tokenizer, tokenizer.chat_template) == end
     tokenizer.chat_template = tokenizer.chat_template.replace("'<|im_end|>", "'\\n<|im_end|>")
     assert "\n<|im_end|>" in tokenizer.apply_chat_template(QUESTION, tokenize=False)
-    assert end_of_turn_id(tokenizer) == end
+    assert closing_token(tokenizer, tokenizer.chat_template) == end

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.model.tokens import encode_exchange
 from pipeline.reward_model import comparisons, main
-from pipeline.rewards.learned import encode_dialogue, load_reward_model
+from pipeline.rewards.learned import load_reward_model
 from pipeline.rewards.registry import get_reward
 from pipeline.rewards.resolve import reward_spec
 from pipeline.runtime.errors import UserError
@@ -71,7 +72,7 @@ def test_the_head_survives_save_merge_and_reload(pair_run):
     assert any(name.endswith("score.weight") for name in saved)
     merged, tokenizer = load_reward_model(str(pair_run))
     prompt, answers = "What is 2 plus 3?", ["The answer is 5.", "Bad."]
-    ids = [torch.tensor([encode_dialogue(tokenizer, prompt, answer)]) for answer in answers]
+    ids = [torch.tensor([encode_exchange(tokenizer, prompt, answer)]) for answer in answers]
     plain = AutoPeftModelForSequenceClassification.from_pretrained(pair_run, num_labels=1).eval()
     with torch.no_grad():
         by_merged = [merged(x).logits.item() for x in ids]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pipeline.inference.likelihood import answer_log_likelihoods
 from pipeline.objectives.divergences import (
     best_of_n_bound,
     best_of_n_kl,
@@ -15,7 +16,6 @@ from pipeline.objectives.divergences import (
 from pipeline.runtime.errors import UserError
 from pipeline.training.candidates import (
     external_candidates,
-    log_probs,
     mine_pairs,
     read_candidates,
     sample_candidates,
@@ -217,8 +217,8 @@ def test_log_ratio_is_that_of_the_exact_laws(start, tmp_path):
             assert candidate["log_ratio"] == pytest.approx((reference - law)[p, y].item(), abs=1e-4)
     ids = task.tokenizer()(task.PROMPTS[0])["input_ids"]
     pairs = [(ids, list(y)) for y in task.COMPLETIONS]
-    assert log_probs(task.load(start), pairs) == pytest.approx(law[0].tolist(), abs=1e-4)
-    hot = torch.tensor(log_probs(task.load(start), pairs, temperature=2.0)).exp()
+    assert answer_log_likelihoods(task.load(start), pairs) == pytest.approx(law[0].tolist(), abs=1e-4)
+    hot = torch.tensor(answer_log_likelihoods(task.load(start), pairs, temperature=2.0)).exp()
     assert hot.sum().item() == pytest.approx(1.0, abs=1e-4)
     assert total_variation(hot, law[0].exp().float()).item() > 0.05
 

@@ -15,7 +15,9 @@ import torch
 from pipeline.evaluation.registry import Result, require_recorded
 from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.statistics import bootstrap_interval, with_interval
-from pipeline.inference.decoding import encode_prompts, sample
+from pipeline.inference.decoding import sample
+from pipeline.inference.likelihood import sequence_divergences
+from pipeline.model.tokens import encode_prompts
 from pipeline.objectives.divergences import best_of_candidates
 from pipeline.rewards.judging import score
 from pipeline.rewards.resolve import resolve
@@ -63,8 +65,6 @@ def best_of_n(
     Raises:
         UserError: something is neither given nor recorded, or some completion could not be scored.
     """
-    from pipeline.evaluation.tasks.objective import sequence_divergences
-
     require_recorded(reference=reference, reward=reward, max_new_tokens=max_new_tokens)
     rows, source = read_rows(kind="prompt", **data)
     named = [reward, true_reward] if true_reward else [reward]

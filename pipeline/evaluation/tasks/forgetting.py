@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from pipeline.model.batching import pad_right
+from pipeline.inference.likelihood import last_hidden_states, predict_tokens
+from pipeline.model.batching import evaluating, pad_right, padded_batches
 from pipeline.model.tokens import Coded, encode_answer, encode_row
 from pipeline.objectives.regularisers import hidden_distillation, span_share
 from pipeline.runtime.record import write_json
@@ -87,27 +88,9 @@ def prompt_ids(coded: Scored) -> list[int]:
 
 def forward(model: Any, coded: Sequence[Scored], batch_size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Of every row the log-likelihoods of the tokens that count, and whether each is the likeliest."""
-    result: list[Any] = [None] * len(coded)
-    order = sorted(range(len(coded)), key=lambda i: -len(coded[i][0]))
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        ids, attention, counted = pad_rows([coded[i] for i in places], next(model.parameters()).device)
-        logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1].float()
-        logs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].cpu()
-        hits = (logits.argmax(-1) == ids[:, 1:]).cpu()
-        for row, place in enumerate(places):
-            mask = counted[row, 1:].cpu()
-            result[place] = (logs[row][mask].double(), hits[row][mask])
-    model.train(was_training)
-    return result
-
-
-def pad_rows(coded: Sequence[Scored], device: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows as (B, T) ids, attention mask and which tokens count; padding on the right."""
-    ids, attention = pad_right([ids for ids, _ in coded], device)
-    return ids, attention, pad_right([marks for _, marks in coded], device)[0].bool()
+    predicted = predict_tokens(model, [ids for ids, _ in coded], batch_size=batch_size)
+    counted = (torch.tensor(marks[1:], dtype=torch.bool) for _, marks in coded)
+    return [(found.log_probs[mask].double(), found.likeliest[mask]) for found, mask in zip(predicted, counted)]
 
 
 def supervised(tokenizer: Any, rows: Sequence[Mapping], max_length: int | None = None) -> list[Scored]:
@@ -218,10 +201,10 @@ def gradient(
     """Gradient of the mean next-token loss over the tokens that count, flat, (P,); leaves ``.grad`` alone."""
     tokens = sum(sum(marks[1:]) for _, marks in coded)
     total = [torch.zeros_like(parameter) for parameter in parameters]
-    for start in range(0, len(coded), batch_size):
-        ids, attention, counted = pad_rows(coded[start : start + batch_size], parameters[0].device)
-        logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1].float()
-        logs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    for batch in padded_batches([ids for ids, _ in coded], batch_size, parameters[0].device):
+        counted, _ = pad_right([coded[place][1] for place in batch.places], batch.ids.device)
+        logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits[:, :-1].float()
+        logs = logits.log_softmax(-1).gather(-1, batch.ids[:, 1:, None])[..., 0]
         loss = -(logs * counted[:, 1:]).sum() / max(tokens, 1)
         parts = torch.autograd.grad(loss, parameters, allow_unused=True)
         total = [sum_ if part is None else sum_ + part for sum_, part in zip(total, parts, strict=True)]
@@ -267,13 +250,10 @@ class WatchOverlap(TrainerCallback):
         every = max(1, state.max_steps // self.times)
         if not self.old or (state.global_step - 1) % every:
             return
-        was_training = model.training
-        model.eval()
         parameters = [p for p in model.parameters() if p.requires_grad]
-        share = span_share(
-            gradient(model, self.new, parameters), [gradient(model, rows, parameters) for rows in self.old]
-        )
-        model.train(was_training)
+        with evaluating(model):
+            old = [gradient(model, rows, parameters) for rows in self.old]
+            share = span_share(gradient(model, self.new, parameters), old)
         self.points.append(share)
         state.log_history.append({"step": state.global_step, "epoch": state.epoch, "gradient_overlap": share})
 
@@ -283,20 +263,9 @@ class WatchOverlap(TrainerCallback):
         return sum(self.points) / len(self.points) if self.points else float("nan")
 
 
-@torch.no_grad()
 def hidden_states(model: Any, coded: Sequence[Scored], batch_size: int = 64) -> list[torch.Tensor]:
     """Last hidden states F_theta(E) of every row, (T, D) each, on the CPU."""
-    was_training, result = model.training, []
-    model.eval()
-    for start in range(0, len(coded), batch_size):
-        part = coded[start : start + batch_size]
-        ids, attention, _ = pad_rows(part, next(model.parameters()).device)
-        last = model(
-            input_ids=ids, attention_mask=attention, output_hidden_states=True, use_cache=False
-        ).hidden_states[-1]
-        result += [last[row, : len(tokens)].float().cpu() for row, (tokens, _) in enumerate(part)]
-    model.train(was_training)
-    return result
+    return last_hidden_states(model, [ids for ids, _ in coded], batch_size=batch_size)
 
 
 def drift(now: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> float:

@@ -20,9 +20,10 @@ import torch
 from pipeline.evaluation.registry import Result, require_recorded
 from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.statistics import Z95, bootstrap_interval, with_interval
-from pipeline.inference.decoding import encode_prompts, sample
-from pipeline.model.batching import padded_batches
-from pipeline.objectives.divergences import exact_kl, full_kl, log_partition, tilted_law
+from pipeline.inference.decoding import sample
+from pipeline.inference.likelihood import sequence_divergences
+from pipeline.model.tokens import encode_prompts
+from pipeline.objectives.divergences import exact_kl, log_partition, tilted_law
 from pipeline.rewards.judging import score
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError
@@ -199,40 +200,6 @@ def frontier(log_reference: torch.Tensor, rewards: torch.Tensor, betas: Sequence
 
 
 # --- estimated: completions are samples of the policy ----------------------------------------------------------------
-
-
-@torch.no_grad()
-def sequence_divergences(
-    model: Any, reference: Any, pairs: Sequence[tuple[list[int], list[int]]], *, batch_size: int = 64
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two unbiased estimates of ``KL(pi || pi_ref)`` a completion, from completions sampled by ``model``: (N,), (N,).
-
-    The first is ``log pi(y|x) - log pi_ref(y|x)``. The second is ``sum_t KL(pi(.|x, y_<t) || pi_ref(.|x, y_<t))`` over
-    the whole vocabulary: the expectation of each summand of the first at its prefix, so of lower variance
-    (Rao-Blackwell), and never negative.
-
-    Args:
-        pairs: (prompt ids, completion ids); a completion of no token has divergence 0.
-        batch_size: sequences a forward pass.
-    """
-    device = next(model.parameters()).device
-    sampled, full = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs), dtype=torch.float64)
-    modes = model.training, reference.training
-    model.eval(), reference.eval()
-    try:
-        for batch, ids, mask in padded_batches(pairs, batch_size, device):
-            inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-            here, there = model(**inputs).logits, reference(**inputs).logits
-            for row, i in enumerate(batch):  # one at a time: (T, V) in float32 beside the logits, not (B, T, V)
-                part = slice(len(pairs[i][0]) - 1, len(pairs[i][0]) + len(pairs[i][1]) - 1)
-                p, q = here[row, part].float().log_softmax(-1), there[row, part].float().log_softmax(-1)
-                tokens = ids[row, part.start + 1 : part.stop + 1, None]
-                sampled[i] = (p - q).gather(-1, tokens).double().sum().item()
-                full[i] = full_kl(p, q).double().sum().item()
-    finally:
-        model.train(modes[0])
-        reference.train(modes[1])
-    return sampled, full
 
 
 def estimates(

@@ -9,7 +9,7 @@ from pipeline.evaluation import ngram
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.tasks.loss import cut, default_length, loss_metrics
-from pipeline.inference.likelihood import encode_documents
+from pipeline.model.tokens import encode_row
 from pipeline.runtime.errors import UserError
 
 
@@ -48,8 +48,7 @@ def trigram(
     length = max_length or default_length(model)
 
     def encode(rows: list[dict[str, Any]]) -> list[list[int]]:
-        documents = encode_documents(tokenizer, [row["text"] for row in rows])
-        return [piece for ids in documents for piece, _ in cut(ids, [True] * len(ids), length)]
+        return [piece for row in rows for piece, _ in cut(*encode_row(tokenizer, row), length)]
 
     held, kept = encode(train[-validation_rows:]), encode(train[:-validation_rows])
     vocabulary = len(tokenizer)
