@@ -7,8 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.inference.decoding import Completion, sample
-from pipeline.rewards.judging import Judgement, judge
-from pipeline.rewards.registry import Reward
+from pipeline.rewards.judging import Judgement, Reward, judge
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import Turn, user_text
 
