@@ -29,7 +29,7 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, SFTConfig, SFTTrainer
 
 from pipeline import pretrain
-from pipeline.evaluation.tasks.objective import exact_figures, exact_law, prefix_law
+from pipeline.evaluation.exact import exact_figures, exact_law, prefix_law
 from pipeline.model import NarLMForCausalLM
 from pipeline.objectives.divergences import tilted_law
 from pipeline.rewards.registry import get_reward

@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import NullLocator
 
-from pipeline.evaluation.tasks.objective import exact_figures, frontier, prefix_law
+from pipeline.evaluation.exact import exact_figures, frontier, prefix_law
 from pipeline.objectives.divergences import best_of_n_bound, best_of_n_kl, best_of_n_law, tilted_law
 from pipeline.worlds import enumerable
 

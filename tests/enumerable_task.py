@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from pipeline.evaluation.tasks import objective
+from pipeline.evaluation import exact
 from pipeline.worlds.enumerable import (  # noqa: F401  (the tests' names of the task)
     BOS,
     COMPLETIONS,
@@ -65,9 +65,9 @@ def dataset(rows: int = 256) -> Dataset:
 
 def exact_law(model: torch.nn.Module) -> torch.Tensor:
     """Exact log-probability of every completion of every prompt, (prompts, completions), in float64."""
-    return objective.exact_law(model, [tokenizer()(prompt)["input_ids"] for prompt in PROMPTS], COMPLETIONS)
+    return exact.exact_law(model, [tokenizer()(prompt)["input_ids"] for prompt in PROMPTS], COMPLETIONS)
 
 
 def regret_removed(log_law: torch.Tensor, log_reference: torch.Tensor, table: torch.Tensor, beta: float) -> float:
     """The share of pi_ref's regret to the analytic optimum that a policy has removed: 1 is optimal."""
-    return objective.exact_figures(log_law, log_reference, table, beta)["regret_removed"]
+    return exact.exact_figures(log_law, log_reference, table, beta)["regret_removed"]

@@ -2,7 +2,7 @@
 
 The vocabulary is the model's whole one (pad, bos, eos and the letters). A completion ends with eos or is cut at LENGTH
 tokens, so the probabilities of all completions of a prompt sum to 1 exactly; pad and bos are tokens like any other.
-Rewards are a fixed table, so pi*, log Z and the regret of any policy are numbers (``evaluation/tasks/objective.py``).
+Rewards are a fixed table, so pi*, log Z and the regret of any policy are numbers (``evaluation/exact.py``).
 
 Embedded datasets, served by ``load_world`` (train; test is the same prompts: there is nothing to generalise to):
 

@@ -5,16 +5,15 @@ import math
 import pytest
 import torch
 
-from pipeline.evaluation.tasks.objective import (
-    estimates,
+from pipeline.evaluation.exact import (
     exact_figures,
     exact_law,
     frontier,
     objective,
     prefix_law,
     regret,
-    summary,
 )
+from pipeline.evaluation.tasks.objective import estimates, summary
 from pipeline.inference.likelihood import sequence_divergences
 from pipeline.objectives.divergences import tilted_law
 from tests import enumerable_task as task

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from pipeline import assess, ppo
+from pipeline.evaluation.tasks.objective import FRONTIER
 from pipeline.runtime.errors import UserError
 from pipeline.worlds.enumerable import INDEX, PROMPTS, ids_of
 from tests import enumerable_task as task
@@ -48,7 +49,7 @@ def test_the_run_s_reward_beta_and_reference_are_taken_from_its_record(trained, 
     """beta 0.5 and two tokens; pi_ref is the recorded start: the exact figures are those of the two saved models."""
     _, found = judged
     laws = [task.exact_law(task.load(folder)) for folder in reversed(trained)]
-    expected = task.objective.exact_figures(*laws, task.rewards(), 0.5)
+    expected = task.exact.exact_figures(*laws, task.rewards(), 0.5)
     assert found["objective/beta"] == 0.5
     for name, value in expected.items():
         assert found[f"objective/exact/{name}"] == pytest.approx(value, abs=1e-6), name
@@ -72,7 +73,7 @@ def test_the_optima_and_the_policy_s_place_are_tables_of_the_record(judged):
     """Nine optima, reward rising with KL; the policy's sampled and its exact place; no curve among the metrics."""
     record = json.loads((judged[0] / "run.json").read_text())
     optima = sorted(record["curves"]["objective"]["optima"], key=lambda point: point["kl"])
-    assert [point["beta"] for point in optima] == sorted(task.objective.FRONTIER, reverse=True)
+    assert [point["beta"] for point in optima] == sorted(FRONTIER, reverse=True)
     assert [point["reward"] for point in optima] == sorted(point["reward"] for point in optima)
     sampled, exact = record["tables"]["objective"]["policy"]
     assert sampled["kl"] == judged[1]["objective/kl"]
@@ -104,7 +105,7 @@ def test_samples_of_the_optimum_are_rows_for_sft(trained, judged):
     assert [row["prompt"] for row in rows[:4]] == PROMPTS
     assert len(rows) == 2000
     table, reference = task.rewards(), task.exact_law(task.load(trained[0]))
-    star = task.objective.tilted_law(reference, table, 0.5).exp()
+    star = task.exact.tilted_law(reference, table, 0.5).exp()
     values = [table[PROMPTS.index(r["prompt"]), INDEX[ids_of(r["completion"])]].item() for r in rows]
     mean = (star * table).sum(1)
     spread = ((star * table**2).sum(1) - mean**2).mean().item() ** 0.5
