@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.evaluation.completions import Drawn, Row
 from pipeline.evaluation.registry import Result, require_recorded
 from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.statistics import bootstrap_interval, with_interval
@@ -19,7 +21,7 @@ from pipeline.inference.decoding import sample
 from pipeline.inference.likelihood import sequence_divergences
 from pipeline.model.tokens import encode_prompts
 from pipeline.objectives.divergences import best_of_candidates
-from pipeline.rewards.judging import score
+from pipeline.rewards.judging import Reward, score
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError
 
@@ -27,12 +29,12 @@ MOST = 2.0**20  # from here on best of n is the argmax
 
 
 def best_of_n(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     *,
-    reference: Callable[[], Any] | None = None,
-    reward: Any = None,
-    true_reward: Any = None,
+    reference: Callable[[], PreTrainedModel] | None = None,
+    reward: str | Sequence[str] | None = None,
+    true_reward: str | Sequence[str] | None = None,
     max_new_tokens: int | None = None,
     candidates: int = 32,
     n: int = 8,
@@ -43,22 +45,22 @@ def best_of_n(
 ) -> Result:
     """Reward and KL of a policy, and the reward of best-of-N from pi_ref at that KL, on held-out prompts.
 
-    ``reward`` and ``kl`` of the policy (full vocabulary, nats a completion); ``reference_reward``;
+    ``reward`` and ``kl`` of the policy (full vocabulary, nats per completion); ``reference_reward``;
     ``best_of_n_reward`` at the same KL, where ``equal_n`` is N; ``advantage``, the policy's reward minus that, with a
-    bootstrap interval over prompts (both on the same ones). With ``true_reward`` the same figures of it, selection
-    still being by ``reward``: a learned reward that is over-optimised shows there. The curve ``best of n`` has ``n``,
+    bootstrap interval over prompts (both on the same ones). With ``true_reward`` the same figures of it, still
+    selected by ``reward``: over-optimisation of a learned reward shows there. The curve ``best of n`` has ``n``,
     ``kl`` and ``reward`` for powers of two up to half the candidates.
 
     Args:
-        reference: gives pi_ref; default: what the model's run record names.
-        reward: what was optimised, and what selects; default: by the run record.
+        reference: loads pi_ref; default: the one in the model's run record.
+        reward: what was optimised, and what selects; default: from the run record.
         true_reward: a reward that is only watched.
-        max_new_tokens: length of a completion; default: by the run record.
-        candidates: completions of pi_ref a prompt. Where the policy's KL is near log(candidates) or above, the
+        max_new_tokens: longest completion in tokens; default: from the run record.
+        candidates: completions of pi_ref per prompt. Where the policy's KL is near log(candidates) or above, the
             comparison is with the best of them all.
-        n: completions of the policy a prompt.
-        batch_size: sequences a forward pass.
-        seed: of all samples.
+        n: completions of the policy per prompt.
+        batch_size: sequences per forward pass.
+        seed: random seed of all samples.
         allow_unsafe_code_execution: see ``resolve``.
         data: which prompts, see ``rows.read_rows``.
 
@@ -67,32 +69,48 @@ def best_of_n(
     """
     require_recorded(reference=reference, reward=reward, max_new_tokens=max_new_tokens)
     rows, source = read_rows(kind="prompt", **data)
-    named = [reward, true_reward] if true_reward else [reward]
-    judges = [resolve(spec, allow_unsafe_code_execution=allow_unsafe_code_execution) for spec in named]
-    for judge in judges:
-        judge.require_columns(rows)
-    prompts, other = [row["prompt"] for row in rows], reference()
+    specs = [reward, true_reward] if true_reward else [reward]
+    rewards = [resolve(spec, allow_unsafe_code_execution=allow_unsafe_code_execution) for spec in specs]
+    for each in rewards:
+        each.require_columns(rows)
+    prompts, pi_ref = [row["prompt"] for row in rows], reference()
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    # Each a seed of its own: the same numbers would make policy and pi_ref alike, and the interval too narrow.
+    # Different seeds: the same random numbers would correlate policy and pi_ref, and make the interval too narrow.
     drawn = sample(model, tokenizer, prompts, n=n, seed=seed, **options)
-    kept = sample(other, tokenizer, prompts, n=candidates, seed=seed + 1, **options)
-    ours = [_scores(judge, rows, drawn) for judge in judges]  # (P, n) each
-    theirs = [_scores(judge, rows, kept) for judge in judges]  # (P, candidates) each
+    kept = sample(pi_ref, tokenizer, prompts, n=candidates, seed=seed + 1, **options)
+    policy_scores = [_scores(each, rows, drawn) for each in rewards]  # (P, n) each
+    candidate_scores = [_scores(each, rows, kept) for each in rewards]  # (P, candidates) each
     encoded = encode_prompts(tokenizer, prompts)
     pairs = [(encoded[i], c.token_ids) for i, group in enumerate(drawn) for c in group]
-    kl = sequence_divergences(model, other, pairs, batch_size=batch_size)[1].mean().item()
-    equal = equal_n(theirs[0], kl)
-    metrics: dict[str, float] = {}
-    for name, mine, each in zip(("reward", "true_reward"), ours, theirs):
-        chosen = selected(theirs[0], equal, each)[1]
-        gained = (mine.mean(1) - chosen).tolist()
-        short = "" if name == "reward" else "true_reward_"
-        metrics |= with_interval(name, mine.mean().item(), bootstrap_interval(mine.mean(1).tolist(), seed=seed))
-        metrics |= {f"reference_{name}": each.mean().item(), f"best_of_n_{name}": chosen.mean().item()}
-        metrics |= with_interval(f"{short}advantage", sum(gained) / len(gained), bootstrap_interval(gained, seed=seed))
-    metrics |= {"kl": kl, "equal_n": equal, "best_of_n_kl": selected(theirs[0], equal)[0].mean().item()}
+    kl = sequence_divergences(model, pi_ref, pairs, batch_size=batch_size)[1].mean().item()
+    selecting = candidate_scores[0]
+    equal = equal_n(selecting, kl)
+    best_kl, best = selected(selecting, equal)
+    metrics = compared("reward", policy_scores[0], candidate_scores[0], best, seed)
+    if true_reward:
+        best = selected(selecting, equal, candidate_scores[1])[1]
+        metrics |= compared("true_reward", policy_scores[1], candidate_scores[1], best, seed, "true_reward_")
+    metrics |= {"kl": kl, "equal_n": equal, "best_of_n_kl": best_kl.mean().item()}
     metrics |= {"prompts": len(rows), "candidates": candidates}
-    return Result(metrics, data=[source], curves={"best of n": best_of_n_curve(theirs[0])})
+    return Result(metrics, data=[source], curves={"best of n": best_of_n_curve(selecting)})
+
+
+def compared(
+    name: str,
+    policy: torch.Tensor,  # (P, n) rewards of the policy's samples
+    candidates: torch.Tensor,  # (P, N) rewards of pi_ref's samples
+    best: torch.Tensor,  # (P,) reward of the best of n
+    seed: int,
+    prefix: str = "",
+) -> dict[str, float]:
+    """``<name>`` of the policy, pi_ref and the best of n, and ``<prefix>advantage``, the policy over the best of n."""
+    own, gained = policy.mean(1).tolist(), (policy.mean(1) - best).tolist()
+    return {
+        **with_interval(name, policy.mean().item(), bootstrap_interval(own, seed=seed)),
+        f"reference_{name}": candidates.mean().item(),
+        f"best_of_n_{name}": best.mean().item(),
+        **with_interval(f"{prefix}advantage", sum(gained) / len(gained), bootstrap_interval(gained, seed=seed)),
+    }
 
 
 def best_of_n_curve(
@@ -129,11 +147,11 @@ def equal_n(rewards: torch.Tensor, kl: float) -> float:
     return 2 ** ((low + high) / 2)
 
 
-def _scores(judge: Any, rows: Sequence[dict[str, Any]], drawn: Sequence[Sequence[Any]]) -> torch.Tensor:
-    """(P, N) scores of N completions a prompt; equal completions are scored once, so that ties are ties."""
+def _scores(reward: Reward, rows: Sequence[Row], drawn: Drawn) -> torch.Tensor:
+    """(P, N) scores of N completions per prompt; equal completions are scored once, so that ties are ties."""
     different = {(i, tuple(c.token_ids)): c for i, group in enumerate(drawn) for c in group}
     chosen = list(different.values())
-    scores = score(judge, [rows[i] for i, _ in different], [c.text for c in chosen], [c.token_ids for c in chosen])
+    scores = score(reward, [rows[i] for i, _ in different], [c.text for c in chosen], [c.token_ids for c in chosen])
     if any(value is None for value in scores):
         raise UserError("a reward could not judge every completion: this comparison needs one that always can")
     known = dict(zip(different, scores))
