@@ -4,7 +4,7 @@
     python pipeline/generate.py --model_name_or_path runs/quickstart/grpo --chat
 
 With --prompt one completion per prompt is printed as it is drawn; with --chat a conversation continues in the terminal
-until an empty line. A prompt goes through the model's chat template, if it has one; --raw leaves that out. An answer
+until an empty line. A prompt is put into the model's chat template, if it has one; --raw skips that. An answer
 ends at the first end token of tokenizer, generation config or template (pipeline/inference/stopping.py), or at
 max_new_tokens. Sampling is that of assess.py: the same seed gives the same answers.
 """
@@ -19,22 +19,29 @@ from pipeline.runtime.messages import Message, assistant_turn, user_text, user_t
 
 @dataclass
 class GenerateArguments:
-    """How a trained model is asked."""
+    """The model, the prompts, and how tokens are sampled."""
 
     model_name_or_path: str = field(metadata={"help": "Hub id, model folder or adapter folder."})
-    prompt: list[str] | None = field(default=None, metadata={"help": "One or more prompts."})
-    chat: bool = field(default=False, metadata={"help": "Talk in the terminal; an empty line ends it."})
-    raw: bool = field(default=False, metadata={"help": "Do not put the prompt into the chat template."})
-    system: str | None = field(default=None, metadata={"help": "System message of the chat."})
-    max_new_tokens: int = field(default=256, metadata={"help": "Limit for one answer."})
-    temperature: float = field(default=0.0, metadata={"help": "tau; 0 always takes the most likely token."})
-    top_p: float = field(default=1.0, metadata={"help": "Sample from the smallest set with this mass."})
-    top_k: int = field(default=0, metadata={"help": "Sample from this many most likely tokens; 0 for all."})
-    seed: int = field(default=42, metadata={"help": "Random seed."})
-    dtype: str = field(
-        default="float32", metadata={"help": "Weights' precision.", "choices": ["float32", "bfloat16", "float16"]}
+    prompt: list[str] | None = field(default=None, metadata={"help": "One or more prompts, each answered on its own."})
+    chat: bool = field(default=False, metadata={"help": "Chat in the terminal; an empty line ends it."})
+    raw: bool = field(
+        default=False, metadata={"help": "Give the prompt to the model as it is, without the chat template."}
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the model repository's own code."})
+    system: str | None = field(default=None, metadata={"help": "System message at the start of the conversation."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Longest answer, in tokens."})
+    temperature: float = field(
+        default=0.0, metadata={"help": "Sampling temperature tau; 0 always takes the most likely token."}
+    )
+    top_p: float = field(
+        default=1.0, metadata={"help": "Sample from the smallest set of tokens with this total probability."}
+    )
+    top_k: int = field(default=0, metadata={"help": "Sample from this many of the most likely tokens; 0 means all."})
+    seed: int = field(default=42, metadata={"help": "Random seed of the samples."})
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "dtype of the model weights.", "choices": ["float32", "bfloat16", "float16"]},
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Allow code from the model's repository to run."})
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = load_tokenizer(args.model_name_or_path, args.trust_remote_code)
     plain = args.raw or not tokenizer.chat_template
     if plain and args.system:
-        raise UserError("--system needs a chat template, which this model does not have or --raw leaves out")
+        raise UserError("--system needs a chat template: this model has none, or --raw skips it")
     model = load_model(args.model_name_or_path, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
 
     seeds = itertools.count(args.seed)  # each answer is a draw of its own

@@ -1,25 +1,36 @@
 """How many tokens a model has positions for, and which prompts leave room for a completion."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.model.loading import position_limit
 from pipeline.model.tokens import encode_prompts
 from pipeline.runtime.errors import UserError
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-def fitting(run: Any, data: Any, tokenizer: Any, config: Any, new_tokens: int) -> Any:
+    from pipeline.data.loading import Data
+    from pipeline.runtime.record import Run
+
+
+def fitting(
+    run: Run, data: Data, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, new_tokens: int
+) -> Data:
     """The data without the rows whose prompt and a completion of ``new_tokens`` exceed the model's positions.
 
     How many those are is printed and recorded (``prompts_too_long``, ``eval_prompts_too_long``): tokens beyond the
-    last position would be sampled and learned at places that the model has never seen.
+    last position would be sampled and learned at positions that the model was never trained on.
 
     Args:
-        run: the run whose record and terminal hear of it.
-        data: ``data.loading.Data`` whose rows have a ``prompt``; a stream is left as it is.
+        run: the run that reports and records it.
+        data: rows with a ``prompt``; a stream is left as it is.
         config: the model's config.
-        new_tokens: tokens of a completion at most.
+        new_tokens: longest completion in tokens.
 
     Raises:
         UserError: no row is left to train on.
@@ -27,7 +38,7 @@ def fitting(run: Any, data: Any, tokenizer: Any, config: Any, new_tokens: int) -
     limit = position_limit(config)
     if limit is None:
         return data
-    parts: dict[str, Any] = {}
+    parts: dict[str, object] = {}
     for name, prefix in (("train", ""), ("evaluation", "eval_")):
         rows = getattr(data, name)
         if not rows or not hasattr(rows, "__len__"):
@@ -51,5 +62,5 @@ def fitting(run: Any, data: Any, tokenizer: Any, config: Any, new_tokens: int) -
     return dataclasses.replace(data, **parts)
 
 
-def _selected(rows: Any, kept: Sequence[int]) -> Any:
+def _selected(rows: Dataset | list, kept: Sequence[int]) -> Dataset | list:
     return rows.select(kept) if hasattr(rows, "select") else [rows[index] for index in kept]

@@ -1,6 +1,6 @@
 """Where a completion ends. Every sampler (generate, assess, rollouts, rejection sampling, vLLM) asks `stop_token_ids`.
 
-Three places know an end token: the tokenizer (its eos), the model's ``generation_config`` (one id or a list), and the
+Three places hold end tokens: the tokenizer (its eos), the model's ``generation_config`` (one id or a list), and the
 chat template, whose end of turn is often neither: plain ChatML over a base ends a turn with ``<|im_end|>`` while the
 base's eos is ``<|endoftext|>``. `declare_stops` writes the union into ``generation_config``, from where ``generate()``
 of transformers and vLLM take it.
@@ -9,11 +9,13 @@ of transformers and vLLM take it.
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from pipeline.model.tokens import closing_token
 from pipeline.runtime.messages import is_dialogue
 
 
-def stop_token_ids(model: Any, tokenizer: Any, *, chat: bool) -> list[int]:
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> list[int]:
     """Ids at which a completion stops, sorted.
 
     The tokenizer's eos, the eos ids of the model's generation config (many chat models list several), and, for chat
@@ -27,11 +29,11 @@ def stop_token_ids(model: Any, tokenizer: Any, *, chat: bool) -> list[int]:
     return sorted(ids)
 
 
-def declare_stops(model: Any, tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
+def declare_stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> list[int]:
     """Write the stop ids of a model that trains on rows like this one into its ``generation_config``; return them.
 
     A dialogue (messages in any column) adds the template's end of turn, so that the saved model stops there under
-    anybody's ``generate()``.
+    any ``generate()``.
     """
     ids = stop_token_ids(
         model,
@@ -39,5 +41,5 @@ def declare_stops(model: Any, tokenizer: Any, row: Mapping[str, Any]) -> list[in
         chat=any(is_dialogue(row.get(name)) for name in ("messages", "prompt", "completion", "chosen")),
     )
     model.generation_config.eos_token_id = ids[0] if len(ids) == 1 else ids
-    model.generation_config._from_model_config = False  # else a reader may rebuild it from the model's config
+    model.generation_config._from_model_config = False  # else it may be rebuilt from the model's config on loading
     return ids

@@ -1,13 +1,20 @@
 """Sampling by vLLM, where it is installed (``pip install narlm[vllm]``): the same completions type as `decoding`."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.inference.decoding import Completion
 from pipeline.inference.stopping import stop_token_ids
 from pipeline.model.tokens import encode_prompts
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import Turn
+
+if TYPE_CHECKING:
+    from vllm import CompletionOutput
 
 
 def vllm_sampler(
@@ -22,8 +29,8 @@ def vllm_sampler(
 ) -> Callable[..., list[list[Completion]]]:
     """A function that draws completions as `decoding.sample` does, from the weights in ``folder``.
 
-    Each completion carries its log-probability under the engine (at temperature 1), so that it can be compared with
-    the model's own. Options are named as TRL names them, less their ``vllm_``.
+    Each completion carries its log-probability under the engine (at temperature 1), to compare with the model's
+    own. Options have TRL's names without the prefix ``vllm_``.
 
     Raises:
         UserError: vLLM is not installed.
@@ -38,14 +45,14 @@ def vllm_sampler(
     )  # fmt: skip
 
     def draw(
-        model: Any,
-        tokenizer: Any,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Turn],
         *,
         n: int,
         max_new_tokens: int,
         temperature: float,
-        batch_size: int,  # the engine schedules by itself
+        batch_size: int,  # unused: the engine schedules its batches itself
         seed: int,
     ) -> list[list[Completion]]:
         stop = stop_token_ids(model, tokenizer, chat=any(not isinstance(prompt, str) for prompt in prompts))
@@ -60,8 +67,8 @@ def vllm_sampler(
     return draw
 
 
-def _completion(tokenizer: Any, one: Any) -> Completion:
+def _completion(tokenizer: PreTrainedTokenizerBase, one: CompletionOutput) -> Completion:
     ids = list(one.token_ids)
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    told = sum(scores[token].logprob for token, scores in zip(ids, one.logprobs))
-    return Completion(text, ids, one.finish_reason == "stop", told)
+    log_prob = sum(scores[token].logprob for token, scores in zip(ids, one.logprobs))
+    return Completion(text, ids, one.finish_reason == "stop", log_prob)
