@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import datasets
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.data.loading import Data
 from pipeline.evaluation.registry import label, run_entry
 from pipeline.evaluation.tasks import forgetting
 from pipeline.model.loading import engine, load_model
+from pipeline.model.policy import Policy
 from pipeline.model.routing import Router, routed
 from pipeline.publish.cards import public_name
 from pipeline.runtime.arguments import StageArguments
@@ -26,13 +29,13 @@ class SequenceEvaluation:
     """What is measured around each corpus of a run, on held-out rows of all of them.
 
     Args:
-        run: whose record gets the figures.
+        run: its record gets the figures.
         own: the stage's fields; ``retained`` are the evaluations run before and after every corpus.
         model_name: the run's start.
         config: the run's training arguments.
         corpora: training and held-out rows of every corpus, in order.
-        names: what the corpora are called.
-        old: the same of what was known before the first corpus.
+        names: of the corpora.
+        old: rows of what was learned before the first corpus.
     """
 
     def __init__(
@@ -58,10 +61,10 @@ class SequenceEvaluation:
         self.first = 1 if old is None else 0
         self.matrix = forgetting.Matrix(run.folder, names, self.columns, self.first)
         self.watch: forgetting.WatchOverlap | None = None
-        self._probes: Any = None
+        self._probes: list[torch.Tensor] | None = None
         self._router: Router | None = None
 
-    def _check(self, columns: Sequence[Any], names: Sequence[str]) -> None:
+    def _check(self, columns: Sequence[datasets.Dataset | None], names: Sequence[str]) -> None:
         forms = {}
         for name, column in zip(names, columns, strict=True):
             if column is None:
@@ -71,13 +74,13 @@ class SequenceEvaluation:
             kinds = "; ".join(f"{name} has {', '.join(form)}" for form, name in forms.items())
             raise UserError(f"the corpora of a sequence must have the same columns, for rows are replayed: {kinds}")
 
-    def before(self, number: int, policy: Any) -> None:
+    def before(self, number: int, policy: Policy) -> None:
         """Row 0 of R: the run's start, before the first corpus."""
         if number == 1 and self.run.is_main:
             self._measure(0, self._base() if engine() else policy.model, policy.tokenizer)
 
-    def callbacks(self, number: int, tokenizer: Any) -> list[Any]:
-        """Watches the gradients' overlap while corpus ``number`` is learned, where its gradients are whole."""
+    def callbacks(self, number: int, tokenizer: PreTrainedTokenizerBase) -> list[forgetting.WatchOverlap]:
+        """Watches the gradients' overlap while corpus ``number`` is learned, where one process has them all."""
         if engine():
             return []
         place = number - self.first
@@ -85,7 +88,14 @@ class SequenceEvaluation:
         self.watch = forgetting.WatchOverlap(self._coded(tokenizer, self.corpora[number - 1].train), old)
         return [self.watch]
 
-    def after(self, number: int, model: Any, tokenizer: Any, folder: Path, router: Router | None = None) -> None:
+    def after(
+        self,
+        number: int,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
+        router: Router | None = None,
+    ) -> None:
         """Row ``number`` of R, into the folder, the run record and the terminal; ``model`` was saved in ``folder``; a
         router chooses the adapter of every row.
         """
@@ -105,7 +115,7 @@ class SequenceEvaluation:
         text = ", ".join(f"{name} {value:.3f}" for name, value in kept.items())
         print(f"{self.run.stage}: after corpus {number} of {len(self.corpora)}: {text}", flush=True)
 
-    def prompts(self, number: int, tokenizer: Any) -> tuple[list[list[int]], list[list[int]]]:
+    def prompts(self, number: int, tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of what corpus ``number`` asks, and of the rows known before: what a router learns from."""
         width = self.config.max_length
         asked, known = (
@@ -114,7 +124,7 @@ class SequenceEvaluation:
         )
         return asked, known
 
-    def _measure(self, number: int, model: Any, tokenizer: Any, **more: float) -> None:
+    def _measure(self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **more: float) -> None:
         retained = {}
         for item in self.own.retained or ():
             defaults = {"seed": self.config.seed, "reference": self._base}
@@ -128,7 +138,7 @@ class SequenceEvaluation:
             number, lambda rows: forgetting.score(model, tokenizer, rows, max_length=width, through=through), **more
         )
 
-    def _drift(self, model: Any, tokenizer: Any) -> float:
+    def _drift(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
         """How far the hidden states of the first column's rows have moved from the run's start."""
         rows = self._coded(tokenizer, self.columns[0])
         if self._probes is None:
@@ -138,15 +148,17 @@ class SequenceEvaluation:
     def _routed(self, function: Callable[..., list]) -> Callable[..., list]:
         return function if self._router is None else routed(self._router, function, forgetting.prompt_ids)
 
-    def _coded(self, tokenizer: Any, rows: Any) -> list[forgetting.Scored]:
+    def _coded(
+        self, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset | list[dict]
+    ) -> list[forgetting.Scored]:
         rows = rows.select(range(min(PROBES, len(rows)))) if isinstance(rows, datasets.Dataset) else rows[:PROBES]
         return forgetting.supervised(tokenizer, rows, self.config.max_length)
 
-    def _base(self) -> Any:
+    def _base(self) -> PreTrainedModel:
         return load_model(self.origin, trust_remote_code=self.remote)
 
 
-def plot(content: dict[str, Any], path: Path) -> None:
+def plot(content: dict, path: Path) -> None:
     """R of accuracies as a heat map, for the card."""
     import matplotlib
 
