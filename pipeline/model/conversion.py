@@ -1,27 +1,29 @@
 """Llama, Mistral and GPT-2 as NarLM, and NarLM as any of them where nothing is lost.
 
-Weights are copied, not approximated: the logits agree to rounding. What the other architecture cannot say (an output
-bias that is not zero, a window in some layers only, another FFN) is a ``UserError`` that names it.
+Weights are copied, not approximated: the logits agree to rounding. What the other architecture has no place for (an
+output bias that is not zero, a window in some layers only, another FFN) is a ``UserError`` that names it.
+`python -m pipeline.merge --as` is the command.
 """
+
+from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
 )
 
-from pipeline.model.loading import adapter_base, attach_adapter, merged
 from pipeline.model.narlm.configuration_narlm import FFN_ACTIVATIONS, NarLMConfig
 from pipeline.model.narlm.modeling_narlm import NarLMForCausalLM
 from pipeline.runtime.errors import UserError
 
+Weights = dict[str, torch.Tensor]  # a state dict
 # Fields that mean the same in LlamaConfig, MistralConfig and NarLMConfig.
 _SHARED = (
     "vocab_size",
@@ -42,6 +44,25 @@ _SHARED = (
     "bos_token_id",
     "eos_token_id",
 )
+# GPT2Config's field -> NarLMConfig's.
+_GPT2_FIELDS = {
+    "vocab_size": "vocab_size",
+    "n_embd": "hidden_size",
+    "n_inner": "intermediate_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "activation_function": "hidden_act",
+    "layer_norm_epsilon": "norm_eps",
+    "attn_pdrop": "attention_dropout",
+    "initializer_range": "initializer_range",
+    "tie_word_embeddings": "tie_word_embeddings",
+    "use_cache": "use_cache",
+    "pad_token_id": "pad_token_id",
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+    "dtype": "dtype",
+}
 # GPT-2 module -> ours, below h.i and layers.i; its Conv1D keeps weights transposed.
 _GPT2_LAYER = {
     "ln_1": "input_layernorm",
@@ -91,29 +112,15 @@ def from_gpt2(model: GPT2LMHeadModel) -> NarLMForCausalLM:
         )
     if old.activation_function not in FFN_ACTIVATIONS["gelu"]:
         raise UserError(f"this GPT-2 uses {old.activation_function}, not a GELU: NarLM cannot hold it")
-    config = NarLMConfig(
-        vocab_size=old.vocab_size,
-        hidden_size=old.n_embd,
-        intermediate_size=old.n_inner or 4 * old.n_embd,
-        num_hidden_layers=old.n_layer,
-        num_attention_heads=old.n_head,
-        hidden_act=old.activation_function,
-        max_position_embeddings=old.n_positions,
-        position_embedding_type="learned",
-        norm_eps=old.layer_norm_epsilon,
-        attention_bias=True,
-        output_bias=False,
-        attention_dropout=old.attn_pdrop,
-        initializer_range=old.initializer_range,
-        tie_word_embeddings=old.tie_word_embeddings,
-        use_cache=old.use_cache,
-        pad_token_id=old.pad_token_id,
-        bos_token_id=old.bos_token_id,
-        eos_token_id=old.eos_token_id,
-        dtype=old.dtype,
-    )
+    fields = {ours: getattr(old, theirs) for theirs, ours in _GPT2_FIELDS.items()}
+    fields["intermediate_size"] = old.n_inner or 4 * old.n_embd
+    config = NarLMConfig(position_embedding_type="learned", attention_bias=True, output_bias=False, **fields)
+    return _build(NarLMForCausalLM, config, _from_gpt2_weights(model.state_dict()), model)
+
+
+def _from_gpt2_weights(theirs: Weights) -> Weights:
     weights = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in theirs.items():
         if name.startswith("transformer.h."):
             _, _, index, rest = name.split(".", 3)
             module, kind = rest.rsplit(".", 1)
@@ -127,7 +134,7 @@ def from_gpt2(model: GPT2LMHeadModel) -> NarLMForCausalLM:
         else:
             module, kind = name.rsplit(".", 1)
             weights[f"{_GPT2_TOP.get(module, module)}.{kind}"] = tensor
-    return _build(NarLMForCausalLM, config, weights, model)
+    return weights
 
 
 def to_llama(model: NarLMForCausalLM) -> LlamaForCausalLM:
@@ -188,29 +195,15 @@ def to_gpt2(model: NarLMForCausalLM) -> GPT2LMHeadModel:
         head_dim=config.hidden_size // config.num_attention_heads,
         sliding_window=None,
     )
-    target = GPT2Config(
-        vocab_size=config.vocab_size,
-        n_embd=config.hidden_size,
-        n_inner=config.intermediate_size,
-        n_layer=config.num_hidden_layers,
-        n_head=config.num_attention_heads,
-        n_positions=config.max_position_embeddings,
-        activation_function=config.hidden_act,
-        layer_norm_epsilon=config.norm_eps,
-        attn_pdrop=config.attention_dropout,
-        embd_pdrop=0.0,
-        resid_pdrop=0.0,
-        initializer_range=config.initializer_range,
-        tie_word_embeddings=config.tie_word_embeddings,
-        use_cache=config.use_cache,
-        pad_token_id=config.pad_token_id,
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-        dtype=config.dtype,
-    )
-    ours = _without_output_bias(model, "GPT-2")
+    fields = {theirs: getattr(config, ours) for theirs, ours in _GPT2_FIELDS.items()}
+    target = GPT2Config(embd_pdrop=0.0, resid_pdrop=0.0, **fields)
+    weights = _to_gpt2_weights(_without_output_bias(model, "GPT-2"), config.num_hidden_layers)
+    return _build(GPT2LMHeadModel, target, weights, model)
+
+
+def _to_gpt2_weights(ours: Weights, layers: int) -> Weights:
     tops = {new: old for old, new in _GPT2_TOP.items()}
-    layers = {new: old for old, new in _GPT2_LAYER.items()}
+    modules = {new: old for old, new in _GPT2_LAYER.items()}
     weights, projections = {}, {}
     for name, tensor in ours.items():
         if not name.startswith("model.layers."):
@@ -219,65 +212,67 @@ def to_gpt2(model: NarLMForCausalLM) -> GPT2LMHeadModel:
             continue
         _, _, index, rest = name.split(".", 3)
         module, kind = rest.rsplit(".", 1)
-        if module in layers:
-            transposed = kind == "weight" and layers[module].endswith(_GPT2_CONV)
-            weights[f"transformer.h.{index}.{layers[module]}.{kind}"] = tensor.T.contiguous() if transposed else tensor
+        if module in modules:
+            transposed = kind == "weight" and modules[module].endswith(_GPT2_CONV)
+            weights[f"transformer.h.{index}.{modules[module]}.{kind}"] = (
+                tensor.T.contiguous() if transposed else tensor
+            )
         else:
             projections[index, kind, module] = tensor
-    for index in range(config.num_hidden_layers):
+    for index in range(layers):
         for kind in ("weight", "bias"):
             parts = [projections[str(index), kind, f"self_attn.{part}_proj"] for part in "qkv"]
             joined = torch.cat(parts, dim=0)
             weights[f"transformer.h.{index}.attn.c_attn.{kind}"] = (
                 joined.T.contiguous() if kind == "weight" else joined
             )
-    return _build(GPT2LMHeadModel, target, weights, model)
+    return weights
 
 
 _FROM = {"llama": from_llama, "mistral": from_mistral, "gpt2": from_gpt2}
+_TO = {"llama": to_llama, "mistral": to_mistral, "gpt2": to_gpt2}
 
 
-def load_as_narlm(name_or_path: str, **kwargs) -> NarLMForCausalLM:
-    """A NarLM, Llama, Mistral or GPT-2 causal language model, or an adapter of one (which is merged), as NarLM.
+def convert(model: PreTrainedModel, target: str) -> PreTrainedModel:
+    """A causal language model in another architecture, with the same logits.
 
     Args:
-        name_or_path: Hub id or folder.
-        kwargs: passed to ``from_pretrained`` of the model.
+        model: a NarLM, Llama, Mistral or GPT-2.
+        target: ``narlm``, ``llama``, ``mistral`` or ``gpt2``.
 
     Raises:
-        UserError: another architecture.
+        UserError: another architecture, one that the target has no place for, or the target itself.
     """
-    base = adapter_base(str(name_or_path))
-    kind = AutoConfig.from_pretrained(base or name_or_path, trust_remote_code=False).model_type
-    if kind != "narlm" and kind not in _FROM:
+    source = model.config.model_type
+    if source == target:
+        raise UserError(f"--as {target}: the model is a {source} model already")
+    if source != "narlm" and source not in _FROM:
         raise UserError(
-            f"{name_or_path} is a {kind} model: NarLM can hold {', '.join(sorted(_FROM))}; "
-            "train it as it is, every stage takes any causal language model"
+            f"--as {target}: a {source} model cannot be converted, only {', '.join(sorted(_FROM))} and narlm; train "
+            "it as it is, every stage takes any causal language model"
         )
-    model = AutoModelForCausalLM.from_pretrained(base or name_or_path, trust_remote_code=False, **kwargs)
-    if base is not None:
-        model = merged(attach_adapter(model, str(name_or_path)))
-    return model if kind == "narlm" else _FROM[kind](model)
+    narlm = model if source == "narlm" else _FROM[source](model)
+    return narlm if target == "narlm" else _TO[target](narlm)
 
 
-def _shared(config) -> dict:
+def _shared(config: PretrainedConfig) -> dict[str, Any]:
     return {**{name: getattr(config, name) for name in _SHARED}, "dtype": config.dtype}
 
 
-def _from_llama_config(config: LlamaConfig | MistralConfig, **others) -> NarLMConfig:
+def _from_llama_config(config: LlamaConfig | MistralConfig, **others: Any) -> NarLMConfig:
     shared = {"mlp_bias": False, **_shared(config), **others}
     return NarLMConfig(
         **shared, norm_type="rmsnorm", ffn_type="swiglu", output_bias=False, norm_eps=config.rms_norm_eps
     )
 
 
-def _demand(config: NarLMConfig, target: str, **values) -> None:
+def _demand(config: NarLMConfig, target: str, **values: Any) -> None:
     for name, value in values.items():
         if getattr(config, name) != value:
             raise UserError(f"{target} needs {name}={value!r}, but this NarLM has {name}={getattr(config, name)!r}")
 
 
-def _without_output_bias(model: NarLMForCausalLM, target: str) -> dict:
+def _without_output_bias(model: NarLMForCausalLM, target: str) -> Weights:
     weights = model.state_dict()
     bias = weights.pop("lm_head.bias", None)
     if bias is not None and bias.any():
@@ -285,7 +280,9 @@ def _without_output_bias(model: NarLMForCausalLM, target: str) -> dict:
     return weights
 
 
-def _build(kind: type[PreTrainedModel], config, weights: dict, source: PreTrainedModel) -> PreTrainedModel:
+def _build(
+    kind: type[PreTrainedModel], config: PretrainedConfig, weights: Weights, source: PreTrainedModel
+) -> PreTrainedModel:
     model = kind.from_pretrained(None, config=config, state_dict=weights, dtype=source.dtype)
     model.generation_config = source.generation_config
     return model.to(source.device)

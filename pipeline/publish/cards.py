@@ -98,6 +98,7 @@ def write_card(folder: Path, record: dict[str, Any], repo: str | None = None) ->
         card_data,
         template_path=str(resource("model_cards", f"{record['stage']}.md")),
         name=name.split("/")[-1],
+        arguments=record["arguments"],
         **{part: _render(f"_{part}.md", facts) for part in ("facts", "reproduce")},
     )
     path = folder / "README.md"

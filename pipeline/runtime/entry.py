@@ -133,7 +133,7 @@ def keep_freed_memory() -> None:
 def short_help(doc: str, own: type, flags: dict[str, str], trains: bool) -> str:
     """The stage's docstring, its own fields, and the flags people use; wrapped at 100 columns."""
     lines = [textwrap.dedent(doc).strip(), "", "This stage's own fields:"]
-    lines += [_line(f.name, _help_of(f)) for f in dataclasses.fields(own)]
+    lines += [_line(_flag_of(f), _help_of(f)) for f in dataclasses.fields(own)]
     if flags:
         lines += ["", "What decides its result:"]
         lines += [_line(name, text) for name, text in flags.items()]
@@ -152,12 +152,18 @@ def short_help(doc: str, own: type, flags: dict[str, str], trains: bool) -> str:
     return "\n".join(lines)
 
 
+def _flag_of(f: dataclasses.Field) -> str:
+    """The name that a field has on the command line: ``--from`` is no name in Python."""
+    return f.metadata["aliases"][0].lstrip("-") if "aliases" in f.metadata else f.name
+
+
 def _help_of(f: dataclasses.Field) -> str:
     text = f.metadata.get("help", "")
     default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
     if default not in (None, dataclasses.MISSING, False, "", []):
         text += f" [{default}]"
-    choices = typing.get_args(f.type) if typing.get_origin(f.type) is typing.Literal else ()
+    kinds = (f.type, *typing.get_args(f.type))  # Literal[...], or Literal[...] | None
+    choices = next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is typing.Literal), ())
     return " | ".join(map(str, choices)) + ("; " if choices else "") + text
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -14,7 +13,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from pipeline.model.conversion import from_gpt2, from_llama, from_mistral, load_as_narlm, to_gpt2, to_llama, to_mistral
+from pipeline.model.conversion import convert, from_gpt2, from_llama, from_mistral, to_gpt2, to_llama, to_mistral
 from pipeline.runtime.errors import UserError
 
 SHAPE = {
@@ -130,45 +129,34 @@ def test_gradients_agree(name):
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
-def test_load_as_narlm(tmp_path, name):
-    """A saved checkpoint of each architecture, and of NarLM itself, comes back as NarLM with its generation config."""
-    make, _, _, options = MODELS[name]
-    original = randomise(make(**options))
+def test_convert_keeps_generation_config_and_dtype(name):
+    make, there, _, options = MODELS[name]
+    original = randomise(make(**options)).to(torch.bfloat16)
     original.generation_config.max_new_tokens = 7
-    original.save_pretrained(tmp_path / "original")
-    ours = load_as_narlm(tmp_path / "original")
-    assert ours.generation_config.max_new_tokens == 7
-    ours.save_pretrained(tmp_path / "ours")
-    again = load_as_narlm(tmp_path / "ours", attn_implementation="eager")
-    x = torch.randint(3, 61, (1, 8), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        torch.testing.assert_close(again(x).logits, original(x).logits, atol=1e-5, rtol=0)
+    ours = convert(original, "narlm")
+    assert type(ours) is type(there(original))
+    returned = convert(ours, name)
+    assert type(returned) is type(original)
+    for model in (ours, returned):
+        assert model.dtype == torch.bfloat16
+        assert model.generation_config.max_new_tokens == 7
 
 
-def test_an_adapter_comes_as_narlm_merged(tmp_path):
-    """With the logits that PEFT gives on its base."""
+def test_convert_goes_from_llama_to_mistral_by_way_of_narlm():
     original = randomise(llama())
-    original.save_pretrained(tmp_path / "base")
-    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
-    config = LoraConfig(target_modules="all-linear", r=2, init_lora_weights=False, task_type="CAUSAL_LM")
-    adapted = get_peft_model(base, config).eval()
-    adapted.save_pretrained(tmp_path / "adapter")
     x = torch.randint(3, 61, (1, 8), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        ours = load_as_narlm(tmp_path / "adapter").eval()(x).logits
-        torch.testing.assert_close(ours, adapted(x).logits, atol=1e-5, rtol=0)
-        assert (ours - original.eval()(x).logits).abs().max() > 1e-3
+        found = convert(original, "mistral")
+        assert type(found) is MistralForCausalLM
+        torch.testing.assert_close(found(x).logits, original(x).logits, atol=1e-5, rtol=0)
 
 
-def test_load_as_narlm_keeps_the_dtype_asked_for(tmp_path):
-    randomise(llama()).save_pretrained(tmp_path)
-    assert load_as_narlm(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
-
-
-def test_load_as_narlm_refuses_others(tmp_path):
-    Qwen2ForCausalLM(Qwen2Config(**SHAPE)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="is a qwen2 model: NarLM can hold gpt2, llama, mistral"):
-        load_as_narlm(tmp_path)
+def test_convert_refuses_others():
+    qwen = Qwen2ForCausalLM(Qwen2Config(**SHAPE))
+    with pytest.raises(UserError, match="a qwen2 model cannot be converted, only gpt2, llama, mistral and narlm"):
+        convert(qwen, "narlm")
+    with pytest.raises(UserError, match="is a llama model already"):
+        convert(llama(), "llama")
 
 
 @pytest.mark.parametrize(

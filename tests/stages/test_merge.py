@@ -109,9 +109,59 @@ def test_an_adapter_of_a_4bit_base_is_refused_unless_the_rounded_weights_are_mea
     assert wrong > 4 * right
 
 
-def test_a_whole_model_has_nothing_to_merge(tiny_model, tmp_path):
-    with pytest.raises(UserError, match="is a whole model"):
+def test_a_complete_model_has_nothing_to_merge(tiny_model, tmp_path):
+    with pytest.raises(UserError, match="is a complete model: there is nothing to merge; --as converts it"):
         main(["--model_name_or_path", str(tiny_model), "--output_dir", str(tmp_path / "merged")])
+
+
+def converted(source: Path, kind: str, folder: Path, **options: str) -> Path:
+    """The output folder of ``merge --as kind``."""
+    words = [word for key, value in options.items() for word in (f"--{key}", value)]
+    main(["--model_name_or_path", str(source), "--as", kind, "--output_dir", str(folder), *words])
+    return folder
+
+
+def model_type(folder: Path) -> str:
+    return json.loads((folder / "config.json").read_text())["model_type"]
+
+
+def test_a_foreign_model_becomes_narlm_and_comes_back(foreign_model, tmp_path):
+    """Llama -> NarLM -> Llama: the same logits, in the end the same tensors; the folder in between says what it is."""
+    ours = converted(foreign_model, "narlm", tmp_path / "narlm")
+    back = converted(ours, "llama", tmp_path / "llama")
+    assert (model_type(ours), model_type(back)) == ("narlm", "llama")
+    expected = logits(foreign_model)
+    for folder in (ours, back):
+        assert (logits(folder) - expected).abs().max() <= 1e-5
+    assert (ours / "modeling_narlm.py").is_file()
+    tensors, original = (load_file(folder / "model.safetensors") for folder in (back, foreign_model))
+    assert tensors.keys() == original.keys()
+    assert all(torch.equal(tensors[name], original[name]) for name in tensors)
+    card = (ours / "README.md").read_text()
+    assert "as **narlm**" in card
+    assert "Merged" not in card
+
+
+def test_an_adapter_is_merged_and_converted_in_one_step(foreign_model, tmp_path):
+    folder = adapter(tmp_path / "adapter", foreign_model)
+    expected = logits(folder, foreign_model)
+    ours = converted(folder, "narlm", tmp_path / "narlm", dtype="bfloat16")
+    assert model_type(ours) == "narlm"
+    assert read_metrics(ours)["logit_difference"] < 1e-5
+    assert (logits(ours) - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_what_cannot_be_converted_is_named(tiny_model, foreign_model, tmp_path):
+    """NarLM as the paper has it (LayerNorm, GELU FFN) fits no Llama; nor does a Llama fit its own kind, or GPT-2."""
+    for source, kind, message in [
+        (tiny_model, "llama", "Llama needs"),
+        (tiny_model, "gpt2", "GPT-2 needs position_embedding_type='learned'"),
+        (foreign_model, "gpt2", "GPT-2 needs position_embedding_type='learned'"),
+        (foreign_model, "llama", "is a llama model already"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            converted(source, kind, tmp_path / "out")
+        assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 def products(folder: Path) -> dict[str, torch.Tensor]:
