@@ -4,7 +4,7 @@ Text from a run is escaped here, once.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -51,28 +51,17 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: st
             HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM),
         )
 
+    x_ticks = [x for x in nice_ticks(x_low, x_high) if x_low <= x <= x_high]
+    y_ticks = [y for y in nice_ticks(min(ys), max(ys)) if y_low <= y <= y_high]
     parts = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">',
         f"<title>{escape(title)}</title>",
-    ]
-    for tick in nice_ticks(min(ys), max(ys)):
-        if not y_low <= tick <= y_high:
-            continue
-        _, y = place(x_low, tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{short(tick)}</text>')
-    for tick in nice_ticks(x_low, x_high):
-        if x_low <= tick <= x_high:
-            x, _ = place(tick, y_low)
-            parts.append(
-                f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{short(tick)}</text>'
-            )
-    parts.append(
+        *_ticks(x_ticks, y_ticks, place),
         f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
         f"{escape(x_label)}</text>"
         f'<text class="axis" x="12" y="{(HEIGHT - BOTTOM + TOP) / 2}" text-anchor="middle" '
-        f'transform="rotate(-90 12 {(HEIGHT - BOTTOM + TOP) / 2})">{escape(y_label)}</text>'
-    )
+        f'transform="rotate(-90 12 {(HEIGHT - BOTTOM + TOP) / 2})">{escape(y_label)}</text>',
+    ]
     alone: list[tuple[float, float, str]] = []
     for number, curve in enumerate(curves):
         # A step of one pixel is all that can be seen; long runs would make a page of megabytes.
@@ -96,6 +85,23 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: st
     if len(curves) > 1 and keys:
         parts.append(f'<div class="keys">{keys}</div>')
     return Markup("".join(parts))
+
+
+def _ticks(
+    xs: Sequence[float], ys: Sequence[float], place: Callable[[float, float], tuple[float, float]]
+) -> list[str]:
+    """Figures along both axes, and a line across the chart at each figure of y."""
+    parts = []
+    for tick in ys:
+        y = place(xs[0], tick)[1]
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{short(tick)}</text>')
+    for tick in xs:
+        x = place(tick, 0.0)[0]
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{short(tick)}</text>'
+        )
+    return parts
 
 
 def _labels(points: Sequence[tuple[float, float, str]]) -> list[str]:

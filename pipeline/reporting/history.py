@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import read_record, status_of
 
+Json = dict[str, Any]  # a JSON object, as run records and logs hold it
 # The first of these figures that a stage logged shows what it improved: (name, label, higher is better).
 # DPO by its margin: before training all margins are ties, which TRL's accuracy counts as wrong.
 GOALS = (
@@ -38,9 +39,9 @@ class RunView:
     name: str
     folder: Path
     status: str
-    record: dict[str, Any]
-    history: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    record: Json
+    history: list[Json] = field(default_factory=list)
+    samples: list[Json] = field(default_factory=list)
     parents: list[str] = field(default_factory=list)
 
     @property
@@ -49,17 +50,17 @@ class RunView:
         return str(self.record.get("stage", "?"))
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> Json:
         """Its flat metrics."""
         return self.record.get("metrics") or {}
 
     @property
-    def curves(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    def curves(self) -> dict[str, dict[str, list[Json]]]:
         """Curves by evaluation (of a training stage: by topic) and name; each point a mapping of its coordinates."""
         return self.record.get("curves") or {}
 
     @property
-    def tables(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    def tables(self) -> dict[str, dict[str, list[Json]]]:
         """Tables by evaluation (of a training stage: by topic) and name; each row a mapping of its columns."""
         return self.record.get("tables") or {}
 
@@ -127,7 +128,7 @@ def model_of(run: RunView) -> str:
     return str(parents[0].get("repo") or str(parents[0].get("path")).rstrip("/").rpartition("/")[2])
 
 
-def series(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+def series(history: Sequence[Json], name: str) -> list[tuple[float, float]]:
     """(step, value) of a logged figure, in order of the steps; values that are not finite numbers are left out."""
     points = {}
     for entry in history:
@@ -148,7 +149,7 @@ def _view(folder: Path) -> RunView:
     return RunView(folder.name, folder, status, record, _history(folder), _samples(folder / "samples.jsonl"))
 
 
-def _history(folder: Path) -> list[dict[str, Any]]:
+def _history(folder: Path) -> list[Json]:
     """``log_history`` of the finished run, else of its newest checkpoint that has one."""
     checkpoints = [p for p in folder.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
     checkpoints.sort(key=lambda p: -int(p.name.rpartition("-")[2]))
@@ -161,7 +162,7 @@ def _history(folder: Path) -> list[dict[str, Any]]:
     return []
 
 
-def _samples(path: Path) -> list[dict[str, Any]]:
+def _samples(path: Path) -> list[Json]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -190,7 +191,7 @@ def _in_order(runs: list[RunView]) -> list[RunView]:
     return done
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)

@@ -4,60 +4,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.reporting import rlhf_charts
-from pipeline.reporting.charts import Chart, Curve, family_tree, heat_map, interval_bar, line_chart
-from pipeline.reporting.history import RunView, change, model_of, series
+from pipeline.reporting.charts import family_tree, interval_bar
+from pipeline.reporting.history import Json, RunView, change, model_of
+from pipeline.reporting.stage_charts import curves, sequences
 from pipeline.runtime.formatting import clip, count, duration, memory, number, short
-from pipeline.runtime.messages import user_text
+from pipeline.runtime.messages import Turn, user_text
 
-# Charts that a training stage may have, the most informative first: title, unit of y, (logged name, label, marked).
-CHARTS: tuple[tuple[str, str, tuple[tuple[str, str, bool], ...]], ...] = (
-    ("reward", "reward per sample", (("reward", "training", False), ("eval_reward", "held out", True))),
-    (
-        "preference accuracy",
-        "share of pairs",
-        (("rewards/accuracies", "training", False), ("eval_rewards/accuracies", "held out", True)),
-    ),
-    ("loss", "", (("loss", "training", False), ("eval_loss", "held out", True))),
-    (
-        "log-likelihood of the answers",
-        "nats per answer",
-        (("logps/chosen", "chosen", False), ("logps/rejected", "rejected", False)),
-    ),
-    ("KL to the reference", "nats", (("kl", "training", False), ("objective/kl", "training", False))),
-    (
-        "the objective",
-        "reward per completion",
-        (("objective/rlhf_reward", "E[R] - beta KL", False), ("objective/scores", "E[R]", False)),
-    ),
-    ("entropy of the policy", "nats per token", (("entropy", "training", False), ("eval_entropy", "held out", True))),
-    (
-        "length of completions",
-        "tokens",
-        (("completions/mean_length", "mean", False), ("completions/max_length", "longest", False)),
-    ),
-    ("cut-off completions", "share", (("completions/clipped_ratio", "training", False),)),
-    (
-        "tokens predicted right",
-        "share of tokens",
-        (("mean_token_accuracy", "training", False), ("eval_mean_token_accuracy", "held out", True)),
-    ),
-)
-LOSS_UNITS = {
-    "pretrain": "nats per token",
-    "sft": "nats per token",
-    "rsft": "nats per token",
-    "continual": "nats per token",
-    "dpo": "nats per pair",
-    "reward_model": "nats per pair",
-}
-SHOWN_CHARTS = 3  # one row of the page
-NOT_CURVES = ("epoch", "step", "learning_rate", "grad_norm", "num_tokens", "total_flos", "num_input_tokens_seen")
 STATUS_WORDS = {"completed": "done"}
 STATUS_NOTES = {"interrupted": "the same command resumes it", "unreadable": "its run.json cannot be read"}
 VERDICTS = {True: ("good", "✓"), False: ("bad", "✗")}
@@ -126,7 +83,7 @@ def _tile(figure: str, text: str, kind: str = "") -> dict[str, str]:
     return {"figure": figure, "text": text, "kind": kind}
 
 
-def stage_row(run: RunView, assessments: Sequence[RunView] = ()) -> dict[str, Any]:
+def stage_row(run: RunView, assessments: Sequence[RunView] = ()) -> Json:
     """A training stage: where from, what improved, which assessments evaluated it, how long, how much memory."""
     note = STATUS_NOTES.get(run.status, "")
     if run.status == "failed":
@@ -195,8 +152,8 @@ class Assessed:
     """The figures of all assessments: those with an interval or a claim first, the rest folded."""
 
     runs: Sequence[RunView]
-    main: list[dict[str, Any]]
-    others: list[dict[str, Any]]
+    main: list[Json]
+    others: list[Json]
 
 
 def assessed(runs: Sequence[RunView]) -> Assessed | None:
@@ -218,9 +175,9 @@ def assessed(runs: Sequence[RunView]) -> Assessed | None:
     return Assessed(runs, figure_groups(runs, main, bars=True), figure_groups(runs, rest, bars=False))
 
 
-def figure_groups(runs: Sequence[RunView], names: Sequence[str], *, bars: bool) -> list[dict[str, Any]]:
+def figure_groups(runs: Sequence[RunView], names: Sequence[str], *, bars: bool) -> list[Json]:
     """The named metrics, grouped by evaluation."""
-    groups: list[dict[str, Any]] = []
+    groups: list[Json] = []
     for name in names:
         evaluation, _, metric = name.partition("/")
         if not groups or groups[-1]["name"] != evaluation:
@@ -232,7 +189,7 @@ def figure_groups(runs: Sequence[RunView], names: Sequence[str], *, bars: bool) 
     return groups
 
 
-def cell(run: RunView, name: str, scale: tuple[float, float] | None) -> dict[str, Any] | None:
+def cell(run: RunView, name: str, scale: tuple[float, float] | None) -> Json | None:
     """One figure with its interval, its bar and the expectations about it."""
     value = run.metrics.get(name)
     if value is None:
@@ -281,9 +238,9 @@ def describe_evaluation(runs: Sequence[RunView], name: str) -> str:
     return ""
 
 
-def samples(assessments: Sequence[RunView]) -> dict[str, Any]:
+def samples(assessments: Sequence[RunView]) -> Json:
     """Completions side by side: prompts that were only sampled are shown, scored ones folded, four per evaluation."""
-    table: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    table: dict[str, dict[str, dict[str, Json]]] = {}
     for run in assessments:
         for row in run.samples:
             prompt = json.dumps(row.get("prompt"), sort_keys=True)
@@ -302,7 +259,7 @@ def samples(assessments: Sequence[RunView]) -> dict[str, Any]:
     return {"shown": shown, "folded": folded}
 
 
-def sample_block(prompt: Any, by_run: Mapping[str, dict[str, Any]], columns: Sequence[RunView]) -> dict[str, Any]:
+def sample_block(prompt: Turn, by_run: Mapping[str, Json], columns: Sequence[RunView]) -> Json:
     """One prompt and what every evaluated model wrote."""
     first = next(iter(by_run.values()))
     answers = []
@@ -313,7 +270,7 @@ def sample_block(prompt: Any, by_run: Mapping[str, dict[str, Any]], columns: Seq
     return {"prompt": clip(user_text(prompt), 400), "answer": first.get("answer"), "answers": answers}
 
 
-def _text(row: Mapping[str, Any], i: int) -> dict[str, Any]:
+def _text(row: Json, i: int) -> Json:
     """The i-th completion of a row, with its score and whether it was cut off."""
     scores, ends = row.get("scores") or [], row.get("finished") or []
     badge = None
@@ -323,74 +280,6 @@ def _text(row: Mapping[str, Any], i: int) -> dict[str, Any]:
         badge = (kind, f"{sign} {'unscored' if score is None else short(score)}")
     text = clip(str(row["completions"][i]).strip(), 600)
     return {"text": text, "cut": i < len(ends) and not ends[i], "badge": badge}
-
-
-def sequences(trained: Sequence[RunView]) -> list[tuple[str, str, list[Chart]]]:
-    """Of every continual run the accuracy after each corpus on each corpus, as a heat map and as curves."""
-    blocks = []
-    for run in trained:
-        cells = run.tables.get("forgetting", {}).get("scores") or []
-        if not cells:
-            continue
-        names = [str(cell["corpus"]) for cell in cells if cell["after"] == 0]
-        table = [
-            [cell["accuracy"] for cell in cells if cell["after"] == number] for number in range(cells[-1]["after"] + 1)
-        ]
-        after = ["at the start", *(f"after corpus {i}" for i in range(1, len(table)))]
-        lines = [Curve(name, list(enumerate(line)), True) for name, line in zip(names, zip(*table), strict=True)]
-        drawn = [
-            Chart("held-out accuracy on (column) after (row)", heat_map(table, after, names, title="R")),
-            Chart(
-                "the same along the sequence",
-                line_chart(lines, x_label="corpora learned", y_label="accuracy", title="R"),
-            ),
-        ]
-        text = ", ".join(
-            f"{name.replace('_', ' ')} {short(run.metrics[name])}"
-            for name in ("plasticity", "forgetting", "average", "backward_transfer", "forward_transfer")
-            if isinstance(run.metrics.get(name), float)
-        )
-        blocks.append((run.name, text, drawn))
-    return blocks
-
-
-def curves(trained: Sequence[RunView]) -> list[tuple[RunView, list[Chart], list[Chart]]]:
-    """Per stage the first charts, and the others to be folded."""
-    blocks = []
-    for run in trained:
-        known, others = stage_charts(run)
-        known = rlhf_charts.own_charts(run) + known
-        if known + others:
-            shown = (known or others)[:SHOWN_CHARTS]
-            blocks.append((run, shown, [chart for chart in known + others if chart not in shown]))
-    return blocks
-
-
-def stage_charts(run: RunView) -> tuple[list[Chart], list[Chart]]:
-    """Charts of everything the stage logged more than once: the known ones, and the rest by name."""
-    charts, others, used = [], [], set()
-    for title, unit, lines in CHARTS:
-        drawn = [Curve(label, series(run.history, name), marked) for name, label, marked in lines]
-        used |= {name for name, _, _ in lines}
-        if title == "loss":
-            unit = LOSS_UNITS.get(run.stage, "as optimised")
-        charts.append(_stage_chart(run, title, unit, drawn))
-    names = sorted({name for entry in run.history for name in entry} - used - set(NOT_CURVES))
-    for name in names:
-        if name.startswith(("train_", "eval_")) and name.endswith(("runtime", "per_second", "num_tokens")):
-            continue
-        others.append(_stage_chart(run, name, "as logged", [Curve(name, series(run.history, name))], least=3))
-    return [chart for chart in charts if chart], [chart for chart in others if chart]
-
-
-def _stage_chart(run: RunView, title: str, unit: str, lines: Sequence[Curve], least: int = 2) -> Chart | None:
-    """One captioned chart, or None where no line has ``least`` points."""
-    drawn = [line for line in lines if len(line.points) >= (1 if line.marked else least)]
-    if not any(len(line.points) >= least for line in drawn):
-        return None
-    y_label = f"{title} ({unit})" if len(title) + len(unit) < 26 else unit
-    svg = line_chart(drawn, x_label="optimiser step", y_label=y_label, title=f"{run.name}: {title}")
-    return Chart(title, svg) if svg else None
 
 
 def next_steps(trained: Sequence[RunView]) -> list[tuple[str, str]]:
@@ -433,7 +322,7 @@ def command_of(run: RunView) -> str:
     return f"accelerate launch pipeline/{run.stage}.py {flags} …"
 
 
-def details(run: RunView) -> dict[str, Any]:
+def details(run: RunView) -> Json:
     """Everything that was given, and the data of a run."""
     given = run.record.get("given") or {}
     return {
@@ -447,6 +336,6 @@ def details(run: RunView) -> dict[str, Any]:
     }
 
 
-def newest(runs: Sequence[RunView]) -> dict[str, Any]:
+def newest(runs: Sequence[RunView]) -> Json:
     """The record of the run that was started last."""
     return max((run.record for run in runs), key=lambda record: str(record.get("started", "")), default={})

@@ -4,11 +4,10 @@ They read the curves and tables of the run records; figures are looked up by the
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pipeline.reporting.charts import Chart, Curve, line_chart
-from pipeline.reporting.history import RunView, model_of, series
+from pipeline.reporting.history import Json, RunView, model_of, series
 from pipeline.runtime.formatting import short
 
 KL = "KL to pi_ref (nats per completion)"
@@ -103,7 +102,7 @@ def frontier(assessments: Sequence[RunView]) -> list[Chart]:
     return [chart for chart in figures if chart]
 
 
-def _curve(label: str, points: Sequence[Mapping[str, Any]], x: str, y: str, marked: bool = True) -> Curve:
+def _curve(label: str, points: Sequence[Json], x: str, y: str, marked: bool = True) -> Curve:
     """A line of the points that have both coordinates."""
     known = [(point[x], point[y]) for point in points if point.get(x) is not None and point.get(y) is not None]
     return Curve(label, known, marked)

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from pipeline.reporting.history import RunView
-from pipeline.reporting.page import next_steps, sequences
+from pipeline.reporting.page import next_steps
+from pipeline.reporting.stage_charts import sequences
 
 
 def view(**record):
