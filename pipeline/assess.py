@@ -65,21 +65,22 @@ def main(argv: list[str] | None = None) -> None:
             return  # one process judges; the others have nothing to do
         (args,) = run.parse(AssessArguments)
         from pipeline.runtime.checkpoints import require_model_folder
+        from pipeline.runtime.files import write_rows
 
         require_model_folder(args.model_name_or_path)
-        from pipeline.evaluation import lineage
+        from pipeline.evaluation import recorded
         from pipeline.evaluation.expectations import baseline_metrics, check_claims, describe, parse_claims
         from pipeline.evaluation.registry import check_entries, headline, label, rehearse, run_entry, takes
-        from pipeline.evaluation.results import Results, write_rows
+        from pipeline.evaluation.results import Results
 
-        recorded = lineage.recorded_objective(args.model_name_or_path)
-        prompts = {name: recorded.pop(name) for name in ("dataset", "split") if name in recorded}
+        objective = recorded.recorded_objective(args.model_name_or_path)
+        prompts = {name: objective.pop(name) for name in ("dataset", "split") if name in objective}
         if args.objective and not any(item.get("type") == "objective" for item in args.evaluations or []):
-            args.evaluations = [*(args.evaluations or []), lineage.objective_entry(args.model_name_or_path, prompts)]
+            args.evaluations = [*(args.evaluations or []), recorded.objective_entry(args.model_name_or_path, prompts)]
         check_entries(args.evaluations or [])
         claims = parse_claims(args.expect or [], has_baseline=args.baseline is not None)
         before = baseline_metrics(run, args.baseline)
-        lineage.refuse_training_rows(args.model_name_or_path, args.evaluations)
+        recorded.refuse_training_rows(args.model_name_or_path, args.evaluations)
 
         import torch
 
@@ -88,17 +89,17 @@ def main(argv: list[str] | None = None) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         options = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
         unsafe = args.allow_unsafe_code_execution
-        defaults: dict[str, Any] = {"seed": args.seed, "allow_unsafe_code_execution": unsafe, **recorded}
+        defaults: dict[str, Any] = {"seed": args.seed, "allow_unsafe_code_execution": unsafe, **objective}
         if args.batch_size is not None:
             defaults["batch_size"] = args.batch_size
-        reference = args.reference_model_name_or_path or lineage.recorded_reference(args.model_name_or_path)
+        reference = args.reference_model_name_or_path or recorded.recorded_reference(args.model_name_or_path)
         if reference:
             defaults["reference"] = lambda: load_model(reference, **options).to(device)
             if args.reference_model_name_or_path or any(takes(item, "reference") for item in args.evaluations):
                 require_model_folder(reference, "reference_model_name_or_path")
         # These two are about what the model was trained on; the others say themselves what they judge by.
         defaults_of = [
-            {k: v for k, v in defaults.items() if item["type"] in ("objective", "best_of_n") or k not in recorded}
+            {k: v for k, v in defaults.items() if item["type"] in ("objective", "best_of_n") or k not in objective}
             for item in args.evaluations
         ]
         for item, taken in zip(args.evaluations, defaults_of, strict=True):
@@ -135,8 +136,9 @@ def main(argv: list[str] | None = None) -> None:
                 f"[{number}/{len(args.evaluations)}] {label(item)}: {headline(result.metrics)} ({spent})", flush=True
             )
             run.write()
-        run.record["expected"] = check_claims(claims, run.record["metrics"], before)
-        for claim in run.record["expected"]:
+        checked = check_claims(claims, run.record["metrics"], before)
+        run.note("expected", checked)
+        for claim in checked:
             print(describe(claim), flush=True)
         results.clear()
 

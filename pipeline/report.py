@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import write_text
 
 
 @dataclass
@@ -38,10 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = read_runs(folder)
     page = build_page(args.title or folder.resolve().name, runs, machine(), f"{datetime.now():%Y-%m-%d %H:%M}")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = output.with_name(f".{output.name}.{os.getpid()}")
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, output)
+        write_text(output, page)
     except OSError as error:
         raise UserError(f"output: {output} cannot be written: {error.strerror}") from error
     print(text_table(runs))

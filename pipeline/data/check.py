@@ -12,12 +12,12 @@ when the dataset can be read (bad rows included), 2 with one ``error:`` line whe
 import argparse
 import random
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.formats import KINDS, parse_map
 from pipeline.data.loading import PEEK, find_form, raw_rows, read_source
 from pipeline.data.mixing import Part, Source
-from pipeline.runtime.entry import run_and_exit
+from pipeline.runtime.entry import CommandParser, run_and_exit
 from pipeline.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,18 +32,13 @@ SHOWN_BAD_ROWS = 10
 SHOWN_CHARACTERS = 1500
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the report.
 
     Raises:
         UserError: the dataset or the tokenizer cannot be read, or a flag is wrong.
     """
-    parser = _Parser(
+    parser = CommandParser(
         prog="python -m pipeline.data.check",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -23,7 +23,6 @@ A dialogue is a list of ``{"role", "content"}``, a ShareGPT list of ``{"from", "
 always a dialogue; where a row has both, strings become messages.
 """
 
-import difflib
 import hashlib
 import json
 import re
@@ -31,7 +30,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.data.rows import RowError
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, did_you_mean, nearest
 from pipeline.runtime.messages import Message, assistant_turn, user_turn
 
 KINDS = ("text", "sft", "preference", "prompt", "ranked", "labelled")
@@ -128,8 +127,7 @@ def check_map(renames: Mapping[str, str], columns: Collection[str], where: str) 
     """Raises UserError unless every renamed column is there and no new name hides a column that stays."""
     for old, new in renames.items():
         if old not in columns:
-            near = difflib.get_close_matches(old, list(columns), 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(old, columns)
             raise UserError(f"{where} has no column {old!r} to rename (dataset_map); it has {_listed(columns)}{hint}")
         if new in columns and new not in renames:
             raise UserError(
@@ -189,9 +187,9 @@ def _map_hint(columns: Sequence[str], kind: str) -> str:
                 continue
             free = [c for c in columns if c not in renames and c not in form]
             known = [c for alias in _ALIASES.get(name, ()) for c in free if c.lower() == alias]
-            near = known or difflib.get_close_matches(name, free, 1, 0.75)
-            if near:
-                renames[near[0]] = name
+            column = known[0] if known else nearest(name, free, cutoff=0.75)
+            if column:
+                renames[column] = name
         complete = all(name in columns or name in renames.values() for name in form)
         score = len(renames) + 10 * complete
         if renames and score > best[0]:

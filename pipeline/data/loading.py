@@ -6,7 +6,6 @@ every process of a distributed run makes the same data.
 """
 
 import json
-import os
 import re
 import sys
 from collections import Counter
@@ -31,6 +30,7 @@ from pipeline.data.formats import (
 )
 from pipeline.data.mixing import Part, Place, Source
 from pipeline.data.rows import RowError
+from pipeline.runtime.distributed import is_main
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import files_sha256
 
@@ -400,7 +400,7 @@ def _held_out_rows(eval_rows: int | None, parts: Sequence[Part]) -> int:
 
 def say(line: str) -> None:
     """One line for the person at the terminal, from the first process only; standard output stays for results."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_main():
         print(line, file=sys.stderr, flush=True)
 
 

@@ -3,16 +3,16 @@
 Works on plain lists of converted rows with an identity (hash of content) each. Everything random follows the seed.
 """
 
-import difflib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.files import split_files, suffix_of
+from pipeline.data.files import split_files
 from pipeline.data.formats import content_hash, parse_map, prompt_hash, to_messages
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.files import is_local
 from pipeline.worlds.table import is_world
 
 Place = tuple[str, int]
@@ -53,8 +53,6 @@ class Source:
     def files(self, must_exist: bool = True) -> list[Path]:
         """The local files of this split; empty for a Hub id or the embedded world.
 
-        A name counts as local when it exists, or cannot be a Hub id (more than one slash, a data suffix, ./ or ~).
-
         Raises:
             UserError: it is local by its looks and does not exist, or holds no such split.
         """
@@ -67,8 +65,7 @@ class Source:
             path = Path(self.data_dir or ".").expanduser()
         elif self.data_dir is not None and path.is_dir():
             path = path / self.data_dir
-        looks_local = self.name.count("/") > 1 or self.name[:1] in "./~" or bool(suffix_of(path))
-        if not path.exists() and not looks_local:
+        if not path.exists() and not is_local(self.name):
             return []
         if not path.exists():
             if not must_exist:
@@ -159,9 +156,8 @@ def parse_mixture(entries: Sequence[Mapping[str, Any]], dataset_map: Any = None)
             raise UserError(f"{at}: a mapping with path, split, … was expected, found {entry!r}")
         for key in entry:
             if key not in _ENTRY_KEYS:
-                near = difflib.get_close_matches(str(key), _ENTRY_KEYS, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_ENTRY_KEYS)}"
-                raise UserError(f"{at}: unknown key {key!r}; {hint}")
+                hint = did_you_mean(str(key), _ENTRY_KEYS, f"known are {', '.join(_ENTRY_KEYS)}")
+                raise UserError(f"{at}: unknown key {key!r}{hint}")
         for key in ("path", "name", "data_dir", "split"):
             if entry.get(key) is not None and not isinstance(entry[key], str):
                 raise UserError(f"{at}: {key} must be text, found {entry[key]!r}")

@@ -144,7 +144,7 @@ def supervised(
     figures = {column: sum(parts[0][column]) for column in ("learned", "kept")}
     cut = sum(kept < length for kept, length in zip(parts[0]["kept"], parts[0]["length"]))
     share = figures["learned"] / figures["kept"]
-    run.record.setdefault("learned", {})[name] = {"share": round(share, 4), "of": what, "rows_cut": cut}
+    run.note("learned", {"share": round(share, 4), "of": what, "rows_cut": cut}, entry=name)
     run.add_metrics({"learned_share": share})
     if run.is_main:
         ends = f"; {cut} of {len(parts[0])} rows are cut to max_length {config.max_length}" if cut else ""
@@ -289,7 +289,7 @@ def report_dropped(run: "Run", label: str, causes: Mapping[str, int], total: int
     causes = {cause: count for cause, count in causes.items() if count}
     if not causes:
         return
-    run.record.setdefault("dropped", {})[label] = causes
+    run.note("dropped", causes, entry=label)
     each = ", ".join(f"{count} {cause}" for cause, count in causes.items())
     if needed and sum(causes.values()) >= total:
         raise UserError(f"{label}: no row is left of {total}: {each}; raise max_length, or look at the rows")

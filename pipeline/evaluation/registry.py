@@ -5,7 +5,6 @@ the table below, or by the dotted path of anybody's own function, ``package.modu
 checks its options before it touches model or tokenizer: up to there `rehearse` runs it before anything is loaded.
 """
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable
@@ -13,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.evaluation.rows import read_rows
-from pipeline.runtime.errors import UserError
-from pipeline.runtime.registry import import_function
+from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.registry import find
 
 EVALUATIONS = {
     "loss": "pipeline.evaluation.tasks.loss:loss",
@@ -67,12 +66,7 @@ def get_evaluation(kind: str) -> Callable[..., Result]:
     Raises:
         UserError: no such evaluation.
     """
-    path = EVALUATIONS.get(kind, kind)
-    if ":" not in path:
-        near = difflib.get_close_matches(kind, EVALUATIONS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"type: there is no evaluation {kind!r}; choose of {', '.join(EVALUATIONS)}{hint}")
-    return import_function(path, "type")
+    return find(kind, EVALUATIONS, "type")
 
 
 def check_entries(entries: list[dict[str, Any]]) -> None:
@@ -183,8 +177,7 @@ def _check_options(name: str, function: Callable[..., Result], entry: dict[str, 
         known |= {p.name for p in reading if p.name != "kind"}
     given = set(entry) - {"name", "type"}
     for option in sorted(given - known):
-        near = difflib.get_close_matches(option, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(sorted(known))}"
-        raise UserError(f"evaluation {name}: unknown option {option!r}; {hint}")
+        hint = did_you_mean(option, known, f"it takes {', '.join(sorted(known))}")
+        raise UserError(f"evaluation {name}: unknown option {option!r}{hint}")
     if missing := sorted(needed - given):
         raise UserError(f"evaluation {name}: the option {missing[0]} is missing")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.registry import Result, label
-from pipeline.runtime.record import changed_inputs, write_json
+from pipeline.runtime.comparison import changed_inputs
+from pipeline.runtime.files import write_json
 
 
 class Results:
@@ -44,9 +45,3 @@ class Results:
     def _inputs(self, entry: dict[str, Any], defaults: dict[str, Any]) -> Any:
         plain = {name: value for name, value in defaults.items() if name != "reference"}  # among the parents
         return json.loads(json.dumps({"entry": entry, "defaults": plain, "parents": self.parents}))
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One JSON object a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -20,6 +20,7 @@ from torch import nn
 
 from pipeline.model.lora_sum import adapter_folder
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import write_json
 
 PEFT_TYPE = "NARLM"
 OWN_METHODS = ("bias", "bottleneck")
@@ -86,7 +87,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(adapter_tensors(model), folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(model.narlm_adapter, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "adapter_config.json", model.narlm_adapter)
 
 
 def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = False) -> nn.Module:

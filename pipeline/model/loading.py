@@ -30,7 +30,9 @@ from pipeline.model.pad_token import with_pad_token
 from pipeline.model.tokenizer import check_tokenizer
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.compat import require
+from pipeline.runtime.distributed import is_main
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import is_local
 from pipeline.runtime.terminal import hide_weight_bars
 
 require("whole_weights")
@@ -201,7 +203,7 @@ def load_tokenizer(
         if for_training:
             check_tokenizer(tokenizer)
         return tokenizer
-    if not Path(name).is_dir():
+    if not is_local(name):
         _require_reachable(name, trust_remote_code)
     raise UserError(f"model_name_or_path: no tokenizer can be loaded from {name}; save one beside the model")
 
@@ -318,7 +320,7 @@ def from_pretrained(auto_class: type, name: str, **kwargs: Any) -> PreTrainedMod
         _require_reachable(name, kwargs["trust_remote_code"])
         raise
     missing = sorted(key for key in found["missing_keys"] if not key.startswith("score."))
-    if missing and int(os.environ.get("RANK", 0)) == 0:
+    if missing and is_main():
         print(f"warning: {name} lacks {len(missing)} weights, which are random now: {missing[0]}, …", flush=True)
     return model
 

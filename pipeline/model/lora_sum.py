@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import write_json
 
 # What an adapter may be for the sum to be plain LoRA again. Any other field that is set names a variant whose effect
 # is not the product B A: DoRA, patterns of ranks, trained biases, replicated layers and whatever PEFT adds next.
@@ -104,7 +105,7 @@ def stack_adapters(lower: Path, upper: Path) -> None:
         "layers_pattern": None,
     }
     save_file(stacked, folders[1] / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folders[1] / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folders[1] / "adapter_config.json", config)
 
 
 def variant_of(config: dict[str, Any]) -> str | None:

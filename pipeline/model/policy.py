@@ -153,7 +153,7 @@ def load_policy(
         parent_adapter = adapter_folder(name, args.model_revision)
         pi_ref = f"{base} with the adapter {name}, the new adapter off"
     if is_start and auto_class is AutoModelForCausalLM:  # a reward model is no policy and has no reference
-        run.record["pi_ref"] = name  # by every mode the reference is the start as it was, and this loads it
+        run.note("pi_ref", name)  # by every mode the reference is the start as it was, and this loads it
         if run.is_main:
             print(f"{run.stage}: pi_ref is {pi_ref}", flush=True)
     return Policy(model, tokenizer, peft_config, parent_adapter)

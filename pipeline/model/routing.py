@@ -12,7 +12,6 @@ covariance for all of them, which take in a new corpus without the old ones' row
 """
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from transformers.utils import ModelOutput
 from pipeline.model.adapters import PEFT_TYPE
 from pipeline.model.batching import Batch, forward_rows
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import write_json
 
 SHRINK = 0.01  # of the covariance, towards a multiple of the identity: corpora may have fewer rows than features
 
@@ -106,7 +106,7 @@ def save_routed(folder: str | Path, earlier: str | Path | None, route: int, base
         (folder / name).replace(place / name)
     router.save(folder)
     config = {"peft_type": PEFT_TYPE, "method": "routed", "base_model_name_or_path": base}
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "adapter_config.json", config)
 
 
 def load_routed(folder: str | Path, **kwargs: Any) -> tuple[Any, Router]:

@@ -1,9 +1,10 @@
-"""Model cards: one template a stage in ``model_cards/``, filled from the run record and from nothing else."""
+"""Model cards: one template per stage in ``model_cards/``, filled from the run record and the model's assessments."""
 
 import json
 import os
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,24 @@ from jinja2 import Template
 
 from pipeline.publish.snippets import OWN, scores, snippet
 from pipeline.runtime.compat import SAVED_MODELS_RUN_ON
-from pipeline.runtime.files import resource
-from pipeline.runtime.record import read_record
+from pipeline.runtime.files import is_local, resource
+from pipeline.runtime.lineage import assessments_of, repo_of, walk
+from pipeline.worlds.table import is_world
 
 PAPER = "2602.00426"
 CODE = "modeling_narlm.py"  # in the folder of every saved NarLM
 
-# Metrics of a run that its model-index states: those on rows it was not trained on, or at the end of its rollouts.
+# Metrics of a run that its model-index lists: those on rows it was not trained on, or at the end of its rollouts.
 RESULTS = ("eval_", "held_out_", "last_")
 
 
-def write_card(folder: Path, record: dict[str, Any], repo: str | None = None) -> Path:
-    """Write ``README.md`` from ``model_cards/<stage>.md`` and the run record; returns its path.
+def write_card(
+    folder: Path,
+    record: dict[str, Any],
+    repo: str | None = None,
+    assessments: Sequence[tuple[Path, dict[str, Any]]] | None = None,
+) -> Path:
+    """Write ``README.md`` from ``model_cards/<stage>.md``, the run record and the model's assessments.
 
     The card names no local path: a local parent appears by the Hub id it was pushed under, else by its folder's name.
 
@@ -32,47 +39,60 @@ def write_card(folder: Path, record: dict[str, Any], repo: str | None = None) ->
         folder: the folder of the weights.
         record: the run record.
         repo: the repository the card goes to, which then names the model; else the folder does.
+        assessments: folders and records of the model's assessments; None looks beside ``folder``.
+
+    Returns:
+        The card's path.
     """
-    base, lineage = lineage_of(record)
-    datasets = [source["name"] for source in record["data"]]
-    results = {
-        metric: value
-        for metric, value in record["metrics"].items()
-        if value is not None and not metric.endswith(("_per_second", "_runtime", "epoch", "num_tokens"))
-    }
     name = repo or folder.resolve().name
-    file = folder / "adapter_config.json"
-    adapter = json.loads(file.read_text()) if file.is_file() else {}
-    kind = adapter.get("peft_type")
-    # What an adapter is laid on is further back than the adapter that its run started from.
-    found = adapter.get("base_model_name_or_path")
-    base = found if found and _is_hub_id(found) else base
+    facts = facts_of(folder, record, name)
+    facts["assessments"] = assessment_tables(assessments_of(folder) if assessments is None else assessments)
+    card = ModelCard.from_template(
+        metadata_of(folder, record, name),
+        template_path=str(resource("model_cards", f"{record['stage']}.md")),
+        name=name.split("/")[-1],
+        arguments=record["arguments"],
+        **{part: _render(f"_{part}.md", facts) for part in ("facts", "reproduce")},
+    )
+    path = folder / "README.md"
+    card.save(path)
+    return path
+
+
+def metadata_of(folder: Path, record: dict[str, Any], name: str) -> ModelCardData:
+    """The card's YAML header: what the Hub indexes a model by."""
+    kind = _adapter_config(folder).get("peft_type")
     task = "text-classification" if scores(folder, record) else "text-generation"
-    hub_data = sorted({data for data in datasets if _is_hub_id(data)})
-    card_data = ModelCardData(
-        base_model=base,
-        datasets=hub_data or None,
+    datasets = [source["name"] for source in record["data"]]
+    on_hub = sorted({data for data in datasets if _is_on_hub(data)})
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=on_hub[-1] if on_hub else "held-out",
+            dataset_name=public_name(datasets[-1]) if datasets else "held-out rows",
+            metric_type=metric,
+            metric_value=value,
+        )
+        for metric, value in results_of(record).items()
+        if metric.startswith(RESULTS)
+    ]
+    return ModelCardData(
+        base_model=base_of(folder, record),
+        datasets=on_hub or None,
         library_name={None: "transformers", OWN: "narlm"}.get(kind, "peft"),
         license="apache-2.0" if record["stage"] == "pretrain" else None,
         pipeline_tag=task,
         tags=["narlm", record["stage"], "trl", *(["lora"] if kind == "LORA" else []), f"arxiv:{PAPER}"],
         model_name=name.split("/")[-1],
-        eval_results=[
-            EvalResult(
-                task_type=task,
-                dataset_type=hub_data[-1] if hub_data else "held-out",
-                dataset_name=public_name(datasets[-1]) if datasets else "held-out rows",
-                metric_type=metric,
-                metric_value=value,
-            )
-            for metric, value in results.items()
-            if metric.startswith(RESULTS)
-        ]
-        or None,  # an empty model-index is invalid
+        eval_results=results or None,  # an empty model-index is invalid
     )
+
+
+def facts_of(folder: Path, record: dict[str, Any], name: str) -> dict[str, Any]:
+    """What the templates of ``model_cards/`` are filled with."""
     processes = f"--num_processes {n} " if (n := record.get("processes", 1)) > 1 else ""
-    facts = {
-        "lineage": lineage,
+    return {
+        "lineage": lineage_of(record)[1],
         "data": _table(
             ["dataset", "split", "rows", "fingerprint"],
             [
@@ -81,10 +101,10 @@ def write_card(folder: Path, record: dict[str, Any], repo: str | None = None) ->
             ],
         ),
         "prepared": prepared_rows(record),
-        "results": _table(["metric", "value"], [[k, f"{v:.4g}"] for k, v in sorted(results.items())]),
+        "results": _table(["metric", "value"], [[k, f"{v:.4g}"] for k, v in sorted(results_of(record).items())]),
         "configuration": yaml.safe_dump({key: public_value(value) for key, value in record["given"].items()}).strip(),
         "command": f"accelerate launch {processes}pipeline/{record['stage']}.py --config config.yaml",
-        "load": snippet(folder, record, name, base),
+        "load": snippet(folder, record, name, base_of(folder, record)),
         "code_runs_on": " to ".join(SAVED_MODELS_RUN_ON) if (folder / CODE).is_file() else None,
         "environment": _table(["package", "version"], sorted(record["versions"].items())),
         "hardware": hardware(),
@@ -94,16 +114,36 @@ def write_card(folder: Path, record: dict[str, Any], repo: str | None = None) ->
         "sandbox": record.get("sandbox"),
         "plots": [f"plots/{plot.name}" for plot in sorted((folder / "plots").glob("*.png"))],
     }
-    card = ModelCard.from_template(
-        card_data,
-        template_path=str(resource("model_cards", f"{record['stage']}.md")),
-        name=name.split("/")[-1],
-        arguments=record["arguments"],
-        **{part: _render(f"_{part}.md", facts) for part in ("facts", "reproduce")},
-    )
-    path = folder / "README.md"
-    card.save(path)
-    return path
+
+
+def results_of(record: dict[str, Any]) -> dict[str, float]:
+    """The run's metrics that say something about the model, not about the time it took."""
+    return {
+        metric: value
+        for metric, value in record["metrics"].items()
+        if value is not None and not metric.endswith(("_per_second", "_runtime", "epoch", "num_tokens"))
+    }
+
+
+def assessment_tables(assessments: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, str]:
+    """The figures of each assessment of a model, with their 95% intervals, as a table by the assessment's name."""
+    tables = {}
+    for folder, record in assessments:
+        metrics = {name: value for name, value in record["metrics"].items() if value is not None}
+        bounds = {f"{name}_{end}" for name in metrics for end in ("low", "high")} & metrics.keys()
+        rows = []
+        for name in sorted(metrics.keys() - bounds):
+            low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+            rows.append([name, f"{metrics[name]:.4g}", "" if None in (low, high) else f"[{low:.4g}, {high:.4g}]"])
+        if rows:
+            tables[folder.name] = _table(["metric", "value", "95% interval"], rows)
+    return tables
+
+
+def base_of(folder: Path, record: dict[str, Any]) -> str | None:
+    """Hub id of what a model was made from: of an adapter its base, which is further back than the run's start."""
+    base = _adapter_config(folder).get("base_model_name_or_path")
+    return base if base and _is_on_hub(base) else lineage_of(record)[0]
 
 
 def prepared_rows(record: dict[str, Any]) -> list[str]:
@@ -120,23 +160,18 @@ def prepared_rows(record: dict[str, Any]) -> list[str]:
 
 def lineage_of(record: dict[str, Any]) -> tuple[str | None, str]:
     """The Hub id a run's weights come from, if there is one, and the chain of runs as a Markdown list."""
-    lines, base, seen = [], None, set()
-    while record and record["parents"]:
-        parent = record["parents"][0]
-        repo = parent.get("repo") or (read_record(parent["path"]) or {}).get("hub", {}).get("repo")
+    lines, base = [], None
+    for run, parent in walk(record, starts_only=True):
+        repo = repo_of(parent)
         label = f"[{repo}](https://huggingface.co/{repo})" if repo else f"`{Path(parent['path']).name}`"
-        lines.append(f"- {record['stage']} started from {label}")
+        lines.append(f"- {run['stage']} started from {label}")
         base = base or repo
-        if "path" not in parent or parent["path"] in seen:
-            break
-        seen.add(parent["path"])
-        record = read_record(parent["path"])
     return base, "\n".join(lines) or "- trained from scratch"
 
 
 def public_name(name: str) -> str:
     """A dataset's name as a card may show it: a local path by its last part only."""
-    return name if name.startswith("world/") or _is_hub_id(name) else Path(name).name
+    return name if is_world(name) or not is_local(name) else Path(name).name
 
 
 def public_value(value: Any) -> Any:
@@ -170,10 +205,13 @@ def hardware() -> str:
     return f"{os.cpu_count()} CPU cores ({platform.machine()})"
 
 
-def _is_hub_id(name: str) -> bool:
-    is_file = Path(name).suffix in (".jsonl", ".json", ".parquet", ".csv", ".txt", ".gz")
-    local = is_file or name.startswith(("world/", ".", "/", "~")) or os.path.exists(name)
-    return name.count("/") <= 1 and not local
+def _is_on_hub(name: str) -> bool:
+    return not is_world(name) and not is_local(name)
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    file = folder / "adapter_config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _render(template: str, facts: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Pushing a run to the Hub: from a stage, after every checkpoint if wanted, or later from the command line.
 
     python -m pipeline.publish.hub push runs/my-dpo me/my-dpo [--private] [--revision NAME] [--base ORG/NAME]
+        [--assessment DIR]
 
 A run is complete on disk before anything is sent, so whatever the network does, nothing is lost and the same run can
 be pushed again. What goes up names no local path: the base is looked up in the lineage, and an adapter whose base was
@@ -9,27 +10,30 @@ merged from another adapter is added to that one, so that it stands on the Hub's
 
 import json
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.model.lora_sum import adapter_folder, stack_adapters
 from pipeline.publish.cards import write_card
 from pipeline.publish.curves import plot_training
-from pipeline.runtime.entry import run_and_exit
+from pipeline.runtime.entry import CommandParser, run_and_exit
 from pipeline.runtime.errors import PushError, UserError
-from pipeline.runtime.record import read_record, write_json
+from pipeline.runtime.files import write_json
+from pipeline.runtime.lineage import assessments_of, merged_parent, repo_of
+from pipeline.runtime.record import read_record
 
-# Left at home: resumable state, traces of the training process, samples of the data, and pickles.
+# Never uploaded: resumable state, traces of the training process, samples of the data, and pickles.
 NOT_PUSHED = (
     "*.bin", "*.pt", "*.pth", "trainer_state.json", "state.json", "run.json", "latest", "zero_to_fp32.py",
     "*.jsonl", "pass_rates.json", "leg.json", "omega.*", ".*",
 )  # fmt: skip
 PUSHED_FOLDERS = ("plots", "critic", "routes")
-WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before another try, after what may pass: 5xx, a broken connection
+# Seconds before each further try after what may pass: 5xx, a broken connection. The Hub's own http_backoff takes a URL
+# and not a call of HfApi, and tenacity would be a dependency for ten lines.
+RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0)
 T = TypeVar("T")
 
 
@@ -41,6 +45,7 @@ def push_run(
     token: str | None = None,
     revision: str | None = None,
     base: str | None = None,
+    assessments: Sequence[Path] = (),
 ) -> str:
     """Upload a finished run: weights or adapter, tokenizer, plots and card, never a local path.
 
@@ -51,6 +56,7 @@ def push_run(
         token: Hub token; None takes the logged-in one.
         revision: branch to push to, made if it is not there; None is ``main``.
         base: Hub id of an adapter's base, where the lineage does not know it.
+        assessments: output folders of assessments for the card, beside those that lie next to ``folder``.
 
     Returns:
         The repository's full id.
@@ -64,9 +70,10 @@ def push_run(
     if record is None or record["status"] != "completed":
         raise UserError(f"{folder} holds no completed run (run.json), so there is nothing to push yet")
     repo = repo or folder.resolve().name
-    options = {"private": private, "token": token, "revision": revision}
+    options = {"private": private, "token": token, "revision": revision, "base": base}
+    found = assessments_of(folder, assessments)
     try:
-        repo = upload(folder, record, repo, base=base, message=record["stage"], **options)
+        repo = upload(folder, record, repo, message=record["stage"], assessments=found, **options)
     except UserError:
         raise
     except Exception as error:  # whatever the network or the Hub threw, the run is on disk and can be pushed again
@@ -94,6 +101,7 @@ def upload(
     token: str | None = None,
     revision: str | None = None,
     base: str | None = None,
+    assessments: Sequence[tuple[Path, dict[str, Any]]] = (),
 ) -> str:
     """Send a model's folder (a run's, or one of its checkpoints) to a branch, in one commit with its own card.
 
@@ -110,7 +118,7 @@ def upload(
         check_base(api, Path(staging))
         plot_training(folder, Path(staging) / "plots" / "training.png")
         repo = retried(lambda: api.create_repo(repo, private=private, exist_ok=True).repo_id)
-        write_card(Path(staging), record, repo)
+        write_card(Path(staging), record, repo, assessments)
         if revision is not None:
             retried(lambda: api.create_branch(repo, branch=revision, exist_ok=True))
         retried(
@@ -146,9 +154,9 @@ def resolve_base(folder: Path, base: str | None = None) -> None:
         config = json.loads(file.read_text())
         found = config.get("base_model_name_or_path")
         if base is None and found and Path(found).is_dir():
-            hub = (read_record(Path(found)) or {}).get("hub", {}).get("repo")
+            hub = repo_of({"path": found})
             if hub is None:
-                merged = merged_into(Path(found))
+                merged = merged_parent(Path(found))
                 if merged is None:
                     raise UserError(
                         f"the adapter stands on the local folder {found}, which is not on the Hub: push that first "
@@ -159,11 +167,11 @@ def resolve_base(folder: Path, base: str | None = None) -> None:
                     target = weights.resolve()
                     weights.unlink()
                     shutil.copy2(target, weights)
-                stack_adapters(merged, folder)
+                stack_adapters(adapter_folder(merged.get("path") or merged["repo"], merged.get("revision")), folder)
                 continue
             base = hub
         if base is not None:
-            file.write_text(json.dumps(config | {"base_model_name_or_path": base}, indent=2) + "\n")
+            write_json(file, config | {"base_model_name_or_path": base})
         return
 
 
@@ -187,24 +195,15 @@ def check_base(api: Any, folder: Path) -> None:
         ) from error
 
 
-def merged_into(start: Path) -> Path | None:
-    """The folder of the adapter that a run merged into its ``start`` folder (see ``adapter_mode: merge``), or None."""
-    record = read_record(start.parent) if start.name == "start" else None
-    if not record or record["arguments"].get("adapter_mode") != "merge" or not record["parents"]:
-        return None
-    parent = record["parents"][0]
-    return adapter_folder(parent.get("path") or parent["repo"], parent.get("revision"))
-
-
 def retried(call: Callable[[], T]) -> T:
-    """The call's result, tried again after ``WAITS`` where the failure may pass; the last failure is raised."""
-    for wait in WAITS:
+    """The call's result, tried again where its failure may pass; the last failure is raised."""
+    for delay in RETRY_DELAYS_S:
         try:
             return call()
         except Exception as error:
             if not _may_pass(error):
                 raise
-            time.sleep(wait)
+            time.sleep(delay)
     return call()
 
 
@@ -217,20 +216,23 @@ def _may_pass(error: Exception) -> bool:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """``push DIR REPO [--private] [--revision NAME] [--base ORG/NAME]``."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    options = {}
-    for name in ("--revision", "--base"):
-        if name in words[:-1]:
-            options[name[2:]] = words.pop(words.index(name) + 1)
-            words.remove(name)
-    private = "--private" in words
-    words = [word for word in words if word != "--private"]
-    if len(words) != 3 or words[0] != "push" or any(word.startswith("-") for word in words):
-        raise UserError(
-            "usage: python -m pipeline.publish.hub push DIR USER/NAME [--private] [--revision NAME] [--base ORG/NAME]"
-        )
-    repo = push_run(Path(words[1]), words[2], private=private or None, **options)
+    """Push a finished run from the command line; see the module's docstring."""
+    parser = CommandParser(
+        prog="python -m pipeline.publish.hub", description=__doc__.partition("\n")[0], allow_abbrev=False
+    )
+    parser.add_argument("command", choices=["push"], help="upload a finished run, with its card")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="output folder of a finished run")
+    parser.add_argument("repo", metavar="USER/NAME", help="repository to push to; created if it does not exist")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--revision", metavar="NAME", help="branch to push to; created if it does not exist [main]")
+    parser.add_argument("--base", metavar="ORG/NAME", help="Hub id of an adapter's base, if no run record names it")
+    parser.add_argument(
+        "--assessment", type=Path, action="append", default=[], metavar="DIR",
+        help="output folder of assess.py for the card; those beside the run's folder are found without it",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    options = {"private": args.private, "revision": args.revision, "base": args.base}
+    repo = push_run(args.folder, args.repo, assessments=args.assessment, **options)
     print(f"pushed to https://huggingface.co/{repo}")
 
 

@@ -8,14 +8,11 @@ where the reward wants it, ``prompt``. The rows of the output are those of the i
 for numeric, ``lenient_score`` added.
 """
 
-import argparse
 import json
-import os
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pipeline.data.files import read_rows
 from pipeline.data.formats import check_map, parse_map
@@ -24,22 +21,16 @@ from pipeline.rewards.judging import VERDICTS, Judgement, judge
 from pipeline.rewards.registry import names
 from pipeline.rewards.resolve import resolve
 from pipeline.rewards.spec import parse_options
-from pipeline.runtime.entry import run_and_exit
+from pipeline.runtime.entry import CommandParser, run_and_exit
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import write_text
 from pipeline.runtime.messages import text_of
 
 _REASONS_SHOWN = 5
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are the user's mistakes: one line, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python -m pipeline.rewards --help")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="python -m pipeline.rewards",
         description=__doc__.partition("\n")[0],
         epilog="built-in rewards: " + ", ".join(names()),
@@ -98,29 +89,16 @@ def as_columns(rows: list[Row], renames: dict[str, str], path: Path) -> dict[str
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a JSONL file as a whole: a reader sees the old file or the new one, never half of it."""
+    """Write a JSONL file in ASCII, atomically: a completion may hold what UTF-8 cannot (half a surrogate pair).
+
+    Raises:
+        UserError: nothing can be written there.
+    """
     path = path.resolve()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        write_text(path, "".join(json.dumps(row, default=str) + "\n" for row in rows))
     except OSError as cause:
-        raise UserError(f"{path}: cannot write there: {cause.strerror}") from cause
-    try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.writelines(json.dumps(row, default=str) + "\n" for row in rows)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException as cause:
-        os.unlink(temporary)
-        if isinstance(cause, OSError):
-            raise UserError(f"{path}: cannot write it: {cause.strerror}") from cause
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        raise UserError(f"{path}: cannot write it: {cause.strerror}") from cause
 
 
 def _tokenizer(name: str | None, columns: dict[str, list]) -> Any:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.rewards.judging import Judgement, Sample, error, scored, unscorable
+from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ def check(model: str = "", batch_size: int = 64) -> None:
     """Before anything loads: is a model named, and does a path that looks like one exist? Raises UserError."""
     if not model:
         raise UserError("reward 'reward_model' needs its model: reward_model(model='runs/quickstart/reward_model')")
-    if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
-        raise UserError(f"reward 'reward_model': there is no folder {model}")
+    require_model_folder(model, "reward 'reward_model'")
     if batch_size < 1:
         raise UserError(f"reward 'reward_model': batch_size must be at least 1, got {batch_size}")
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from pipeline.rewards.judging import Judgement, Reward, Sample, error, scored
 from pipeline.rewards.spec import terms_of
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.messages import text_of
-from pipeline.runtime.registry import import_function
+from pipeline.runtime.registry import import_function, require_known
 
 
 @dataclass(frozen=True)
@@ -265,11 +265,7 @@ def get_reward(spec: str | list[str], *, allow_unsafe_code_execution: bool = Fal
 def _single(name: str, options: dict[str, Any], allow_unsafe: bool) -> Reward:
     if ":" in name:
         return CustomReward(name, options)
-    if name not in BUILT_IN:
-        raise UserError(
-            f"reward: unknown name '{name}'; known: {', '.join(names())}, package.module:function, or the folder of a "
-            "reward model"
-        )
+    require_known(name, BUILT_IN, "reward", also="package.module:function, or the folder of a reward model")
     if BUILT_IN[name].runs_code:
         options = {"allow_unsafe_code_execution": allow_unsafe, **options}
     return BuiltInReward(name, options)
@@ -280,7 +276,8 @@ def _require_known(function: Callable[..., Any], options: dict[str, Any]) -> Non
     accepted = list(inspect.signature(function).parameters)[1:]
     for option in options:
         if option not in accepted:
-            raise UserError(f"reward: unknown option '{option}'; this reward knows: {', '.join(accepted) or 'none'}")
+            known = f"this reward knows: {', '.join(accepted) or 'none'}"
+            raise UserError(f"reward: unknown option '{option}'; {known}{did_you_mean(option, accepted)}")
 
 
 def _rows(count: int, columns: dict[str, Any]) -> list[dict[str, Any]]:

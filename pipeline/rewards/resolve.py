@@ -45,7 +45,7 @@ def record_reward(run: Run, reward: Reward) -> None:
     for part in parts_of(reward):
         if part.__name__ == "reward_model":
             run.add_parent(part.options["model"])
-    run.record["sandbox"] = reward.sandbox or run.record.get("sandbox")
+    run.note("sandbox", reward.sandbox or run.record.get("sandbox"))
 
 
 def parts_of(reward: Reward) -> Iterator[Reward]:

@@ -7,7 +7,6 @@ torch nor TRL's configs, so that a finished run is recognised in a fraction of a
 """
 
 import dataclasses
-import difflib
 import enum
 import sys
 import types
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, nearest
 
 TRUE, FALSE, NOTHING = {"true", "yes", "on", "y", "t", "1"}, {"false", "no", "off", "n", "f", "0"}, {"", "~", "null"}
 
@@ -459,5 +458,5 @@ def _suggestion(key: str, known: Iterable[str], prefix: str) -> str:
     known, former = sorted(known), FORMER_NAMES.get(key, "")
     if former.split(" ")[0] in known:
         return f"; here it is {prefix}{former}"
-    matches = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{matches[0]}?" if matches else "; --help_all lists every field"
+    found = nearest(key, known, cutoff=0.5)
+    return f"; did you mean {prefix}{found}?" if found else "; --help_all lists every field"

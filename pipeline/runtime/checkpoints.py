@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import is_local
 
 SAVED = (".safetensors", ".pt", ".pth", ".bin", ".distcp", ".json")
 
@@ -126,12 +127,11 @@ def require_model_folder(name_or_path: str, option: str = "model_name_or_path") 
         option: what the user calls it.
 
     Raises:
-        UserError: the name looks like a path (starts with . / ~ or has more than one slash) and no folder is there,
-            or the folder has neither ``config.json`` nor ``adapter_config.json``.
+        UserError: the name is local (``files.is_local``) and no folder is there, or the folder has
+            neither ``config.json`` nor ``adapter_config.json``.
     """
     path = Path(name_or_path).expanduser()
-    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1 or path.exists()
-    if not looks_local:
+    if not is_local(name_or_path):
         return
     if not path.is_dir():
         raise UserError(f"{option}: there is no folder {name_or_path}; give a folder or a Hub id (user/name)")

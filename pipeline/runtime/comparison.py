@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.arguments import FALSE, NOTHING, TRUE, is_true
+from pipeline.runtime.distributed import processes
 from pipeline.runtime.files import files_sha256, path_sha256, weights_sha256
 
 # Values that do not change what is learned: changing them never makes a run another.
@@ -75,11 +76,6 @@ def changed_arguments(record: Mapping[str, Any], given: Mapping[str, Any]) -> li
         if not same:
             changes.append(f"{key}: {old.get(key)!r} then, {_as_then(given.get(key), old.get(key))!r} now")
     return changes
-
-
-def processes() -> int:
-    """Processes that train together."""
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _not_decisive(record: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:

@@ -1,5 +1,6 @@
 """How a stage file becomes a command: help without heavy imports, one ``error:`` line, exit codes."""
 
+import argparse
 import contextlib
 import ctypes
 import dataclasses
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.runtime.defaults import LORA_LEARNING_RATE
+from pipeline.runtime.distributed import is_main
 from pipeline.runtime.errors import DivergedError, PushError, UserError
 from pipeline.runtime.record import RECIPE_VARIABLE
 from pipeline.runtime.terminal import quiet
@@ -82,6 +84,14 @@ def entry(
     run_and_exit(main, argv)
 
 
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command that is no stage; a mistake becomes one ``error:`` line and exit code 2."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Raise the mistake as a ``UserError``."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def run_and_exit(main: Callable[..., None], *arguments: object) -> typing.NoReturn:
     """Call ``main`` and leave the process with the exit code of what happened (see ``entry``)."""
     try:
@@ -101,8 +111,7 @@ def report(error: Exception) -> None:
     and torch's launcher, which prints last, is handed the same line for its summary. The other processes wait for the
     main one to speak, since the launcher ends all of them with the first; a mistake of one of them alone is told then.
     """
-    rank = int(os.environ.get("RANK", 0))
-    if rank:
+    if not is_main():
         time.sleep(PATIENCE_S)
     red, plain = ("\033[1;31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     lines = [f"{red}error: {error}{plain}"]

@@ -1,4 +1,7 @@
-"""The exceptions that reach the terminal as one ``error:`` line."""
+"""The exceptions that reach the terminal as one ``error:`` line, and the name that a mistyped one is nearest to."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -17,3 +20,22 @@ class DivergedError(RuntimeError):
     """Training met a number that is not finite. The message says at which step, what to try and what was kept; exit
     code 1, and the run's status is ``failed``.
     """
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is most similar to ``name``, or None where none is.
+
+    Args:
+        name: what the user wrote.
+        known: the names that there are.
+        cutoff: smallest similarity, from 0 (nothing in common) to 1 (equal).
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of a message about an unknown name: ``; did you mean beta?``, or ``; `` and ``otherwise``."""
+    found = nearest(name, known)
+    if found is not None:
+        return f"; did you mean {found}?"
+    return f"; {otherwise}" if otherwise else ""

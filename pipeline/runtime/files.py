@@ -1,12 +1,62 @@
-"""Files: content hashes (what a run record says its parents and its data were), and what travels with the package."""
+"""Files: atomic writes, content hashes (by which a run record names its parents and its data), and local names."""
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.runtime.errors import UserError
 
 WHOLE_FILE_LIMIT, SAMPLE_BYTES = 1 << 30, 16 << 20
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".gz")
+
+
+def is_local(name: str | Path) -> bool:
+    """Whether a model's or dataset's name is a local path; everything else is a Hub id (or an embedded dataset).
+
+    A name is local if it exists, or cannot be a Hub id: it starts with ``.``, ``/`` or ``~``, has more than one slash,
+    or ends like a data file.
+    """
+    name = str(name)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith(DATA_SUFFIXES)
+    return looks_local or os.path.exists(name)
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, which replaces ``path`` at the end of the block.
+
+    A reader sees the old file or the new one, never a part of it; if the block fails, the old file stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, atomically."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSONL file, one object per line, atomically."""
+    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def file_sha256(path: Path) -> str:

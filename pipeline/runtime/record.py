@@ -8,10 +8,7 @@ import contextlib
 import json
 import math
 import os
-import re
-import resource
 import signal
-import socket
 import sys
 import time
 from datetime import UTC, datetime
@@ -21,11 +18,13 @@ from typing import Any
 
 from pipeline.runtime.arguments import defaults, instances, is_true, parse, read_given, typed
 from pipeline.runtime.checkpoints import is_whole, newest_checkpoint, step_of
-from pipeline.runtime.comparison import changed_arguments, changed_inputs, processes
+from pipeline.runtime.comparison import changed_arguments, changed_inputs
 from pipeline.runtime.compat import require
 from pipeline.runtime.defaults import REASONS, dependent_defaults
+from pipeline.runtime.distributed import is_main, processes
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import weights_sha256
+from pipeline.runtime.files import is_local, weights_sha256, write_json
+from pipeline.runtime.process import peak_memory_bytes, process_identity, process_is_alive
 
 SCHEMA = 1
 RECIPE_VARIABLE = "NARLM_RECIPE"  # set by pipeline.run: the recipe of which this run is an entry
@@ -57,7 +56,7 @@ class Run:
         self.argv = list(sys.argv[1:] if argv is None else argv)
         self.given = read_given(self.argv)
         self.done = False
-        self.is_main = int(os.environ.get("RANK", 0)) == 0
+        self.is_main = is_main()
         self.stop_signal: int | None = None
         self.push = False
         self._training = False
@@ -148,7 +147,7 @@ class Run:
         self.record["status"] = status
         self.record["seconds"] = round(self.record["seconds"] + time.monotonic() - self._started, 3)
         self._started = time.monotonic()
-        self.record["peak_memory_bytes"] = max(self.record["peak_memory_bytes"], _peak_memory_bytes())
+        self.record["peak_memory_bytes"] = max(self.record["peak_memory_bytes"], peak_memory_bytes())
         self.write()
 
     def parse(self, *dataclass_types: type) -> tuple:
@@ -198,6 +197,19 @@ class Run:
                 "eval_dataset_name or dataset_test_split, or set eval_strategy: no"
             )
         self.record["data"].extend(sources)
+
+    def note(self, key: str, value: Any, entry: str | None = None) -> None:
+        """Record a fact of this run under its own key, as JSON can hold it.
+
+        Args:
+            key: the key in ``run.json``.
+            value: what is recorded there; it replaces an earlier value.
+            entry: the value is this entry of a mapping under ``key``, whose other entries stay.
+        """
+        if entry is None:
+            self.record[key] = value
+        else:
+            self.record.setdefault(key, {})[entry] = value
 
     def add_metrics(self, metrics: dict[str, Any]) -> None:
         """Add flat ``name: number`` metrics; whatever is not a number is left out, non-finite becomes null."""
@@ -419,17 +431,9 @@ def check_trackers(names: list[str]) -> None:
 
 def parent_of(name_or_path: str, revision: str | None = None) -> dict[str, Any]:
     """A record's entry for a model: ``{"path", "sha256"}`` of a folder, ``{"repo", "sha256", "revision"}`` else."""
-    if Path(name_or_path).is_dir():
-        return {"path": str(name_or_path), "sha256": weights_sha256(Path(name_or_path))}
+    if is_local(name_or_path):
+        return {"path": str(name_or_path), "sha256": weights_sha256(Path(name_or_path).expanduser())}
     return {"repo": name_or_path, "sha256": None, "revision": revision or "main"}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def versions() -> dict[str, str]:
@@ -439,48 +443,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
-
-
-def process_identity(pid: int | None = None) -> dict[str, Any]:
-    """Host, pid and start time of a process: a pid alone may be given again to another one."""
-    pid = os.getpid() if pid is None else pid
-    return {"host": socket.gethostname(), "pid": pid, "start": _process_start(pid)}
-
-
-def process_is_alive(record: dict[str, Any]) -> bool:
-    """Whether the process that wrote a record still runs; on another host it is taken to be alive."""
-    process = record.get("process")
-    if not process:
-        return False
-    if process["host"] != socket.gethostname():
-        return True
-    if process["pid"] == os.getpid():
-        return False  # a stage called twice in one process: the earlier call is over
-    try:
-        os.kill(process["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return _process_start(process["pid"]) == process["start"]
-
-
-def _process_start(pid: int) -> str | None:
-    """Start time in clock ticks since boot (field 22 of /proc/pid/stat); None where there is no /proc."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
-def _peak_memory_bytes() -> int:
-    """Largest memory so far: of the GPU if one was used, else the process's resident set."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    with contextlib.suppress(OSError, TypeError):  # Linux; ru_maxrss begins there at the starting process's own peak
-        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _recorded(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,43 @@
-"""Functions of the user's own, named as ``package.module:function`` or ``file.py:function``."""
+"""Functions by name: from a table of ours, or the user's, as ``package.module:function`` or ``file.py:function``."""
 
 import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, did_you_mean
+
+
+def find(name: str, table: Mapping[str, str], what: str) -> Callable:
+    """The function of a name of ``table``, or of a path such as ``package.module:function``.
+
+    Args:
+        name: what the user wrote.
+        table: paths of our own functions by their names; imported only when asked for.
+        what: the option that names it, for messages.
+
+    Raises:
+        UserError: no such name, module or function, or a module that fails while it is imported.
+    """
+    if ":" not in name:
+        require_known(name, table, what)
+    return import_function(table.get(name, name), what)
+
+
+def require_known(name: str, table: Mapping[str, object], what: str, also: str = "package.module:function") -> None:
+    """Refuse a name that is not in the table.
+
+    Raises:
+        UserError: with the names that there are, what else may be given (``also``), and the nearest name.
+    """
+    if name not in table:
+        raise UserError(
+            f"{what}: unknown name '{name}'; choose one of {', '.join(sorted(table))}, or {also}"
+            f"{did_you_mean(name, table)}"
+        )
 
 
 def import_function(path: str, what: str) -> Callable:
@@ -27,6 +56,8 @@ def import_function(path: str, what: str) -> Callable:
     module, _, name = path.rpartition(":")
     try:
         function = getattr(_file(Path(module)) if module.endswith(".py") else _module(module), name)
+    except UserError:
+        raise
     except Exception as cause:
         raise UserError(f"{what}: cannot import '{path}': {_reason(cause)}") from cause
     if not callable(function):

@@ -13,7 +13,9 @@ import torch
 from transformers import TrainerCallback
 
 from pipeline.publish.hub import retried, upload
+from pipeline.runtime.distributed import agreed, mean_over_processes
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import write_json
 from pipeline.runtime.record import Run
 
 
@@ -32,26 +34,6 @@ class StopOnSignal(TrainerCallback):
             self.run.stop_signal = self.run.stop_signal or signal.SIGTERM
             control.should_save = True
             control.should_training_stop = True
-
-
-def agreed(found: bool) -> bool:
-    """Whether any process found it: all must act alike, or they would wait for each other for ever."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return found
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    flag = torch.tensor(float(found), device=device)
-    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-    return bool(flag.item())
-
-
-def mean_over_processes(value: float) -> float:
-    """The mean of a number over all processes; each of them must ask."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    total = torch.tensor(value, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(total)
-    return total.item() / torch.distributed.get_world_size()
 
 
 class MeanLoss(TrainerCallback):
@@ -176,14 +158,12 @@ class PushCheckpoints(TrainerCallback):
         state = json.loads((folder / "trainer_state.json").read_text())
         if state.get("best_model_checkpoint"):
             state["best_model_checkpoint"] = Path(state["best_model_checkpoint"]).name
-        (folder / "trainer_state.json").unlink()  # a link to the run's own
-        (folder / "trainer_state.json").write_text(json.dumps(state))
+        write_json(folder / "trainer_state.json", state)  # in place of a link to the run's own
         config = folder / "adapter_config.json"
         if config.is_file():
             plain = json.loads(config.read_text())
             plain["base_model_name_or_path"] = Path(str(plain.get("base_model_name_or_path"))).name
-            config.unlink()
-            config.write_text(json.dumps(plain, indent=2) + "\n")
+            write_json(config, plain)
         retried(
             lambda: HfApi(token=self.args.hub_token).upload_folder(
                 repo_id=repo,

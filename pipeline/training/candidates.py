@@ -5,7 +5,6 @@ sampled again. ``training.selection`` chooses among them.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from pipeline.inference.decoding import sample
 from pipeline.inference.likelihood import answer_log_likelihoods
 from pipeline.model.tokens import encode_prompts
 from pipeline.rewards.judging import score
+from pipeline.runtime.distributed import processes, rank
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import atomic
 from pipeline.runtime.messages import as_answer, text_of
 from pipeline.training.selection import Candidate, Selection, reward_tensors, select, selection_probabilities
 
@@ -67,12 +68,12 @@ def sample_candidates(
     Raises:
         UserError: the reward needs a column that the rows lack.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    own_rank, world = rank(), processes()
     starts = range(0, len(rows), prompts_per_file)
     files = [folder / f"candidates-{number:05d}.parquet" for number in range(len(starts))]
     folder.mkdir(parents=True, exist_ok=True)
     for number, (start, file) in enumerate(zip(starts, files)):
-        if number % world != rank or file.is_file():
+        if number % world != own_rank or file.is_file():
             continue
         part = list(rows[start : start + prompts_per_file])
         prompts = [row["prompt"] for row in part]
@@ -81,7 +82,7 @@ def sample_candidates(
             batch_size=batch_size, seed=seed + number,
         )  # fmt: skip
         flat = [(i, completion) for i, completions in enumerate(drawn) for completion in completions]
-        if number == rank:
+        if number == own_rank:
             check_sampler(model, encode_prompts(tokenizer, prompts), flat[:16])
         scores = score(reward, [part[i] for i, _ in flat], [c.text for _, c in flat], [c.token_ids for _, c in flat])
         ratios: list[float | None] = [None] * len(flat)
@@ -147,9 +148,8 @@ def write_candidates(file: Path, candidates: Sequence[Candidate]) -> None:
         }
     )
     plain = [c | {"prompt": json.dumps(c["prompt"], ensure_ascii=False)} for c in candidates]
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    pq.write_table(pa.Table.from_pylist(plain, schema=schema), temporary)
-    os.replace(temporary, file)
+    with atomic(file) as temporary:
+        pq.write_table(pa.Table.from_pylist(plain, schema=schema), temporary)
 
 
 def read_candidates(files: Sequence[Path]) -> Iterator[list[Candidate]]:

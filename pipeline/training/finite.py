@@ -10,8 +10,8 @@ import torch
 from accelerate.utils import DistributedType
 from transformers import Trainer, TrainerCallback
 
+from pipeline.runtime.distributed import agreed
 from pipeline.runtime.errors import DivergedError
-from pipeline.training.callbacks import agreed
 
 ADVICE = (
     "lower learning_rate (or warm it up, or set max_grad_norm) and start anew with --force; if the first steps fail "

@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from pipeline.runtime.distributed import agreed
 from pipeline.runtime.errors import UserError
-from pipeline.training.callbacks import agreed
 
 # Ceilings on the KL where none is given, in nats, by what the trainer logs: GRPO's is a mean over tokens (the k3
 # estimator), PPO's a mean over completions.

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from pipeline.training.callbacks import agreed
+from pipeline.runtime.distributed import agreed
 
 
 class WatchGradients(TrainerCallback):

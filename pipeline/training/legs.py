@@ -19,7 +19,8 @@ from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.checkpoints import check_saved
 from pipeline.runtime.comparison import changed_arguments
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.record import Run, write_json
+from pipeline.runtime.files import write_json
+from pipeline.runtime.record import Run
 from pipeline.training.learning import could_learn
 from pipeline.training.session import forget_deepspeed, train_and_save, train_from_newest
 
@@ -105,7 +106,7 @@ class Leg:
             args = replace(args, **{"model_name_or_path": self.start, "adapter_mode": "continue"} | later)
             if not self.run.record["parents"]:  # resumed: the first leg, which records the start, is done
                 self.run.add_parent(self.origin, self.model_args.model_revision)
-                self.run.record["pi_ref"] = self.origin
+                self.run.note("pi_ref", self.origin)
         policy = load_policy(args, self.run, trust_remote_code=remote, is_start=self.number == 1)
         policy.tokenizer.chat_template = self.template
         return policy

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.objectives import regularisers
-from pipeline.runtime.record import write_json
+from pipeline.runtime.files import write_json
 
 TERMS = ("l2", "ewc", "distillation", "orthogonal", "replay")
 

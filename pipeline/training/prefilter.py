@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from pipeline.inference.decoding import sample
 from pipeline.rewards.judging import score
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.record import write_json
+from pipeline.runtime.files import write_json
 
 
 def pass_rates(

@@ -19,8 +19,7 @@ from pipeline.model.policy import Policy
 from pipeline.rewards.judging import score
 from pipeline.runtime.arguments import RewardArguments
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import path_sha256, weights_sha256
-from pipeline.runtime.record import write_json
+from pipeline.runtime.files import path_sha256, weights_sha256, write_json, write_rows
 from pipeline.training.candidates import read_candidates, sample_candidates
 from pipeline.training.legs import Leg
 from pipeline.training.selection import Candidate
@@ -91,8 +90,7 @@ class Round(Leg):
     def write_pairs(self, pairs: list[dict[str, Any]]) -> None:
         """The last round's pairs as ``pairs.jsonl``, a preference dataset."""
         if self.run.is_main and self.last:
-            lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
-            (self.run.folder / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+            write_rows(self.run.folder / "pairs.jsonl", pairs)
         self.run.add_metrics({"pairs": len(pairs)})
 
     def finish(

@@ -122,7 +122,7 @@ def train_from_newest(run: Run, trainer: Trainer, folder: Path) -> TrainOutput:
             f"{run.stage} diverged: sampling for step {step} met probabilities that are not finite. {ADVICE}"
         ) from error
     if trainer.state.global_step > 0 and not could_learn(trainer):
-        run.record["nothing_learned"] = True
+        run.note("nothing_learned", True)
         if run.is_main:
             print(
                 f"warning: nothing was learned: the gradient of every one of {trainer.state.global_step} steps was "

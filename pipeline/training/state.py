@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from pipeline.runtime.compat import require
-from pipeline.runtime.record import write_json
+from pipeline.runtime.files import write_json
 
 require("Resumable")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.worlds import continual, enumerable, people
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ def load_world(name: str, split: str = "train") -> Dataset:
 
     name = name.removeprefix(PREFIX)
     if name not in WORLDS:
-        known = ", ".join(PREFIX + other for other in WORLDS)
-        raise UserError(f"there is no embedded dataset world/{name}; choose one of {known}")
+        known = [PREFIX + other for other in WORLDS]
+        hint = did_you_mean(PREFIX + name, known)
+        raise UserError(f"there is no embedded dataset world/{name}; choose one of {', '.join(known)}{hint}")
     if split not in ("train", "test"):
         raise UserError(f"world/{name} has no split {split!r}; choose train or test")
     return Dataset.from_list(list(WORLDS[name](name, split)))

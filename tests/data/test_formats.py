@@ -254,7 +254,7 @@ def test_dataset_map():
     ):
         with pytest.raises(UserError, match=message):
             parse_map(bad)
-    with pytest.raises(UserError, match=r"no column 'qestion' to rename.*did you mean 'question'"):
+    with pytest.raises(UserError, match=r"no column 'qestion' to rename.*did you mean question"):
         check_map({"qestion": "prompt"}, ["question"], "f")
     with pytest.raises(UserError, match="already has a column 'prompt'"):
         check_map({"question": "prompt"}, ["question", "prompt"], "f")

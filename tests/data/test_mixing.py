@@ -31,7 +31,7 @@ def prompts(parts):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([{"path": "a", "wieght": 1}], "entry 1: unknown key 'wieght'; did you mean 'weight'?"),
+        ([{"path": "a", "wieght": 1}], "entry 1: unknown key 'wieght'; did you mean weight?"),
         ([{"path": "a", "zzz": 1}], "known are path, name"),
         ([{"split": "train"}], "path is missing"),
         (["a"], "a mapping with path"),

@@ -63,7 +63,7 @@ def test_rows_that_cannot_be_had(file, options, words):
     [
         ([], "the list is empty"),
         (["loss"], "entry 1 is 'loss'"),
-        ([{"type": "los", "dataset": "d"}], "no evaluation 'los'; .* did you mean loss"),
+        ([{"type": "los", "dataset": "d"}], "type: unknown name 'los'; .* did you mean loss"),
         ([{"type": "loss"}], "evaluation loss: the option dataset is missing"),
         ([{"type": "loss", "dataset": "d", "splt": "test"}], "unknown option 'splt'; did you mean split"),
         ([{"type": "loss", "dataset": "d", "kind": "sft"}], "unknown option 'kind'"),

@@ -14,7 +14,8 @@ from pipeline.publish import hub as pushing
 from pipeline.publish.cards import public_value
 from pipeline.publish.hub import main, push_run
 from pipeline.runtime.errors import PushError, UserError
-from pipeline.runtime.record import read_record, write_json
+from pipeline.runtime.files import write_json
+from pipeline.runtime.record import read_record
 from tests.stub_hub import TOKEN, StubHub, card_problems
 
 RECORD = {
@@ -41,7 +42,7 @@ def hub(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(pushing, "WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(pushing, "RETRY_DELAYS_S", (0.0, 0.0, 0.0))
     yield stub
     stub.close()
 
@@ -251,5 +252,5 @@ def test_only_a_completed_run_is_pushed(adapter, hub):
 
 @pytest.mark.parametrize("words", [[], ["push", "x"], ["pull", "x", "y"], ["push", "x", "y", "--privat"]])
 def test_the_command_line_says_how_it_is_used(words):
-    with pytest.raises(UserError, match=r"usage: python -m pipeline\.runtime\.hub push DIR USER/NAME"):
+    with pytest.raises(UserError, match=r"see python -m pipeline\.publish\.hub( push)? --help"):
         main(words)

@@ -112,7 +112,7 @@ def test_custom_reward_by_dotted_path():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("numerical", "unknown name 'numerical'; known: .*numeric"),
+        ("numerical", "unknown name 'numerical'; choose one of .*numeric"),
         ("nosuch.module:f", "cannot import"),
         (f"{HERE}:nosuch", "cannot import"),
         ("", "empty"),

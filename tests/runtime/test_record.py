@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.runtime.comparison import changed_inputs
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.record import Run, parent_of, read_record, status_of, write_json
+from pipeline.runtime.files import write_json
+from pipeline.runtime.record import Run, parent_of, read_record, status_of
 
 
 @dataclass
@@ -243,14 +244,14 @@ def test_a_running_record_of_a_dead_process_is_interrupted(tmp_path):
     record = read_record(tmp_path / "a") | {"status": "running"}
     alive = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        from pipeline.runtime.record import process_identity
+        from pipeline.runtime.process import process_identity
 
         record["process"] = process_identity(alive.pid)
         write_json(tmp_path / "a" / "run.json", record)
         assert status_of(record) == "running"
         with pytest.raises(UserError, match=f"another process \\({alive.pid}\\) is running"):
             Run("demo", ["--output_dir", str(tmp_path / "a")])
-        record["process"]["start"] = "1"
+        record["process"]["start"] += 10
         assert status_of(record) == "interrupted"
     finally:
         alive.kill()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from pipeline.merge import main
 from pipeline.model.loading import load_model
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.record import write_json
+from pipeline.runtime.files import write_json
 from tests.stages.conftest import flags, read_metrics, write_rows
 
 IDS = torch.tensor([[1, 5, 7, 9, 20, 33], [1, 40, 41, 6, 8, 90]])

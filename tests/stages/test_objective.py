@@ -1,4 +1,4 @@
-"""assess.py --objective after a stage: by the stage's own record, exact and sampled, into its own folder only."""
+"""assess.py --objective after a stage: by the stage's own record, exact and sampled; and the card that reads it."""
 
 import hashlib
 import json
@@ -7,7 +7,10 @@ import pytest
 
 from pipeline import assess, ppo
 from pipeline.evaluation.tasks.objective import FRONTIER
+from pipeline.publish.cards import write_card
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.lineage import assessments_of
+from pipeline.runtime.record import read_record
 from pipeline.worlds.enumerable import INDEX, PROMPTS, ids_of
 from tests import enumerable_task as task
 from tests.stages.conftest import flags, read_metrics
@@ -32,9 +35,9 @@ def trained(tmp_path_factory) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def judged(trained, tmp_path_factory):
+def judged(trained):
     """The assessment of that run by its own record; 400 samples of each of four prompts."""
-    folder = tmp_path_factory.mktemp("assess")
+    folder = task.Path(trained[1]).parent
     config = folder / "assess.yaml"
     config.write_text(
         "evaluations: [{name: objective, type: objective, dataset: world/enumerable, n: 400, optimum_samples: 500, "
@@ -97,6 +100,22 @@ def test_assessments_leave_the_model_s_folder_as_it_was(trained, tmp_path):
     assess.main([*argv, "--config", str(config), "--output_dir", str(tmp_path / "second")])
     assert {path.name for path in task.Path(trained[1]).iterdir()} >= {"run.json", "README.md"}
     assert contents(trained[1]) == before
+
+
+def test_the_card_reads_the_assessments_and_the_model_s_folder_stays_as_it_was(trained, judged):
+    """An assessment writes into its own folder only; a card that is written later shows its figures."""
+    folder = task.Path(trained[1])
+    record = read_record(folder)
+    assert (record["stage"], record["metrics"]["steps"]) == ("ppo", 3)
+    assert [name for name in record["metrics"] if name.startswith("objective/exact")] == []
+    (assessed, _), *_ = assessments_of(folder)
+    line = f"| objective/exact/regret | {judged[1]['objective/exact/regret']:.4g} |"
+    assert line not in (folder / "README.md").read_text()
+    card = write_card(folder, record).read_text()
+    assert line in card
+    low, high = (judged[1][f"objective/reward_{end}"] for end in ("low", "high"))
+    assert f"| objective/reward | {judged[1]['objective/reward']:.4g} | [{low:.4g}, {high:.4g}] |" in card
+    assert f"the assessment `{assessed.name}`" in card
 
 
 def test_samples_of_the_optimum_are_rows_for_sft(trained, judged):

@@ -18,7 +18,7 @@ from pipeline.inference.likelihood import last_hidden_states, predict_tokens
 from pipeline.model.batching import evaluating, pad_right, padded_batches
 from pipeline.model.tokens import Coded, encode_answer, encode_row
 from pipeline.objectives.regularisers import hidden_distillation, span_share
-from pipeline.runtime.record import write_json
+from pipeline.runtime.files import write_json
 
 Scored = Coded  # token ids, and which of them count
 

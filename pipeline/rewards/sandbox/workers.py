@@ -6,7 +6,6 @@ plain data (``marshal``). One that overruns is killed and replaced.
 
 import atexit
 import contextlib
-import importlib
 import marshal
 import os
 import queue
@@ -17,6 +16,8 @@ import sys
 import threading
 import time
 from typing import Any, NamedTuple
+
+from pipeline.runtime.registry import import_function
 
 _START_LIMIT = 120.0
 _SERVE = "import sys; sys.path[:] = {path!r}; from pipeline.rewards.sandbox.workers import serve; serve({function!r})"
@@ -159,8 +160,7 @@ def _frame(value: Any) -> bytes:
 
 def serve(function: str) -> None:
     """The worker's side: answer jobs from standard input until it ends."""
-    module, _, name = function.partition(":")
-    answer = getattr(importlib.import_module(module), name)
+    answer = import_function(function, "worker")
     jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     answers.write(b".")
     answers.flush()

@@ -1,6 +1,6 @@
-"""Where a model comes from and what it was trained for, by the run records.
+"""What the run records of a model say about its evaluation.
 
-Its ancestors, the rows that must not judge it, and its objective: pi_ref, reward, beta and held-out prompts.
+The rows that must not evaluate it, and its objective: pi_ref, reward, beta and held-out prompts.
 """
 
 from collections.abc import Sequence
@@ -10,22 +10,8 @@ from typing import Any
 from pipeline.evaluation.registry import label
 from pipeline.rewards.resolve import reward_spec, weighted_spec
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.lineage import ancestors
 from pipeline.runtime.record import read_record
-
-
-def ancestors(folder: str | Path) -> list[tuple[str, dict[str, Any]]]:
-    """(folder, run record) of a model and of everything it was made from, the model first."""
-    found, waiting, seen = [], [str(folder)], set()
-    while waiting:
-        path = waiting.pop(0)
-        key = str(Path(path).resolve())
-        record = read_record(Path(path))
-        if key in seen or record is None:
-            continue
-        seen.add(key)
-        found.append((path, record))
-        waiting += [parent["path"] for parent in record.get("parents", []) if "path" in parent]
-    return found
 
 
 def refuse_training_rows(model: str, entries: Sequence[dict[str, Any]]) -> None:
