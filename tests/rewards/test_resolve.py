@@ -20,6 +20,7 @@ def test_a_folder_is_a_reward_model_unless_a_reward_has_its_name(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "numeric").mkdir()
     (tmp_path / "rm").mkdir()
+    (tmp_path / "rm" / "config.json").write_text("{}")
     assert reward_spec("numeric") == "numeric"
     assert reward_spec("rm") == "reward_model(model='rm')"
     run = RunOfNothing()
