@@ -15,6 +15,9 @@ class RunOfNothing:
     def add_parent(self, name):
         self.parents.append(name)
 
+    def note(self, key, value):
+        self.record[key] = value
+
 
 def test_a_folder_is_a_reward_model_unless_a_reward_has_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
