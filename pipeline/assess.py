@@ -5,9 +5,9 @@
 
 The YAML lists the evaluations, {name, type, dataset, split, …}; types are loss, trigram, accuracy, reward, samples,
 preference, objective and best_of_n (pipeline/evaluation/registry.py), or the dotted path package.module:function of
-your own. Metrics go into run.json as name/metric, completions into samples.jsonl. What the model or its parents were
-trained on is refused. Every entry is checked, and its rows read, before a model is loaded; each result is kept as it
-comes, and a run that failed or was stopped continues with what is missing.
+your own. Metrics go into run.json as name/metric, completions into samples.jsonl. Rows that the model or its parents
+were trained on are refused. Every entry is checked, and its rows are read, before a model is loaded; each result is
+kept as it comes, and a run that failed or was stopped continues with what is missing.
 
 --objective adds E[R] - beta KL(pi || pi_ref), by what the model's run recorded: pi_ref, reward, beta and held-out
 prompts. The model's folder is only read: its report and card find the assessments that name it in sibling folders.
@@ -15,127 +15,109 @@ prompts. The model's folder is only read: its report and card find the assessmen
 Paper: the loss (9), DPO's implicit reward, the verifier V and the reward R of Part 2, all on held-out prompts.
 """
 
-import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.runtime.entry import entry
 from pipeline.runtime.record import Run
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @dataclass
 class AssessArguments:
-    """Which model is judged, by what, against what."""
+    """The model to evaluate, the evaluations to run, and an optional baseline."""
 
-    model_name_or_path: str = field(metadata={"help": "Hub id, model folder or adapter folder to judge."})
-    output_dir: str = field(metadata={"help": "Where run.json and samples.jsonl go."})
+    model_name_or_path: str = field(metadata={"help": "Hub id, model folder or adapter folder to evaluate."})
+    output_dir: str = field(metadata={"help": "Folder for run.json and samples.jsonl."})
     evaluations: list[dict[str, Any]] | None = field(
-        default=None, metadata={"help": "In YAML only: a list of {name, type, options of that type}."}
+        default=None, metadata={"help": "In YAML only: a list of evaluations, {name, type, options of that type}."}
     )
     objective: bool = field(
         default=False,
-        metadata={"help": "Also measure E[R] - beta KL, by the recorded pi_ref, reward, beta and held-out prompts."},
+        metadata={"help": "Also measure E[R] - beta KL with the recorded pi_ref, reward, beta and held-out prompts."},
     )
     expect: list[str] | None = field(
         default=None,
-        metadata={"help": "What should hold, e.g. 'sums/pass@1 >= before + 0.25'; reported, never an error."},
+        metadata={
+            "help": "Comparisons that should hold, e.g. 'sums/pass@1 >= before + 0.25'; reported, never an error."
+        },
     )
-    baseline: str | None = field(default=None, metadata={"help": "Output folder of an earlier assessment: `before`."})
+    baseline: str | None = field(
+        default=None, metadata={"help": "Output folder of an earlier assessment, whose metrics `before` refers to."}
+    )
     reference_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "pi_ref of implicit rewards; default: what the model's own run record names."}
+        default=None,
+        metadata={"help": "pi_ref of KL and implicit rewards; default: the one in the model's run record."},
     )
     batch_size: int | None = field(
-        default=None, metadata={"help": "Sequences at a time, for evaluations that do not say it themselves."}
+        default=None, metadata={"help": "Sequences per batch, for evaluations without a batch_size in the YAML."}
     )
     dtype: str = field(
-        default="float32", metadata={"help": "Weights' precision.", "choices": ["float32", "bfloat16", "float16"]}
+        default="float32",
+        metadata={"help": "dtype of the model weights.", "choices": ["float32", "bfloat16", "float16"]},
     )
-    seed: int = field(default=42, metadata={"help": "Of every sample and interval."})
+    seed: int = field(default=42, metadata={"help": "Random seed for sampling and bootstrap intervals."})
     allow_unsafe_code_execution: bool = field(
-        default=False, metadata={"help": "Run the programs of completions without a sandbox where none can be had."}
+        default=False, metadata={"help": "Run the programs in completions without a sandbox where none is available."}
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the model repository's own code."})
-    force: bool = field(default=False, metadata={"help": "Move an existing output folder aside and start anew."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Allow code from the model's repository to run."})
+    force: bool = field(default=False, metadata={"help": "Move an existing output folder aside and start again."})
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the stage; see the module's docstring."""
     with Run("assess", argv) as run:
         if run.done or not run.is_main:
-            return  # one process judges; the others have nothing to do
+            return  # one process evaluates; the others have nothing to do
         (args,) = run.parse(AssessArguments)
         from pipeline.runtime.checkpoints import require_model_folder
-        from pipeline.runtime.files import write_rows
 
-        require_model_folder(args.model_name_or_path)
+        name = args.model_name_or_path
+        require_model_folder(name)
         from pipeline.evaluation import recorded
         from pipeline.evaluation.expectations import baseline_metrics, check_claims, describe, parse_claims
-        from pipeline.evaluation.registry import check_entries, headline, label, rehearse, run_entry, takes
-        from pipeline.evaluation.results import Results
+        from pipeline.evaluation.registry import check_entries, defaults_for, rehearse, takes
+        from pipeline.evaluation.results import Results, assess_all
 
-        objective = recorded.recorded_objective(args.model_name_or_path)
-        prompts = {name: objective.pop(name) for name in ("dataset", "split") if name in objective}
-        if args.objective and not any(item.get("type") == "objective" for item in args.evaluations or []):
-            args.evaluations = [*(args.evaluations or []), recorded.objective_entry(args.model_name_or_path, prompts)]
-        check_entries(args.evaluations or [])
+        objective = recorded.recorded_objective(name)
+        prompts = {key: objective.pop(key) for key in ("dataset", "split") if key in objective}
+        entries = list(args.evaluations or [])
+        if args.objective and not any(item.get("type") == "objective" for item in entries):
+            entries.append(recorded.objective_entry(name, prompts))
+        check_entries(entries)
         claims = parse_claims(args.expect or [], has_baseline=args.baseline is not None)
         before = baseline_metrics(run, args.baseline)
-        recorded.refuse_training_rows(args.model_name_or_path, args.evaluations)
+        recorded.refuse_training_rows(name, entries)
 
         import torch
 
         from pipeline.model.loading import load_model, load_tokenizer, require_language_model
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        options = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
-        unsafe = args.allow_unsafe_code_execution
-        defaults: dict[str, Any] = {"seed": args.seed, "allow_unsafe_code_execution": unsafe, **objective}
+        def load(folder: str) -> "PreTrainedModel":
+            model = load_model(folder, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+            return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+        defaults = {"seed": args.seed, "allow_unsafe_code_execution": args.allow_unsafe_code_execution}
         if args.batch_size is not None:
             defaults["batch_size"] = args.batch_size
-        reference = args.reference_model_name_or_path or recorded.recorded_reference(args.model_name_or_path)
+        reference = args.reference_model_name_or_path or recorded.recorded_reference(name)
         if reference:
-            defaults["reference"] = lambda: load_model(reference, **options).to(device)
-            if args.reference_model_name_or_path or any(takes(item, "reference") for item in args.evaluations):
+            defaults["reference"] = lambda: model if reference == name else load(reference)
+            if args.reference_model_name_or_path or any(takes(item, "reference") for item in entries):
                 require_model_folder(reference, "reference_model_name_or_path")
-        # These two are about what the model was trained on; the others say themselves what they judge by.
-        defaults_of = [
-            {k: v for k, v in defaults.items() if item["type"] in ("objective", "best_of_n") or k not in objective}
-            for item in args.evaluations
-        ]
-        for item, taken in zip(args.evaluations, defaults_of, strict=True):
-            rehearse(item, **taken)
-        require_language_model(args.model_name_or_path, args.trust_remote_code)
+        planned = [(item, defaults_for(item, defaults, objective)) for item in entries]
+        for item, options in planned:
+            rehearse(item, **options)
+        require_language_model(name, args.trust_remote_code)
 
-        tokenizer = load_tokenizer(args.model_name_or_path, args.trust_remote_code)
-        model = load_model(args.model_name_or_path, **options).to(device)
-        run.add_parent(args.model_name_or_path)
-        if reference == args.model_name_or_path:
-            for taken in defaults_of:
-                taken["reference"] = lambda: model
-        elif reference:
+        tokenizer, model = load_tokenizer(name, args.trust_remote_code), load(name)
+        run.add_parent(name)
+        if reference and reference != name:
             run.add_parent(reference)
-
-        samples, results = [], Results(run.folder / "results", run.record["parents"])
-        for number, (item, taken) in enumerate(zip(args.evaluations, defaults_of, strict=True), 1):
-            started = time.monotonic()
-            result = results.read(item, taken)
-            kept = result is not None
-            if not kept:
-                result = run_entry(model, tokenizer, item, **taken)
-                results.write(item, taken, result)
-            figures = {f"{label(item)}/{name}": value for name, value in result.metrics.items()}
-            run.add_data(result.data)
-            run.add_metrics(figures)
-            run.add_curves(label(item), result.curves)
-            run.add_tables(label(item), result.tables)
-            samples += [{"evaluation": label(item), **sample} for sample in result.samples]
-            for name, rows in {"samples.jsonl": samples, **result.files}.items():
-                write_rows(run.folder / name, rows)
-            spent = "measured before" if kept else f"{time.monotonic() - started:.1f} s"
-            print(
-                f"[{number}/{len(args.evaluations)}] {label(item)}: {headline(result.metrics)} ({spent})", flush=True
-            )
-            run.write()
+        results = Results(run.folder / "results", run.record["parents"])
+        assess_all(run, results, model, tokenizer, planned)
         checked = check_claims(claims, run.record["metrics"], before)
         run.note("expected", checked)
         for claim in checked:

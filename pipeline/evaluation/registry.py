@@ -1,19 +1,26 @@
-"""Evaluations by name, and what one of them gives back.
+"""Evaluations by name, and what one of them returns.
 
 An evaluation is a function ``(model, tokenizer, **options) -> Result``. A YAML of ``assess.py`` names it by a name of
-the table below, or by the dotted path of anybody's own function, ``package.module:function``. It reads its rows and
-checks its options before it touches model or tokenizer: up to there `rehearse` runs it before anything is loaded.
+the table below, or by the dotted path of a user's function, ``package.module:function``. It reads its rows and checks
+its options before it uses model or tokenizer: `rehearse` runs it up to there before anything is loaded. An option with
+the default None that the YAML leaves out comes from the model's run record, where that has it (`defaults_for`).
 """
 
 import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.evaluation.rows import read_rows
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.registry import find
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Entry = dict[str, Any]  # an evaluation in the YAML, or options by name
+Row = dict[str, Any]
 
 EVALUATIONS = {
     "loss": "pipeline.evaluation.tasks.loss:loss",
@@ -29,11 +36,11 @@ EVALUATIONS = {
 
 @dataclass
 class Result:
-    """What an evaluation found.
+    """What an evaluation returns.
 
     Attributes:
         metrics: figures by name; a figure ``x`` with a 95% interval has ``x_low`` and ``x_high`` beside it.
-        samples: one mapping a prompt (prompt, completions, scores, …), for ``samples.jsonl`` and the report.
+        samples: one mapping per prompt (prompt, completions, scores, …), for ``samples.jsonl`` and the report.
         data: what it was measured on, as the run record lists data.
         files: rows to be written beside ``samples.jsonl``, by the file's name.
         curves: points by the curve's name, each point a mapping of its coordinates, x first: what the report draws.
@@ -41,15 +48,15 @@ class Result:
     """
 
     metrics: dict[str, float]
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    data: list[dict[str, Any]] = field(default_factory=list)
-    files: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    samples: list[Row] = field(default_factory=list)
+    data: list[Row] = field(default_factory=list)
+    files: dict[str, list[Row]] = field(default_factory=dict)
+    curves: dict[str, list[Row]] = field(default_factory=dict)
+    tables: dict[str, list[Row]] = field(default_factory=dict)
 
 
-def require_recorded(**options: Any) -> None:
-    """Refuse to judge a model by options that neither the evaluation gives nor the model's own run recorded.
+def require_recorded(**options: object) -> None:
+    """Refuse to evaluate a model with options that neither the YAML nor the model's run record has.
 
     Raises:
         UserError: one of them is None.
@@ -57,7 +64,7 @@ def require_recorded(**options: Any) -> None:
     for name, value in options.items():
         if value is None:
             option = "reference_model_name_or_path" if name == "reference" else name
-            raise UserError(f"{option} is not recorded in the model's run.json: say it")
+            raise UserError(f"{option} is not in the model's run.json; pass it explicitly")
 
 
 def get_evaluation(kind: str) -> Callable[..., Result]:
@@ -69,7 +76,7 @@ def get_evaluation(kind: str) -> Callable[..., Result]:
     return find(kind, EVALUATIONS, "type")
 
 
-def check_entries(entries: list[dict[str, Any]]) -> None:
+def check_entries(entries: list[Entry]) -> None:
     """Check the list of evaluations before any model is loaded.
 
     Raises:
@@ -85,21 +92,32 @@ def check_entries(entries: list[dict[str, Any]]) -> None:
         if not re.fullmatch(r"[\w .+-]+", name):
             raise UserError(f"evaluations: entry {number} has the name {name!r}; use letters, digits, spaces and _.+-")
         if name in seen:
-            raise UserError(f"evaluations: the name {name!r} stands twice; give the second one its own `name:`")
+            raise UserError(f"evaluations: duplicate name {name!r}; give each evaluation its own `name:`")
         seen.add(name)
         _check_options(name, get_evaluation(str(entry.get("type"))), entry)
 
 
-def label(entry: dict[str, Any]) -> str:
+def label(entry: Entry) -> str:
     """The name of an entry: its ``name``, else its type (of a dotted path the function)."""
     return str(entry.get("name", str(entry.get("type")).rpartition(":")[2]))
 
 
-def run_entry(model: Any, tokenizer: Any, entry: dict[str, Any], **defaults: Any) -> Result:
-    """Run one entry of the list; ``defaults`` reach it where it takes them and does not say otherwise.
+def defaults_for(entry: Entry, defaults: Entry, recorded: Entry) -> Entry:
+    """The defaults of one entry: those of every evaluation, and what the model's run recorded for options whose own
+    default is None (of ``objective``: reward, beta and max_new_tokens).
+    """
+    parameters = inspect.signature(get_evaluation(entry["type"])).parameters
+    open_options = {name for name, parameter in parameters.items() if parameter.default is None}
+    return {name: value for name, value in recorded.items() if name in open_options} | defaults
+
+
+def run_entry(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", entry: Entry, **defaults: object
+) -> Result:
+    """Run one entry of the list, with those of the ``defaults`` that its evaluation takes and the entry leaves out.
 
     Raises:
-        UserError: whatever the evaluation says, with the entry's name in front.
+        UserError: as the evaluation raises it, with the entry's name in front.
     """
     function = get_evaluation(entry["type"])
     taken = inspect.signature(function).parameters
@@ -112,12 +130,12 @@ def run_entry(model: Any, tokenizer: Any, entry: dict[str, Any], **defaults: Any
 
 
 class _Untouched:
-    """In place of model, tokenizer and reference while no model is loaded: whoever uses it has come to the model."""
+    """Stands for model, tokenizer and reference while none is loaded; any use of it raises ``_Touched``."""
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> NoReturn:
         raise _Touched
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         raise _Touched
 
     def __len__(self) -> int:
@@ -128,11 +146,11 @@ class _Touched(Exception):
     """The rows are read and the options checked; what follows needs the model."""
 
 
-def rehearse(entry: dict[str, Any], **defaults: Any) -> None:
-    """Run one entry up to where it needs the model, so that its mistakes show before an hour of other evaluations.
+def rehearse(entry: Entry, **defaults: object) -> None:
+    """Run one entry up to where it needs the model, so that its mistakes show before other evaluations run.
 
     Raises:
-        UserError: what the evaluation says of its options, dataset and columns, with the entry's name in front.
+        UserError: a mistake in its options, dataset or columns, with the entry's name in front.
     """
     if "reference" in defaults:
         defaults["reference"] = _Untouched()
@@ -143,10 +161,10 @@ def rehearse(entry: dict[str, Any], **defaults: Any) -> None:
             raise
     except Exception:
         if entry["type"] in EVALUATIONS:
-            raise  # a function of the user's own may not expect this; it is run in its turn all the same
+            raise  # a user's function may not expect this: it runs in its turn
 
 
-def takes(entry: dict[str, Any], option: str) -> bool:
+def takes(entry: Entry, option: str) -> bool:
     """Whether the entry's evaluation has an option of this name."""
     return option in inspect.signature(get_evaluation(entry["type"])).parameters
 
@@ -154,7 +172,7 @@ def takes(entry: dict[str, Any], option: str) -> bool:
 def headline(metrics: dict[str, float]) -> str:
     """The figures of one evaluation worth a line in the terminal: those with an interval, else all."""
     main_figures = [name for name in metrics if f"{name}_low" in metrics] or list(metrics)
-    # A lenient score that is the strict one says nothing.
+    # A lenient score that equals the strict one adds nothing.
     main_figures = [
         n for n in main_figures if metrics[n] != metrics.get(n.removesuffix("_lenient")) or "_len" not in n
     ]
@@ -167,7 +185,7 @@ def headline(metrics: dict[str, float]) -> str:
     return ", ".join(shown)
 
 
-def _check_options(name: str, function: Callable[..., Result], entry: dict[str, Any]) -> None:
+def _check_options(name: str, function: Callable[..., Result], entry: Entry) -> None:
     parameters = inspect.signature(function).parameters
     known = {p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
     needed = {p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty}

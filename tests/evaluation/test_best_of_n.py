@@ -114,5 +114,5 @@ def test_the_policy_and_pi_ref_are_told_apart_and_the_reward_selects(rows):
 
 
 def test_what_is_not_recorded_must_be_said(rows):
-    with pytest.raises(UserError, match="reward is not recorded"):
+    with pytest.raises(UserError, match="reward is not in the model's run"):
         best_of_n(tiny_model(), tiny_tokenizer(), reference=tiny_model, max_new_tokens=2, **rows)

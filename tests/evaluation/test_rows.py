@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.evaluation.registry import Result, check_entries, get_evaluation, run_entry
+from pipeline.evaluation.registry import Result, check_entries, defaults_for, get_evaluation, run_entry
 from pipeline.evaluation.rows import read_rows
 from pipeline.runtime.errors import UserError
 
@@ -67,7 +67,7 @@ def test_rows_that_cannot_be_had(file, options, words):
         ([{"type": "loss"}], "evaluation loss: the option dataset is missing"),
         ([{"type": "loss", "dataset": "d", "splt": "test"}], "unknown option 'splt'; did you mean split"),
         ([{"type": "loss", "dataset": "d", "kind": "sft"}], "unknown option 'kind'"),
-        ([{"type": "loss", "dataset": "d"}, {"type": "loss", "dataset": "e"}], "'loss' stands twice"),
+        ([{"type": "loss", "dataset": "d"}, {"type": "loss", "dataset": "e"}], "duplicate name 'loss'"),
         ([{"name": "a/b", "type": "loss", "dataset": "d"}], "has the name 'a/b'"),
         ([{"type": "nowhere.at_all:f"}], "cannot import"),
         ([{"type": "accuracy", "dataset": "d", "reward": "exact"}], "max_new_tokens is missing"),
@@ -98,3 +98,12 @@ def test_an_evaluation_of_ones_own_by_dotted_path():
     assert run_entry(2, None, entry | {"seed": 5}, seed=1).metrics == {"value": 13}
     with pytest.raises(UserError, match="evaluation mine: power is negative"):
         run_entry(2, None, entry | {"power": -1})
+
+
+def test_a_recorded_value_fills_only_an_option_that_is_left_open():
+    """reward, beta and max_new_tokens of objective are None by default; those of accuracy are the YAML's to give."""
+    defaults, recorded = {"seed": 1}, {"reward": "numeric", "beta": 0.1, "max_new_tokens": 8}
+    assert defaults_for({"type": "objective"}, defaults, recorded) == defaults | recorded
+    open_options = {"reward": "numeric", "max_new_tokens": 8}
+    assert defaults_for({"type": "best_of_n"}, defaults, recorded) == defaults | open_options
+    assert defaults_for({"type": "accuracy"}, defaults, recorded) == defaults

@@ -148,8 +148,10 @@ def test_what_is_not_recorded_must_be_said(trained, tmp_path):
         assess.main([*argv, "--objective"])
     config = tmp_path / "assess.yaml"
     config.write_text("evaluations: [{type: objective, dataset: world/enumerable}]\n")
-    with pytest.raises(UserError, match="evaluation objective: reference_model_name_or_path is not recorded"):
+    with pytest.raises(
+        UserError, match="evaluation objective: reference_model_name_or_path is not in the model's run"
+    ):
         assess.main([*argv, "--config", str(config)])
     argv += ["--reference_model_name_or_path", trained[0]]
-    with pytest.raises(UserError, match="evaluation objective: reward is not recorded"):
+    with pytest.raises(UserError, match="evaluation objective: reward is not in the model's run"):
         assess.main([*argv, "--config", str(config)])
