@@ -44,6 +44,8 @@ def build_page(title: str, runs: Sequence[RunView], machine: Mapping[str, str], 
         assessed=assessed([run for run in assessments if run.metrics]),
         frontier=rlhf_charts.frontier(assessments),
         against_best_of_n=rlhf_charts.against_best_of_n(assessments),
+        other_curves=rlhf_charts.other_curves(assessments),
+        other_tables=rlhf_charts.other_tables(assessments),
         samples=samples(assessments),
         sequences=sequences(trained),
         curves=curves(trained),
@@ -59,8 +61,20 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"count": count, "duration": duration, "memory": memory, "model_of": model_of}
+    environment.filters |= {
+        "count": count,
+        "duration": duration,
+        "memory": memory,
+        "model_of": model_of,
+        "figure": figure,
+    }
     return environment
+
+
+def figure(value: object) -> str:
+    """A cell of a table: a number as a person reads it, anything else as text."""
+    plain = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return number(value) if plain else str(value)
 
 
 def tiles(runs: Sequence[RunView], assessments: Sequence[RunView]) -> list[dict[str, str]]:

@@ -4,13 +4,14 @@ They read the curves and tables of the run records; figures are looked up by the
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pipeline.reporting.charts import Chart, Curve, line_chart
 from pipeline.reporting.history import Json, RunView, model_of, series
 from pipeline.runtime.formatting import short
 
 KL = "KL to pi_ref (nats per completion)"
+DRAWN_CURVES, DRAWN_TABLES = ("best of n", "optima"), ("policy",)
 FEW = 30  # points of a curve that get a dot each
 
 
@@ -102,10 +103,38 @@ def frontier(assessments: Sequence[RunView]) -> list[Chart]:
     return [chart for chart in figures if chart]
 
 
+def other_curves(assessments: Sequence[RunView]) -> list[Chart]:
+    """Curves of evaluations that no chart above draws: every other column of numbers over the first one."""
+    figures = []
+    for run in assessments:
+        for evaluation, name, points in _others(run.curves, DRAWN_CURVES):
+            x, *columns = points[0]
+            numbers = [column for column in columns if isinstance(points[0][column], int | float)]
+            lines = [_curve(column, points, x, column) for column in numbers]
+            figures.append(_figure(f"{model_of(run)}: {evaluation}, {name}", lines, x, ""))
+    return [chart for chart in figures if chart]
+
+
+def other_tables(assessments: Sequence[RunView]) -> list[tuple[str, list[Json]]]:
+    """Tables of evaluations that no chart reads, with a caption each."""
+    return [
+        (f"{model_of(run)}: {evaluation}, {name}", rows)
+        for run in assessments
+        for evaluation, name, rows in _others(run.tables, DRAWN_TABLES)
+    ]
+
+
+def _others(found: dict[str, dict[str, list[Json]]], drawn: Sequence[str]) -> Iterator[tuple[str, str, list[Json]]]:
+    for evaluation, by_name in found.items():
+        for name, rows in by_name.items():
+            if rows and name not in drawn:
+                yield evaluation, name, rows
+
+
 def _curve(label: str, points: Sequence[Json], x: str, y: str, marked: bool = True) -> Curve:
-    """A line of the points that have both coordinates."""
-    known = [(point[x], point[y]) for point in points if point.get(x) is not None and point.get(y) is not None]
-    return Curve(label, known, marked)
+    """A line of the points of which both coordinates are numbers."""
+    pairs = [(point.get(x), point.get(y)) for point in points]
+    return Curve(label, [pair for pair in pairs if all(isinstance(value, int | float) for value in pair)], marked)
 
 
 def _figure(caption: str, lines: Sequence[Curve], x_label: str, y_label: str) -> Chart | None:

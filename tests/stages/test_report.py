@@ -59,7 +59,11 @@ def runs(tmp_path):
         expected = (
             [{"claim": claim, "metric": "sums/pass@1", "value": value, "bound": 0.9, "met": False}] if claim else []
         )
-        run = put(folder, name, "assess", parents=[parent], metrics=metrics, expected=expected)
+        curves = {"mine": {"dose": [{"dose": i, "effect": i * i, "note": EVIL} for i in range(3)]}}
+        tables = {"mine": {EVIL: [{"kind": EVIL, "share": 0.123456}]}}
+        run = put(
+            folder, name, "assess", parents=[parent], metrics=metrics, expected=expected, curves=curves, tables=tables
+        )
         row = {"evaluation": "shown", "prompt": f"Say {EVIL}", "completions": [f"{name} {EVIL}"], "finished": [False]}
         (run / "samples.jsonl").write_text(json.dumps(row) + "\n")
     return folder
@@ -97,6 +101,14 @@ def test_a_stage_nobody_foresaw_shows_what_it_logged(page, runs):
     html = (runs / "report.html").read_text()
     assert "ppo: surprise" in html
     assert "learning_rate" not in page.text.replace("given", "")  # logged, but no curve anybody looks for
+
+
+def test_an_evaluation_nobody_foresaw_shows_its_curves_and_tables(page):
+    """One line of effect over dose (a note is no number), and a table with its text escaped and its number rounded."""
+    assert "pretrain: mine, dose" in page.text
+    assert f"sft: mine, {EVIL}" in page.text
+    assert "0.123" in page.text
+    assert "0.123456" not in page.text
 
 
 def test_completions_of_one_prompt_stand_side_by_side(runs):
