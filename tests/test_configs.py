@@ -1,6 +1,7 @@
 """Every shipped YAML is parsed by its stage's own parser: a renamed field cannot go unnoticed."""
 
 import importlib
+import re
 from collections import Counter
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 from pipeline.recipes.recipe import read_recipe
 from pipeline.recipes.shapes import SHAPES
 from pipeline.runtime.arguments import parse
+from pipeline.runtime.registry import import_function
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "configs").rglob("recipe.yaml"))
@@ -116,3 +118,15 @@ def test_a_recipe_resolves_and_builds_on_earlier_entries_only(path):
     for number, entry in enumerate(entries):
         start = entry.given.get("model_name_or_path")
         assert start is None or start in SHAPES or start in earlier[:number] + earlier[len(entries) :]
+
+
+def test_every_dotted_path_is_there():
+    """``package.module:function`` in a recipe, a stage's config or an evaluation: what it names can be imported."""
+    paths = {
+        word
+        for path in [*CONFIGS, *RECIPES]
+        for word in re.findall(r"pipeline[.\w]*:\w+", path.read_text(encoding="utf-8"))
+    }
+    assert len(paths) >= 2
+    for path in paths:
+        assert import_function(path, "config")

@@ -23,7 +23,6 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_json
 
 PEFT_TYPE = "NARLM"
-OWN_METHODS = ("bias", "bottleneck")
 FEED_FORWARD = ("mlp", "feed_forward", "ffn")
 # Parts of the names of parameters that adapters, ours and PEFT's, add to a model.
 ADDED = ("bias_delta", "adapter_down", "adapter_up", "lora_", "ln_tuning_layers")

@@ -2,7 +2,7 @@
 
 An adapter as the start is handled by ``adapter_mode``:
 
-- ``continue``: the same adapter goes on training; pi_ref is base + a frozen copy of it.
+- ``continue``: training of the same adapter resumes; pi_ref is base + a frozen copy of it.
 - ``merge``: the adapter is merged into its base at full precision, written to ``<output_dir>/start``, and that is an
   ordinary model from there on; pi_ref is that model.
 - ``stack``: a new adapter is trained over base + frozen adapter; pi_ref is base + adapter. What is saved is one plain
@@ -46,7 +46,7 @@ class ModelArguments(ModelConfig):
     """TRL's ``ModelConfig`` and what happens to an adapter that is the start."""
 
     adapter_mode: Literal["continue", "merge", "stack"] = field(
-        default="continue", metadata={"help": "What happens to an adapter that is the start."}
+        default="continue", metadata={"help": "How to treat the adapter when model_name_or_path is an adapter."}
     )
     loraplus_lr_ratio: float | None = field(
         default=None,
@@ -77,7 +77,7 @@ class Policy:
     parent_adapter: Path | None = None  # set by `stack`: the adapter that the saved one must include
 
     def finish(self, folder: Path) -> None:
-        """Make the saved folder stand alone: under ``stack`` the saved adapter takes its parent in.
+        """Make the saved folder complete: under ``stack`` the saved adapter takes its parent in.
 
         An adapter gets a ``generation_config.json``, which PEFT does not write: it says where a turn ends.
         """
@@ -124,39 +124,56 @@ def load_policy(
         "trust_remote_code": trust_remote_code,
         "quantization_config": get_quantization_config(args),
     }
-    peft_config, parent_adapter = get_peft_config(args), None
-    base, mode = adapter_base(name, args.model_revision), args.adapter_mode
+    peft_config, base = get_peft_config(args), adapter_base(name, args.model_revision)
     if base is None:
         model = from_pretrained(auto_class, name, revision=args.model_revision, **kwargs)
-        pi_ref = f"{name} (the start{', adapter off' if peft_config else ', frozen copy'})"
     else:
         _check_mode(args, peft_config, scores=auto_class is AutoModelForSequenceClassification)
-        model = from_pretrained(auto_class, base, **kwargs)
-        model = attach_adapter(model, name, trainable=mode == "continue", revision=args.model_revision)
-        if mode == "continue":
-            peft_config, pi_ref = None, f"{base} with a frozen copy of the adapter {name}"
-        else:
-            model = merged(model)
-            model.requires_grad_(True)  # PEFT froze the base; whether it is trained is now the stage's own choice
-    _fit_vocabulary(model, tokenizer, adapter=bool(peft_config or (base and mode == "continue")))
+        model = _load_adapter(args, from_pretrained(auto_class, base, **kwargs))
+    continued = base is not None and args.adapter_mode == "continue"
+    peft_config = None if continued else peft_config
+    _fit_vocabulary(model, tokenizer, adapter=continued or peft_config is not None)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # a score is read off the last other token
-    if base and mode == "merge":
-        start = run.folder / "start"
-        if run.is_main and not (start / "config.json").is_file():
-            model.save_pretrained(start)
-            tokenizer.save_pretrained(start)
-        PartialState().wait_for_everyone()
-        _rename(model, str(start))
-        pi_ref = f"{start} (base {base} with {name} merged in)"
-    elif base and mode == "stack":
-        _rename(model, base)
-        parent_adapter = adapter_folder(name, args.model_revision)
-        pi_ref = f"{base} with the adapter {name}, the new adapter off"
+    policy = Policy(model, tokenizer, peft_config)
+    pi_ref = _settle_reference(policy, args, base, run)
     if is_start and auto_class is AutoModelForCausalLM:  # a reward model is no policy and has no reference
         run.note("pi_ref", name)  # by every mode the reference is the start as it was, and this loads it
         if run.is_main:
             print(f"{run.stage}: pi_ref is {pi_ref}", flush=True)
-    return Policy(model, tokenizer, peft_config, parent_adapter)
+    return policy
+
+
+def _load_adapter(args: ModelArguments, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
+    """The base with the adapter that is the start: to be trained on (``continue``), else merged in."""
+    continued = args.adapter_mode == "continue"
+    model = attach_adapter(base, args.model_name_or_path, trainable=continued, revision=args.model_revision)
+    if not continued:
+        model = merged(model)
+        model.requires_grad_(True)  # PEFT froze the base; whether it is trained is the stage's choice
+    return model
+
+
+def _settle_reference(policy: Policy, args: ModelArguments, base: str | None, run: Run) -> str:
+    """Which weights are pi_ref, in words; under ``merge`` they are saved, under ``stack`` the parent is noted.
+
+    The model gets the name that the trainer reloads the reference from.
+    """
+    name, mode = args.model_name_or_path, args.adapter_mode
+    if base is None:
+        return f"{name} (the start{', adapter off' if policy.peft_config else ', frozen copy'})"
+    if mode == "continue":
+        return f"{base} with a frozen copy of the adapter {name}"
+    if mode == "stack":
+        _rename(policy.model, base)
+        policy.parent_adapter = adapter_folder(name, args.model_revision)
+        return f"{base} with the adapter {name}, the new adapter off"
+    start = run.folder / "start"
+    if run.is_main and not (start / "config.json").is_file():
+        policy.model.save_pretrained(start)
+        policy.tokenizer.save_pretrained(start)
+    PartialState().wait_for_everyone()
+    _rename(policy.model, str(start))
+    return f"{start} (base {base} with {name} merged in)"
 
 
 def start_name(args: ModelArguments) -> str:
