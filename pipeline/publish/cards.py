@@ -14,7 +14,7 @@ from jinja2 import Template
 
 from pipeline.publish.snippets import OWN, scores, snippet
 from pipeline.runtime.compat import SAVED_MODELS_RUN_ON
-from pipeline.runtime.files import is_local, resource
+from pipeline.runtime.files import Json, is_local, resource
 from pipeline.runtime.lineage import assessments_of, repo_of, walk
 from pipeline.worlds.table import is_world
 
@@ -27,9 +27,9 @@ RESULTS = ("eval_", "held_out_", "last_")
 
 def write_card(
     folder: Path,
-    record: dict[str, Any],
+    record: Json,
     repo: str | None = None,
-    assessments: Sequence[tuple[Path, dict[str, Any]]] | None = None,
+    assessments: Sequence[tuple[Path, Json]] | None = None,
 ) -> Path:
     """Write ``README.md`` from ``model_cards/<stage>.md``, the run record and the model's assessments.
 
@@ -59,7 +59,7 @@ def write_card(
     return path
 
 
-def metadata_of(folder: Path, record: dict[str, Any], name: str) -> ModelCardData:
+def metadata_of(folder: Path, record: Json, name: str) -> ModelCardData:
     """The card's YAML header: what the Hub indexes a model by."""
     kind = _adapter_config(folder).get("peft_type")
     task = "text-classification" if scores(folder, record) else "text-generation"
@@ -88,7 +88,7 @@ def metadata_of(folder: Path, record: dict[str, Any], name: str) -> ModelCardDat
     )
 
 
-def facts_of(folder: Path, record: dict[str, Any], name: str) -> dict[str, Any]:
+def facts_of(folder: Path, record: Json, name: str) -> Json:
     """What the templates of ``model_cards/`` are filled with."""
     processes = f"--num_processes {n} " if (n := record.get("processes", 1)) > 1 else ""
     return {
@@ -116,7 +116,7 @@ def facts_of(folder: Path, record: dict[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def results_of(record: dict[str, Any]) -> dict[str, float]:
+def results_of(record: Json) -> dict[str, float]:
     """The run's metrics that say something about the model, not about the time it took."""
     return {
         metric: value
@@ -125,7 +125,7 @@ def results_of(record: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def assessment_tables(assessments: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, str]:
+def assessment_tables(assessments: Sequence[tuple[Path, Json]]) -> dict[str, str]:
     """The figures of each assessment of a model, with their 95% intervals, as a table by the assessment's name."""
     tables = {}
     for folder, record in assessments:
@@ -140,13 +140,13 @@ def assessment_tables(assessments: Sequence[tuple[Path, dict[str, Any]]]) -> dic
     return tables
 
 
-def base_of(folder: Path, record: dict[str, Any]) -> str | None:
+def base_of(folder: Path, record: Json) -> str | None:
     """Hub id of what a model was made from: of an adapter its base, which is further back than the run's start."""
     base = _adapter_config(folder).get("base_model_name_or_path")
     return base if base and _is_on_hub(base) else lineage_of(record)[0]
 
 
-def prepared_rows(record: dict[str, Any]) -> list[str]:
+def prepared_rows(record: Json) -> list[str]:
     """What of the data was learned, and what was dropped before training, in sentences."""
     lines = [
         f"Learned ({name}): {learned['share']:.0%} of the tokens, {learned['of']}"
@@ -158,7 +158,7 @@ def prepared_rows(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def lineage_of(record: dict[str, Any]) -> tuple[str | None, str]:
+def lineage_of(record: Json) -> tuple[str | None, str]:
     """The Hub id a run's weights come from, if there is one, and the chain of runs as a Markdown list."""
     lines, base = [], None
     for run, parent in walk(record, starts_only=True):
@@ -209,12 +209,12 @@ def _is_on_hub(name: str) -> bool:
     return not is_world(name) and not is_local(name)
 
 
-def _adapter_config(folder: Path) -> dict[str, Any]:
+def _adapter_config(folder: Path) -> Json:
     file = folder / "adapter_config.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def _render(template: str, facts: dict[str, Any]) -> str:
+def _render(template: str, facts: Json) -> str:
     """One of the parts that all cards share, filled."""
     return Template(resource("model_cards", template).read_text(encoding="utf-8")).render(facts).strip()
 

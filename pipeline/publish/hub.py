@@ -21,7 +21,7 @@ from pipeline.publish.cards import write_card
 from pipeline.publish.curves import plot_training
 from pipeline.runtime.entry import CommandParser, run_and_exit
 from pipeline.runtime.errors import PushError, UserError
-from pipeline.runtime.files import write_json
+from pipeline.runtime.files import Json, write_json
 from pipeline.runtime.lineage import assessments_of, merged_parent, repo_of
 from pipeline.runtime.record import read_record
 
@@ -93,7 +93,7 @@ def push_command(folder: Path, repo: str, private: bool | None = None, revision:
 
 def upload(
     folder: Path,
-    record: dict[str, Any],
+    record: Json,
     repo: str,
     *,
     message: str,
@@ -101,7 +101,7 @@ def upload(
     token: str | None = None,
     revision: str | None = None,
     base: str | None = None,
-    assessments: Sequence[tuple[Path, dict[str, Any]]] = (),
+    assessments: Sequence[tuple[Path, Json]] = (),
 ) -> str:
     """Send a model's folder (a run's, or one of its checkpoints) to a branch, in one commit with its own card.
 

@@ -2,17 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+
+from pipeline.runtime.files import Json
 
 OWN = "NARLM"  # the peft_type of adapters that PEFT lacks (pipeline.model.adapters)
 
 PROMPT, ANSWERS, TEXT = "What is 2 plus 3?", ("5.", "I do not know."), "The sun rises in"
 
 
-def snippet(folder: Path, record: dict[str, Any], name: str, base: str | None) -> str:
+def snippet(folder: Path, record: Json, name: str, base: str | None) -> str:
     """Python code that loads ``name``, which is what ``folder`` holds, and lets it answer or score.
 
     Args:
@@ -33,7 +34,7 @@ def snippet(folder: Path, record: dict[str, Any], name: str, base: str | None) -
     return f"{load}\n\n{_use_text(chat, options)}"
 
 
-def scores(folder: Path, record: dict[str, Any]) -> bool:
+def scores(folder: Path, record: Json) -> bool:
     """Whether a saved model is a reward model, whichever stage wrote it."""
     adapter, config = _read(folder / "adapter_config.json"), _read(folder / "config.json")
     kinds = [adapter["task_type"]] if adapter.get("task_type") else config.get("architectures")
@@ -42,7 +43,7 @@ def scores(folder: Path, record: dict[str, Any]) -> bool:
     return any(kind == "SEQ_CLS" or kind.endswith("ForSequenceClassification") for kind in kinds)
 
 
-def runs_code(folder: Path, record: dict[str, Any]) -> bool:
+def runs_code(folder: Path, record: Json) -> bool:
     """Whether a model, or an adapter's base, is loaded by code of its own; True where its config is not at hand."""
     places = [folder, *(Path(parent["path"]) for parent in record["parents"][:1] if "path" in parent)]
     bases = [_read(place / "adapter_config.json").get("base_model_name_or_path") for place in places]
@@ -63,7 +64,7 @@ def _config_of(name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _load(adapter: dict[str, Any], name: str, base: str | None, is_reward: bool, code: bool) -> str:
+def _load(adapter: Json, name: str, base: str | None, is_reward: bool, code: bool) -> str:
     kind = "AutoModelForSequenceClassification" if is_reward else "AutoModelForCausalLM"
     options = (", num_labels=1" if is_reward and adapter else "") + (", trust_remote_code=True" if code else "")
     tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({name!r})\n"
@@ -108,7 +109,7 @@ def _use_text(chat: bool, options: str) -> str:
     )
 
 
-def _use_scores(chat: bool, adapter: dict[str, Any]) -> str:
+def _use_scores(chat: bool, adapter: Json) -> str:
     pad = "model.config.pad_token_id = tokenizer.pad_token_id  # the base may have none\n" if adapter else ""
     question = f"question = {PROMPT!r}\nanswers = {list(ANSWERS)!r}\n"
     if chat:
@@ -130,5 +131,5 @@ def _has_chat_template(folder: Path) -> bool:
     return (folder / "chat_template.jinja").is_file() or "chat_template" in _read(folder / "tokenizer_config.json")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Json:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pipeline.recipes.recipe import Entry
 from pipeline.recipes.shapes import Shape, new_shape, shape_by_name
-from pipeline.runtime.arguments import plain
+from pipeline.runtime.coercion import plain
 from pipeline.runtime.errors import UserError
 
 GIB = 2**30

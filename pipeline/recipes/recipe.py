@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.arguments import read_given
 from pipeline.runtime.comparison import changed_inputs
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.given import read_given
 from pipeline.runtime.record import read_record, status_of
 
 FIELDS = {"name", "stage", "config", "overrides"}

@@ -5,12 +5,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 from pipeline.runtime.record import read_record, status_of
 
-Json = dict[str, Any]  # a JSON object, as run records and logs hold it
 # The first of these figures that a stage logged shows what it improved: (name, label, higher is better).
 # DPO by its margin: before training all margins are ties, which TRL's accuracy counts as wrong.
 GOALS = (

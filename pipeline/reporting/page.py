@@ -10,8 +10,9 @@ from markupsafe import Markup
 
 from pipeline.reporting import rlhf_charts
 from pipeline.reporting.charts import family_tree, interval_bar
-from pipeline.reporting.history import Json, RunView, change, model_of
+from pipeline.reporting.history import RunView, change, model_of
 from pipeline.reporting.stage_charts import curves, sequences
+from pipeline.runtime.files import Json
 from pipeline.runtime.formatting import clip, count, duration, memory, number, short
 from pipeline.runtime.messages import Turn, user_text
 

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from pipeline.reporting.charts import Chart, Curve, line_chart
-from pipeline.reporting.history import Json, RunView, model_of, series
+from pipeline.reporting.history import RunView, model_of, series
+from pipeline.runtime.files import Json
 from pipeline.runtime.formatting import short
 
 KL = "KL to pi_ref (nats per completion)"

@@ -2,23 +2,21 @@
 
 A value is text until its field says what it is: ``--output_dir 007`` names the folder 007, ``--seed 0042`` is 42,
 ``eval_strategy: no`` is the word. TrlParser lets misspelt YAML keys pass, checks neither the types nor the choices of
-YAML values, and does not see ``--config=file``; so it only prints ``--help_all`` here. ``read_given`` imports neither
-torch nor TRL's configs, so that a finished run is recognised in a fraction of a second.
+YAML values, and does not see ``--config=file``; so it only prints ``--help_all`` here. ``given`` reads the text,
+``coercion`` types it.
 """
 
 import dataclasses
-import enum
 import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Union
 
+from pipeline.runtime.coercion import coerce
 from pipeline.runtime.errors import UserError, nearest
-
-TRUE, FALSE, NOTHING = {"true", "yes", "on", "y", "t", "1"}, {"false", "no", "off", "n", "f", "0"}, {"", "~", "null"}
+from pipeline.runtime.given import read_with_places
 
 # Names of other tools and of earlier versions, what they are here, and what to do where there is no such field.
 FORMER_NAMES = {
@@ -114,18 +112,6 @@ class RolloutArguments(RewardArguments):
     )
 
 
-def read_given(argv: list[str] | None = None) -> dict[str, Any]:
-    """What the user gave, before types are known: the YAML of ``--config`` with the flags laid over it.
-
-    Scalars are text (None for YAML's null); flags are read by the grammar ``--key value…``, ``--key=value``, ``--key``
-    (True) and ``--no_key`` (false). So ``--beta 0.1`` and ``beta: 0.1`` are the same thing.
-
-    Raises:
-        UserError: the config file is missing, is not YAML, or is not a flat mapping; a word before the first flag.
-    """
-    return {key: value for key, (value, _) in _read(argv).items()}
-
-
 def parse(argv: list[str] | None, *dataclass_types: type, prog: str | None = None) -> tuple:
     """Instances of the given dataclasses from YAML and flags; a flag beats YAML, YAML beats the default.
 
@@ -151,7 +137,7 @@ def typed(argv: list[str] | None, *dataclass_types: type) -> dict[str, Any]:
     known = _fields(dataclass_types)
     aliases = {alias.lstrip("-"): name for name, (f, _) in known.items() for alias in f.metadata.get("aliases", ())}
     values = {}
-    for given, (value, where) in _read(argv).items():
+    for given, (value, where) in read_with_places(argv).items():
         name = aliases.get(given, given)
         if name not in known:
             kind = "flag" if where.startswith("--") else "key"
@@ -204,107 +190,6 @@ def build_parser(dataclass_types: tuple[type, ...], prog: str | None = None):
     return parser
 
 
-def coerce(value: Any, hint: Any, where: str) -> Any:
-    """A value as the field's type: the text ``1e-3`` as a float, ``0042`` as 42, ``no`` as False or as the word.
-
-    Choices are not looked at.
-
-    Raises:
-        UserError: the value is not of that type.
-    """
-    origin, members = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return plain(value)
-    if origin in (Union, types.UnionType):
-        return _coerce_union(value, members, where)
-    if origin is Literal:
-        return next((choice for choice in members if value == choice or value == str(choice)), value)
-    if origin is list or hint is list:
-        items = value if isinstance(value, list) else [value]
-        if value is None or value is True or isinstance(value, dict):
-            raise UserError(f"{where}: expected a list, got {_shown(value)}")
-        return [coerce(item, members[0] if members else Any, where) for item in items]
-    if isinstance(value, list):
-        raise UserError(f"{where}: expected one value, got {' '.join(map(str, value))}")
-    if hint is bool:
-        word = str(value).lower()
-        if value is None or word not in TRUE | FALSE:
-            raise UserError(f"{where}: expected true or false, got {_shown(value)}")
-        return word in TRUE
-    if value is None or (value is True and hint in (int, float, str)):
-        raise UserError(f"{where}: a value must follow" if value else f"{where}: a value is missing")
-    if hint in (int, float):
-        return _number(value, hint, where)
-    if hint is str:
-        if isinstance(value, dict):
-            raise UserError(f"{where}: expected text, got {value!r}")
-        return str(value).lower() if isinstance(value, bool) else str(value)
-    if (origin or hint) is dict:
-        value = plain(value)
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: expected a mapping, got {value!r}")
-        return value
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return str(value).lower() if isinstance(value, bool) else value
-    return plain(value)
-
-
-def plain(value: Any) -> Any:
-    """A value whose field says nothing of its type, as YAML reads it: numbers, words, and ``{…}`` as a mapping."""
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    import yaml
-
-    try:
-        return yaml.load(value, Loader=_loader())
-    except yaml.YAMLError:
-        return value
-
-
-def is_true(value: Any) -> bool:
-    """Whether a given value, whose field is known to be a bool, is true."""
-    return str(value).lower() in TRUE
-
-
-def _coerce_union(value: Any, members: tuple, where: str) -> Any:
-    """The first member that takes the value: numbers and words before text, since text takes everything."""
-    optional, members = type(None) in members, [member for member in members if member is not type(None)]
-    nothing = NOTHING if str in members else NOTHING | {"none"}
-    if optional and (value is None or (isinstance(value, str) and str not in members and value.lower() in nothing)):
-        return None
-
-    def rank(member: Any) -> int:
-        kind = typing.get_origin(member) or member
-        if isinstance(value, (dict, list)):
-            return 0 if kind is type(value) else 1
-        return {bool: 0, int: 1, float: 2, str: 3, list: 5, dict: 4 if str in members else 0}.get(kind, 4)
-
-    members.sort(key=rank)
-    for member in members[:-1]:
-        try:
-            return coerce(value, member, where)
-        except UserError:
-            continue
-    return coerce(value, members[-1], where)
-
-
-def _number(value: Any, hint: type, where: str) -> int | float:
-    if isinstance(value, (str, int)) and not isinstance(value, bool) and hint is int:
-        try:
-            return int(value)  # not through a float, which has 53 bits
-        except ValueError:
-            pass
-    try:
-        number = None if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = None
-    if number is None or (hint is int and not number.is_integer()):
-        raise UserError(f"{where}: expected {'a whole number' if hint is int else 'a number'}, got {_shown(value)}")
-    return hint(number)
-
-
 def _choices(f: dataclasses.Field, hint: Any) -> list[Any]:
     """What a field may be, where it says so; empty where anything of its type may stand."""
     if "choices" in f.metadata:
@@ -327,128 +212,6 @@ def _fields(dataclass_types: Iterable[type]) -> dict[str, tuple[dataclasses.Fiel
         hints = typing.get_type_hints(cls)
         found |= {f.name: (f, hints[f.name]) for f in dataclasses.fields(cls) if f.init}
     return found
-
-
-def _shown(value: Any) -> str:
-    return "nothing" if value is None or value is True else repr(value)
-
-
-def _read(argv: list[str] | None) -> dict[str, tuple[Any, str]]:
-    """The given values with where each stands, for messages: ``file: key`` or ``--key``."""
-    config_path, flags = _split_config(list(sys.argv[1:] if argv is None else argv))
-    yaml = _read_yaml(config_path) if config_path else {}
-    given = {key: (value, f"{config_path}: {key}") for key, value in yaml.items()}
-    return given | {key: (value, f"--{key}") for key, value in _read_flags(flags).items()}
-
-
-def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
-    """Take ``--config X`` or ``--config=X`` out of the arguments."""
-    rest, path = [], None
-    words = iter(argv)
-    for word in words:
-        if word == "--config":
-            path = next(words, None)
-            if path is None:
-                raise UserError("--config: the path of a YAML file must follow")
-        elif word.startswith("--config="):
-            path = word.removeprefix("--config=")
-        else:
-            rest.append(word)
-    return path, rest
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"--config: there is no file {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: {path} cannot be read: {error}") from error
-    loader = _loader()(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return {}
-        if not isinstance(node, yaml.MappingNode):
-            found = type(loader.construct_document(node)).__name__
-            raise UserError(f"--config: {path} must hold `key: value` lines, found a {found}")
-        return _top_level(loader, node, path)
-    except yaml.YAMLError as error:
-        raise UserError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    finally:
-        loader.dispose()
-
-
-def _top_level(loader: Any, node: Any, path: str) -> dict[str, Any]:
-    """The file's values: text where they stand alone or in a list; what is nested has no field, so YAML types it.
-
-    Raises:
-        UserError: a key stands twice.
-    """
-    import yaml
-
-    def value_of(item: Any) -> Any:
-        if isinstance(item, yaml.ScalarNode):
-            return None if item.style is None and item.value.lower() in NOTHING else item.value
-        if isinstance(item, yaml.SequenceNode):
-            return [value_of(child) for child in item.value]
-        return loader.construct_object(item, deep=True)
-
-    loader.flatten_mapping(node)
-    content: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        key = str(key_node.value)
-        if key in content:
-            raise UserError(f"{path}: {key} stands twice; which of the two is meant?")
-        content[key] = value_of(value_node)
-    return content
-
-
-def _loader() -> type:
-    """YAML's safe loader by YAML 1.2's rules: ``1e-3`` is a number; dates, ``1:30`` and ``007`` are text."""
-    import re
-
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers = {
-            first: [
-                (tag, pattern) for tag, pattern in pairs
-                if not tag.endswith((":timestamp", ":int", ":float"))
-            ]
-            for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }  # fmt: skip
-
-    whole, point = r"[-+]?(?:0|[1-9][0-9]*)", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?"
-    Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(rf"^{whole}$"), list("-+0123456789"))
-    special = r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(rf"^(?:{point}|{special})$"), list("-+0123456789.")
-    )
-    return Loader
-
-
-def _read_flags(argv: list[str]) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    key = None
-    for word in argv:
-        if word.startswith("--"):
-            key, separator, value = word[2:].partition("=")
-            key = key.replace("-", "_")
-            if separator:
-                given[key], key = value, None
-            elif key.startswith("no_"):
-                given[key.removeprefix("no_")], key = "false", None
-            else:
-                given[key] = True
-        elif key is None:
-            raise UserError(f"{word!r}: an argument without a flag; every argument is --name value")
-        else:
-            before = given[key]
-            given[key] = word if before is True else [*before, word] if isinstance(before, list) else [before, word]
-    return given
 
 
 def _suggestion(key: str, known: Iterable[str], prefix: str) -> str:

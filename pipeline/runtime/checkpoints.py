@@ -50,6 +50,26 @@ def is_whole(path: Path) -> bool:
         return False
 
 
+def require_checkpoint(name: str) -> Path:
+    """The folder of the checkpoint that ``resume_from_checkpoint`` names, resolved.
+
+    Raises:
+        UserError: there is no such folder, or it is no complete checkpoint.
+    """
+    path = Path(name).expanduser().resolve()
+    where = f"resume_from_checkpoint: {name}"
+    if not path.is_dir():
+        raise UserError(
+            f"{where}: there is no such folder; leave it out to resume from the newest checkpoint in output_dir"
+            " (to start anew: --force)"
+        )
+    if not is_whole(path):
+        raise UserError(
+            f"{where} is no complete checkpoint (weights, optimizer and trainer_state.json, written to their end)"
+        )
+    return path
+
+
 def _safetensors_size_is_right(file: Path) -> bool:
     """A safetensors file is 8 bytes of header length, the JSON header, then the data it announces."""
     with open(file, "rb") as stream:

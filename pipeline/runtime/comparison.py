@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.arguments import FALSE, NOTHING, TRUE, is_true
+from pipeline.runtime.coercion import FALSE, NOTHING, TRUE, is_true
 from pipeline.runtime.distributed import processes
-from pipeline.runtime.files import files_sha256, path_sha256, weights_sha256
+from pipeline.runtime.files import Json, files_sha256, path_sha256, weights_sha256
 
 # Values that do not change what is learned: changing them never makes a run another.
 COSMETIC = {
@@ -38,7 +38,7 @@ BATCH = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
 _MISSING = object()
 
 
-def changed_inputs(record: dict[str, Any], given: Mapping[str, Any]) -> list[str]:
+def changed_inputs(record: Json, given: Mapping[str, Any]) -> list[str]:
     """What differs between a recorded run and what is given now: arguments, parents' weights, local data files."""
     changes = changed_arguments(record, given)
     for parent in record.get("parents", []):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.arguments import is_true
+from pipeline.runtime.coercion import is_true
 
 # TRL's defaults of the learning rate are for all weights. The best one for LoRA is about ten times as large whatever
 # the model (Schulman et al. 2025, "LoRA Without Regret"): with 1e-6 an adapter's B matrices stay where they start.

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from pipeline.runtime.errors import UserError
 
+Json = dict[str, Any]  # a JSON object, as run records and logs hold it
 WHOLE_FILE_LIMIT, SAMPLE_BYTES = 1 << 30, 16 << 20
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".gz")
 
@@ -57,6 +59,23 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSONL file, one object per line, atomically."""
     with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def as_json(mapping: Json) -> Json:
+    """A mapping as JSON can hold it: what is not a plain value is written as text, private keys are left out."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): convert(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple, set)):
+            return [convert(item) for item in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return str(value)
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value if not hasattr(value, "value") else value.value
+        return str(value)
+
+    return {key: convert(value) for key, value in mapping.items() if not key.startswith("_")}
 
 
 def file_sha256(path: Path) -> str:

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import weights_sha256
+from pipeline.runtime.files import Json, weights_sha256
 from pipeline.runtime.record import read_record, status_of
 
 
-def walk(record: dict[str, Any], starts_only: bool = False) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def walk(record: Json, starts_only: bool = False) -> Iterator[tuple[Json, Json]]:
     """(run record, one of its parents) over everything that a run was made from, the nearest first.
 
     Args:
@@ -29,7 +28,7 @@ def walk(record: dict[str, Any], starts_only: bool = False) -> Iterator[tuple[di
                 waiting.append(found)
 
 
-def ancestors(folder: str | Path) -> list[tuple[str, dict[str, Any]]]:
+def ancestors(folder: str | Path) -> list[tuple[str, Json]]:
     """(folder, run record) of a model and of everything it was made from, the model first and each once."""
     record = read_record(Path(folder))
     if record is None:
@@ -43,14 +42,14 @@ def ancestors(folder: str | Path) -> list[tuple[str, dict[str, Any]]]:
     return list(found.values())
 
 
-def repo_of(parent: dict[str, Any]) -> str | None:
+def repo_of(parent: Json) -> str | None:
     """The Hub id of a parent: its own, or the repository that its run was pushed to."""
     if parent.get("repo"):
         return parent["repo"]
     return (read_record(Path(parent["path"]).expanduser()) or {}).get("hub", {}).get("repo")
 
 
-def merged_parent(start: Path) -> dict[str, Any] | None:
+def merged_parent(start: Path) -> Json | None:
     """The adapter that a run merged into its ``start`` folder (``adapter_mode: merge``), or None."""
     record = read_record(start.parent) if start.name == "start" else None
     if not record or record["arguments"].get("adapter_mode") != "merge" or not record["parents"]:
@@ -58,7 +57,7 @@ def merged_parent(start: Path) -> dict[str, Any] | None:
     return record["parents"][0]
 
 
-def assessments_of(folder: str | Path, given: Sequence[str | Path] = ()) -> list[tuple[Path, dict[str, Any]]]:
+def assessments_of(folder: str | Path, given: Sequence[str | Path] = ()) -> list[tuple[Path, Json]]:
     """(folder, run record) of the finished assessments of a model, the earliest first.
 
     They are looked for in the folders beside the model's. An assessment of earlier weights of the same folder does not
@@ -87,7 +86,7 @@ def assessments_of(folder: str | Path, given: Sequence[str | Path] = ()) -> list
     return sorted(found.items(), key=lambda item: item[1].get("started", ""))
 
 
-def _assesses(record: dict[str, Any], folder: Path) -> bool:
+def _assesses(record: Json, folder: Path) -> bool:
     """Whether a record is that of a finished assessment of a model in a folder of this name.
 
     Its path may be relative to another working folder, so the name decides here and the weights after it.

@@ -1,4 +1,4 @@
-"""A process as a run record knows it: who it is, whether it still runs, and how much memory it took."""
+"""A process as a run record knows it: who it is, whether it still runs, its packages, and how much memory it took."""
 
 import contextlib
 import os
@@ -6,19 +6,22 @@ import re
 import resource
 import socket
 import sys
+from importlib import metadata
 from pathlib import Path
-from typing import Any
 
+from pipeline.runtime.files import Json
+
+PACKAGES = ("narlm", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed", "bitsandbytes")
 SAME_START_S = 1.5  # psutil reads the time of boot in whole seconds
 
 
-def process_identity(pid: int | None = None) -> dict[str, Any]:
+def process_identity(pid: int | None = None) -> Json:
     """Host, pid and start time (seconds since boot) of a process: a pid alone may be given again to another one."""
     pid = os.getpid() if pid is None else pid
     return {"host": socket.gethostname(), "pid": pid, "start": _started_at(pid)}
 
 
-def process_is_alive(record: dict[str, Any]) -> bool:
+def process_is_alive(record: Json) -> bool:
     """Whether the process that wrote a record still runs; on another host it is taken to be alive."""
     process = record.get("process")
     if not process:
@@ -51,3 +54,12 @@ def peak_memory_bytes() -> int:
     with contextlib.suppress(OSError, TypeError):  # Linux; ru_maxrss begins there at the starting process's own peak
         return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's numbers."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found

@@ -12,25 +12,24 @@ import signal
 import sys
 import time
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.arguments import defaults, instances, is_true, parse, read_given, typed
-from pipeline.runtime.checkpoints import is_whole, newest_checkpoint, step_of
+from pipeline.runtime.arguments import defaults, instances, parse, typed
+from pipeline.runtime.checkpoints import newest_checkpoint, require_checkpoint, step_of
+from pipeline.runtime.coercion import is_true
 from pipeline.runtime.comparison import changed_arguments, changed_inputs
-from pipeline.runtime.compat import require
 from pipeline.runtime.defaults import REASONS, dependent_defaults
 from pipeline.runtime.distributed import is_main, processes
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import is_local, weights_sha256, write_json
-from pipeline.runtime.process import peak_memory_bytes, process_identity, process_is_alive
+from pipeline.runtime.files import Json, as_json, is_local, weights_sha256, write_json
+from pipeline.runtime.given import read_given
+from pipeline.runtime.process import peak_memory_bytes, process_identity, process_is_alive, versions
+from pipeline.runtime.trackers import check_trackers
 
 SCHEMA = 1
 RECIPE_VARIABLE = "NARLM_RECIPE"  # set by pipeline.run: the recipe of which this run is an entry
-PACKAGES = ("narlm", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed", "bitsandbytes")
 SECRETS = ("token", "hub_token", "vllm_api_key")
-TRACKERS = ("tensorboard", "wandb", "trackio")  # what the extra `tracking` brings
 
 
 class Run:
@@ -183,7 +182,7 @@ class Run:
         """Record a model this run starts from or is judged by: a folder by its weights' hash, a Hub id by revision."""
         self.record["parents"].append(parent_of(name_or_path, revision))
 
-    def add_data(self, sources: list[dict[str, Any]]) -> None:
+    def add_data(self, sources: list[Json]) -> None:
         """Record the datasets a run reads: name, split, rows, fingerprint and what was dropped from them.
 
         Raises:
@@ -211,22 +210,22 @@ class Run:
         else:
             self.record.setdefault(key, {})[entry] = value
 
-    def add_metrics(self, metrics: dict[str, Any]) -> None:
+    def add_metrics(self, metrics: Json) -> None:
         """Add flat ``name: number`` metrics; whatever is not a number is left out, non-finite becomes null."""
         for name, value in metrics.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
             self.record["metrics"][name] = value if math.isfinite(value) else None
 
-    def add_curves(self, topic: str, curves: dict[str, list[dict[str, Any]]]) -> None:
+    def add_curves(self, topic: str, curves: dict[str, list[Json]]) -> None:
         """Record curves, ``{name: [{x: …, y: …}, …]}``, of an evaluation or of one topic of the stage."""
         self._add_rows("curves", topic, curves)
 
-    def add_tables(self, topic: str, tables: dict[str, list[dict[str, Any]]]) -> None:
+    def add_tables(self, topic: str, tables: dict[str, list[Json]]) -> None:
         """Record tables, ``{name: [{column: …}, …]}``, of an evaluation or of one topic of the stage."""
         self._add_rows("tables", topic, tables)
 
-    def _add_rows(self, kind: str, topic: str, found: dict[str, list[dict[str, Any]]]) -> None:
+    def _add_rows(self, kind: str, topic: str, found: dict[str, list[Json]]) -> None:
         if found:
             plain = {
                 name: [
@@ -262,17 +261,8 @@ class Run:
         """
         if value is None or is_true(value) or value == "latest":
             return None
-        path = Path(str(value)).expanduser().resolve()
         where = f"resume_from_checkpoint: {value}"
-        if not path.is_dir():
-            raise UserError(
-                f"{where}: there is no such folder; leave it out to resume from the newest checkpoint in output_dir"
-                " (to start anew: --force)"
-            )
-        if not is_whole(path):
-            raise UserError(
-                f"{where} is no whole checkpoint (weights, optimizer and trainer_state.json, written to their end)"
-            )
+        path = require_checkpoint(str(value))
         if self.folder.resolve() in path.parents:
             return path
         if self.stage in ("rsft", "continual"):
@@ -315,13 +305,13 @@ class Run:
 
     # ------------------------------------------------------------------ the folder's past
 
-    def _refuse_running(self, previous: dict[str, Any] | None) -> None:
+    def _refuse_running(self, previous: Json | None) -> None:
         if previous and previous.get("status") == "running" and process_is_alive(previous):
             raise UserError(
                 f"output_dir: another process ({previous['process']['pid']}) is running in {self.folder}; wait for it"
             )
 
-    def _settle(self, previous: dict[str, Any] | None) -> bool:
+    def _settle(self, previous: Json | None) -> bool:
         """Decide on the main process: True if up to date, False to start or resume, or to refuse in ``_claim``."""
         if previous is None:
             return False
@@ -341,11 +331,11 @@ class Run:
             return False
         return previous["status"] == "completed"
 
-    def _matches_finished(self, previous: dict[str, Any] | None) -> bool:
+    def _matches_finished(self, previous: Json | None) -> bool:
         """The other ranks' view of ``_settle``: they only need to agree with the main process that it is done."""
         return bool(previous and previous.get("status") == "completed" and not changed_inputs(previous, self.given))
 
-    def _new_record(self, previous: dict[str, Any] | None) -> dict[str, Any]:
+    def _new_record(self, previous: Json | None) -> Json:
         if self.done:
             return previous
         # Only a run that left a checkpoint is continued; its seconds count on, so the total stays honest.
@@ -387,7 +377,7 @@ class Run:
 # ---------------------------------------------------------------------- functions on records
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Path) -> Json | None:
     """The run record of a folder, or None where there is none (or it is not ours to read)."""
     try:
         record = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
@@ -402,66 +392,20 @@ def set_aside(folder: Path) -> Path:
     return folder.rename(folder.with_name(f"{folder.name}.old-{stamp}"))
 
 
-def status_of(record: dict[str, Any]) -> str:
+def status_of(record: Json) -> str:
     """The record's status, with a run whose process is dead counted as interrupted."""
     if record["status"] == "running" and not process_is_alive(record):
         return "interrupted"
     return record["status"]
 
 
-def check_trackers(names: list[str]) -> None:
-    """Trainer would find out with the model loaded.
-
-    Raises:
-        UserError: a tracker (``report_to``) that there is not, or that is not installed.
-    """
-    if not names:
-        return
-    require("check_trackers")
-    from transformers.integrations import integration_utils as known
-
-    for name in names:
-        if name not in known.INTEGRATION_TO_CALLBACK:
-            raise UserError(
-                f"report_to: there is no {name}; choose of {', '.join(known.INTEGRATION_TO_CALLBACK)}, none"
-            )
-        if name in TRACKERS and not getattr(known, f"is_{name}_available")():
-            raise UserError(f"report_to: {name} is not installed: pip install -e '.[tracking]', or report_to: none")
-
-
-def parent_of(name_or_path: str, revision: str | None = None) -> dict[str, Any]:
+def parent_of(name_or_path: str, revision: str | None = None) -> Json:
     """A record's entry for a model: ``{"path", "sha256"}`` of a folder, ``{"repo", "sha256", "revision"}`` else."""
     if is_local(name_or_path):
         return {"path": str(name_or_path), "sha256": weights_sha256(Path(name_or_path).expanduser())}
     return {"repo": name_or_path, "sha256": None, "revision": revision or "main"}
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a run's numbers."""
-    found = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
-def _recorded(values: dict[str, Any]) -> dict[str, Any]:
+def _recorded(values: Json) -> Json:
     """Values as the record holds them: plain, and without secrets."""
-    return {key: value for key, value in _plain(values).items() if key not in SECRETS}
-
-
-def _plain(mapping: dict[str, Any]) -> dict[str, Any]:
-    """A mapping as JSON can hold it: what is not a plain value is written as text, private keys are left out."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {str(key): convert(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple, set)):
-            return [convert(item) for item in value]
-        if isinstance(value, float) and not math.isfinite(value):
-            return str(value)
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value if not hasattr(value, "value") else value.value
-        return str(value)
-
-    return {key: convert(value) for key, value in mapping.items() if not key.startswith("_")}
+    return {key: value for key, value in as_json(values).items() if key not in SECRETS}

@@ -5,8 +5,10 @@ from typing import Literal
 
 import pytest
 
-from pipeline.runtime.arguments import coerce, parse, read_given, typed
+from pipeline.runtime.arguments import parse, typed
+from pipeline.runtime.coercion import coerce
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.given import read_given
 
 
 @dataclass

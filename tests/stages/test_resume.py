@@ -97,7 +97,7 @@ def test_a_named_checkpoint_is_used(words, whole, tmp_path, capsys):
     ("name", "options", "message"),
     [
         ("nowhere", [], "there is no such folder"),
-        ("checkpoint-8", [], "is no whole checkpoint"),
+        ("checkpoint-8", [], "is no complete checkpoint"),
         ("whole", ["--learning_rate", "1e-4"], r"checkpoint of another run \(learning_rate: 0.01 then, 0.0001 now\)"),
     ],
 )

@@ -1,0 +1,117 @@
+"""What the user gave, before types are known: the flat YAML of ``--config`` with the flags laid over it.
+
+Imports neither torch nor TRL's configs, so that a finished run is recognised in a fraction of a second.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline.runtime.coercion import NOTHING, yaml_loader
+from pipeline.runtime.errors import UserError
+
+
+def read_given(argv: list[str] | None = None) -> dict[str, Any]:
+    """What the user gave, before types are known: the YAML of ``--config`` with the flags laid over it.
+
+    Scalars are text (None for YAML's null); flags are read by the grammar ``--key value…``, ``--key=value``, ``--key``
+    (True) and ``--no_key`` (false). So ``--beta 0.1`` and ``beta: 0.1`` are the same thing.
+
+    Raises:
+        UserError: the config file is missing, is not YAML, or is not a flat mapping; a word before the first flag.
+    """
+    return {key: value for key, (value, _) in read_with_places(argv).items()}
+
+
+def read_with_places(argv: list[str] | None) -> dict[str, tuple[Any, str]]:
+    """The given values with where each stands, for messages: ``file: key`` or ``--key``."""
+    config_path, flags = _split_config(list(sys.argv[1:] if argv is None else argv))
+    yaml = _read_yaml(config_path) if config_path else {}
+    given = {key: (value, f"{config_path}: {key}") for key, value in yaml.items()}
+    return given | {key: (value, f"--{key}") for key, value in _read_flags(flags).items()}
+
+
+def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    """Take ``--config X`` or ``--config=X`` out of the arguments."""
+    rest, path = [], None
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            path = next(words, None)
+            if path is None:
+                raise UserError("--config: the path of a YAML file must follow")
+        elif word.startswith("--config="):
+            path = word.removeprefix("--config=")
+        else:
+            rest.append(word)
+    return path, rest
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"--config: there is no file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: {path} cannot be read: {error}") from error
+    loader = yaml_loader()(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            found = type(loader.construct_document(node)).__name__
+            raise UserError(f"--config: {path} must hold `key: value` lines, found a {found}")
+        return _top_level(loader, node, path)
+    except yaml.YAMLError as error:
+        raise UserError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    finally:
+        loader.dispose()
+
+
+def _top_level(loader: Any, node: Any, path: str) -> dict[str, Any]:
+    """The file's values: text where they stand alone or in a list; what is nested has no field, so YAML types it.
+
+    Raises:
+        UserError: a key stands twice.
+    """
+    import yaml
+
+    def value_of(item: Any) -> Any:
+        if isinstance(item, yaml.ScalarNode):
+            return None if item.style is None and item.value.lower() in NOTHING else item.value
+        if isinstance(item, yaml.SequenceNode):
+            return [value_of(child) for child in item.value]
+        return loader.construct_object(item, deep=True)
+
+    loader.flatten_mapping(node)
+    content: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = str(key_node.value)
+        if key in content:
+            raise UserError(f"{path}: {key} stands twice; which of the two is meant?")
+        content[key] = value_of(value_node)
+    return content
+
+
+def _read_flags(argv: list[str]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    key = None
+    for word in argv:
+        if word.startswith("--"):
+            key, separator, value = word[2:].partition("=")
+            key = key.replace("-", "_")
+            if separator:
+                given[key], key = value, None
+            elif key.startswith("no_"):
+                given[key.removeprefix("no_")], key = "false", None
+            else:
+                given[key] = True
+        elif key is None:
+            raise UserError(f"{word!r}: an argument without a flag; every argument is --name value")
+        else:
+            before = given[key]
+            given[key] = word if before is True else [*before, word] if isinstance(before, list) else [before, word]
+    return given
