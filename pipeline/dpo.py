@@ -12,16 +12,9 @@ R = beta log(pi/pi_ref) + beta log Z, which is what the loss above uses.
 Loss: `objectives.preference.dpo_loss` (tests/stages/test_losses.py::test_dpo).
 """
 
-from dataclasses import dataclass
-
 from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.record import Run
-
-
-@dataclass
-class DPOArguments(StageArguments):
-    """DPO has no field of its own beside TRL's ``DPOConfig`` (beta, loss_type, …)."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.training.session import train_and_save
         from pipeline.training.trainers import DPOTrainer
 
-        own, data_args, model_args, config = run.parse(DPOArguments, DataArguments, ChatModelArguments, DPOConfig)
+        own, data_args, model_args, config = run.parse(StageArguments, DataArguments, ChatModelArguments, DPOConfig)
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
         data = load_data(data_args, "preference", config.seed)
         run.add_data(data.sources)
@@ -67,4 +60,4 @@ FLAGS = {
 }
 
 if __name__ == "__main__":
-    entry(main, DPOArguments, __doc__, flags=FLAGS)
+    entry(main, StageArguments, __doc__, flags=FLAGS)

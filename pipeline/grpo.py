@@ -12,7 +12,6 @@ paper's objective. The KL stands inside the loss, so its fixed point is per pref
 Loss: `objectives.policy.grpo_loss` (tests/stages/test_losses.py::test_grpo).
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.model.policy import ChatModelArguments, load_policy
         from pipeline.rewards.resolve import record_reward, resolve
         from pipeline.training.guards import Guards
-        from pipeline.training.prefilter import drop_uninformative_prompts, pass_rates
+        from pipeline.training.prefilter import prefilter
         from pipeline.training.rollouts import RolloutTrainer
         from pipeline.training.session import train_and_save
 
@@ -69,17 +68,9 @@ def main(argv: list[str] | None = None) -> None:
         data = fitting(run, data, policy.tokenizer, policy.model.config, config.max_completion_length)
         train = data.train
         if own.prefilter_samples:
-            rates = pass_rates(
-                policy.model, policy.tokenizer, train, reward, samples=own.prefilter_samples,
-                max_new_tokens=config.max_completion_length, temperature=config.temperature, seed=config.seed,
-                cache=run.folder / "pass_rates.json",
-            )  # fmt: skip
-            train, dropped = drop_uninformative_prompts(train, rates, easiest_first=own.curriculum, reward=reward)
-            run.add_metrics(dropped)
+            train = prefilter(run, policy, train, reward, own, config)
             config.shuffle_dataset = config.shuffle_dataset and not own.curriculum
-        guards = Guards(
-            reward.strict_metric, rewards=[reward], max_kl=own.max_kl, patience=own.guard_patience or sys.maxsize
-        )
+        guards = Guards(reward.strict_metric, rewards=[reward], max_kl=own.max_kl, patience=own.guard_patience)
         trainer = RolloutTrainer(
             model=policy.model,
             reward_funcs=reward,

@@ -16,7 +16,6 @@ Loss: `objectives.policy.ppo_clip_loss` and `token_rewards`, `objectives.value.g
 (tests/stages/test_losses.py::test_ppo).
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
             rewards=[reward for reward, weight in zip(rewards, weights) if weight],
             grouped=False,
             max_kl=own.max_kl,
-            patience=own.guard_patience or sys.maxsize,
+            patience=own.guard_patience,
         )
         trainer = PPOTrainer(
             model=policy.model,

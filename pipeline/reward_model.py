@@ -8,7 +8,7 @@
 
 Data: prompt + chosen + rejected, or with objective: listwise prompt + ranked (best first; a column ranks states ties),
 or with objective: binary prompt + completion + label (true or false).
-The saved model is loaded anew and judged on the held-out rows: accuracy, margin, calibration, correlation with length.
+The saved model is loaded anew and evaluated on held-out rows: accuracy, margin, calibration, correlation with length.
 
 Paper: Part 2, section 1A. A reward is identified only up to a constant of each prompt, so only answers to one prompt
 are ever compared; the paper's beta in P = sigma(beta (R+ - R-)) is taken into the reward's own unit.
@@ -18,13 +18,15 @@ Loss: `objectives.preference.bradley_terry_loss` (tests/stages/test_losses.py::t
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.messages import text_of
 from pipeline.runtime.record import Run
+
+if TYPE_CHECKING:
+    from trl import RewardConfig
 
 
 @dataclass
@@ -56,9 +58,11 @@ def main(argv: list[str] | None = None) -> None:
         from trl import RewardConfig
 
         from pipeline.data.arguments import DataArguments
-        from pipeline.data.loading import load_data
+        from pipeline.data.loading import load_data, read_split
         from pipeline.data.preparation import LONG, report_dropped, settle_pairs, templated
+        from pipeline.evaluation.tasks.reward_quality import held_out_figures, held_out_label_figures
         from pipeline.model.policy import ModelArguments, load_policy
+        from pipeline.rewards.learned import load_reward_model
         from pipeline.rewards.registry import get_reward
         from pipeline.training import reward_model as rewards
         from pipeline.training.session import train_and_save
@@ -112,17 +116,22 @@ def main(argv: list[str] | None = None) -> None:
 
         def finish(folder: Path) -> None:
             start.finish(folder)
-            if data.evaluation is not None and own.objective == "binary":
-                run.add_metrics(judged_labels(folder, data.evaluation))
-            elif data.evaluation is not None:
-                figures, table = judged(folder, data.evaluation, truth, own.ranked_dataset_name)
-                run.add_metrics(figures)
+            if data.evaluation is None:
+                return
+            load_reward_model.cache_clear()  # the folder may hold other weights than when it was read before
+            model, tokenizer = load_reward_model(str(folder))
+            if own.objective == "binary":
+                figures = held_out_label_figures(model, tokenizer, data.evaluation)
+            else:
+                ranked = read_split(own.ranked_dataset_name, "test", kind="ranked") if own.ranked_dataset_name else ()
+                figures, table = held_out_figures(model, tokenizer, data.evaluation, truth, ranked, folder / "plots")
                 run.add_curves("reliability", {"held-out pairs": table})
+            run.add_metrics({f"held_out_{name}": value for name, value in figures.items()})
 
         train_and_save(run, trainer, own, finish)
 
 
-def check(own: RewardModelArguments, config: Any) -> None:
+def check(own: RewardModelArguments, config: "RewardConfig") -> None:
     """Refuse what does not go with labels of single answers, before anything is loaded.
 
     Raises:
@@ -134,68 +143,6 @@ def check(own: RewardModelArguments, config: Any) -> None:
         raise UserError("true_reward and ranked_dataset_name compare answers to one prompt: leave them out of binary")
     if config.center_rewards_coefficient is not None:
         raise UserError("center_rewards_coefficient: labels say where 0 is; leave it out of objective binary")
-
-
-def judged_labels(folder: Path, held_out: Any) -> dict[str, float]:
-    """Figures of the reward model saved in ``folder`` on held-out labelled answers."""
-    from pipeline.evaluation.tasks.reward_quality import label_figures
-    from pipeline.model.tokens import encode_exchange
-    from pipeline.rewards.learned import load_reward_model, score_sequences
-
-    load_reward_model.cache_clear()  # the folder may hold other weights than when it was read before
-    model, tokenizer = load_reward_model(str(folder))
-    ids = [encode_exchange(tokenizer, row["prompt"], row["completion"], row) for row in held_out]
-    figures = label_figures(score_sequences(model, ids, tokenizer.pad_token_id), held_out["label"])
-    return {f"held_out_{name}": value for name, value in figures.items()}
-
-
-def judged(
-    folder: Path, held_out: Any, truth: Any, ranked_dataset_name: str | None
-) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Figures of the reward model saved in ``folder`` on held-out comparisons, and its reliability table and plot."""
-    from pipeline.evaluation.tasks import reward_quality
-    from pipeline.model.tokens import encode_exchange
-    from pipeline.rewards.learned import load_reward_model, score_sequences
-
-    load_reward_model.cache_clear()  # the folder may hold other weights than when it was read before
-    model, tokenizer = load_reward_model(str(folder))
-    pairs = [(row["prompt"], better, worse) for row in held_out for better, worse in comparisons(row)]
-    answers = [(prompt, text_of(y)) for prompt, *both in pairs for y in both]
-    sides = [(row, y) for row in held_out for both in comparisons(row) for y in both]
-    ids = [encode_exchange(tokenizer, row["prompt"], y, row) for row, y in sides]
-    scores = score_sequences(model, ids, tokenizer.pad_token_id)
-    true_margins = None
-    if truth:
-        known = truth(prompts=[p for p, _ in answers], completions=[y for _, y in answers])
-        true_margins = [better - worse for better, worse in zip(known[::2], known[1::2])]
-    lengths = [len(x) for x in ids]
-    figures = reward_quality.reward_figures(scores[::2], scores[1::2], lengths[::2], lengths[1::2], true_margins)
-    margins = [a - b for a, b in zip(scores[::2], scores[1::2])]
-    reward_quality.plot_reliability(margins, folder / "plots" / "reliability.png")
-    table = reward_quality.reliability(*reward_quality.randomised_order(margins))
-    if truth and ranked_dataset_name:
-        from pipeline.data.loading import read_split
-
-        rows = [
-            [(row["prompt"], text_of(y)) for y in row["ranked"]]
-            for row in read_split(ranked_dataset_name, "test", kind="ranked")
-        ]
-        flat = [pair for row in rows for pair in row]
-        ids = [encode_exchange(tokenizer, prompt, text) for prompt, text in flat]
-        scored = iter(score_sequences(model, ids, tokenizer.pad_token_id))
-        known = iter(truth(prompts=[p for p, _ in flat], completions=[y for _, y in flat]))
-        scored, told = ([[next(values) for _ in row] for row in rows] for values in (scored, known))
-        figures["true_reward_spearman"] = reward_quality.within_prompt_spearman(scored, told)
-    return {f"held_out_{name}": value for name, value in figures.items()}, table
-
-
-def comparisons(row: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """The (better, worse) pairs that a held-out row states."""
-    if "ranked" not in row:
-        return [(row["chosen"], row["rejected"])]
-    ranks = row.get("ranks") or range(len(row["ranked"]))
-    ranked = list(zip(ranks, row["ranked"]))
-    return [(y, z) for i, (a, y) in enumerate(ranked) for b, z in ranked[i + 1 :] if a < b]
 
 
 FLAGS = {

@@ -13,16 +13,9 @@ Paper: Part 2 names SFT as the source of pi_ref and as the second half of reject
 Loss: `objectives.likelihood.negative_log_likelihood` (tests/stages/test_losses.py::test_sft).
 """
 
-from dataclasses import dataclass
-
 from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.record import Run
-
-
-@dataclass
-class SFTArguments(StageArguments):
-    """SFT has no field of its own beside TRL's ``SFTConfig`` (max_length, packing, assistant_only_loss, …)."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.training.session import train_and_save
         from pipeline.training.trainers import SFTTrainer
 
-        own, data_args, model_args, config = run.parse(SFTArguments, DataArguments, ModelArguments, SFTConfig)
+        own, data_args, model_args, config = run.parse(StageArguments, DataArguments, ModelArguments, SFTConfig)
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
         data = load_data(data_args, "sft", config.seed)
         run.add_data(data.sources)
@@ -65,4 +58,4 @@ FLAGS = {
 }
 
 if __name__ == "__main__":
-    entry(main, SFTArguments, __doc__, flags=FLAGS)
+    entry(main, StageArguments, __doc__, flags=FLAGS)

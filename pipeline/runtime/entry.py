@@ -78,7 +78,8 @@ def entry(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     quiet()
     if "--help" in argv or "-h" in argv:
-        print(short_help(doc, own, flags or {}, trains))
+        stage = Path(sys.modules[main.__module__].__file__ or "").stem
+        print(short_help(doc, own, flags or {}, stage if trains else None))
         raise SystemExit(0)
     keep_freed_memory()
     run_and_exit(main, argv)
@@ -139,15 +140,17 @@ def keep_freed_memory() -> None:
         mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its largest
 
 
-def short_help(doc: str, own: type, flags: dict[str, str], trains: bool) -> str:
-    """The stage's docstring, its own fields, and the flags people use; wrapped at 100 columns."""
+def short_help(doc: str, own: type, flags: dict[str, str], stage: str | None) -> str:
+    """The stage's docstring, its own fields, and the flags people use; wrapped at 100 columns.
+
+    ``stage`` names a training stage; None where there are no training flags.
+    """
     lines = [textwrap.dedent(doc).strip(), "", "This stage's own fields:"]
     lines += [_line(_flag_of(f), _help_of(f)) for f in dataclasses.fields(own)]
     if flags:
         lines += ["", "What decides its result:"]
         lines += [_line(name, text) for name, text in flags.items()]
-    if trains:
-        stage = Path(sys.modules[own.__module__].__file__ or "").stem
+    if stage is not None:
         lora = LORA_LEARNING_RATE.get(stage)
         fields = {f.name for f in dataclasses.fields(own)}
         lines += ["", "Often used:"]

@@ -14,7 +14,7 @@ import torch
 from pipeline.inference.decoding import sample
 from pipeline.inference.likelihood import answer_log_likelihoods
 from pipeline.model.tokens import encode_prompts
-from pipeline.rewards.judging import score
+from pipeline.rewards.judging import Reward, score
 from pipeline.runtime.distributed import processes, rank
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic
@@ -22,7 +22,7 @@ from pipeline.runtime.messages import as_answer, text_of
 from pipeline.training.selection import Candidate, Selection, reward_tensors, select, selection_probabilities
 
 
-def require_scores(groups: Sequence[Sequence[Candidate]], reward: Any = None) -> None:
+def require_scores(groups: Sequence[Sequence[Candidate]], reward: Reward | None = None) -> None:
     """Refuse candidates of which none has a score, with the reward's own reason where it judged them in this process.
 
     Raises:
@@ -42,7 +42,7 @@ def sample_candidates(
     model: Any,
     tokenizer: Any,
     rows: Sequence[dict[str, Any]],
-    reward: Callable[..., list[float | None]],
+    reward: Reward,
     *,
     n: int,
     max_new_tokens: int,
@@ -164,7 +164,7 @@ def read_candidates(files: Sequence[Path]) -> Iterator[list[Candidate]]:
 
 
 def external_candidates(
-    rows: Sequence[dict[str, Any]], reward: Callable[..., list[float | None]] | None, tokenizer: Any = None
+    rows: Sequence[dict[str, Any]], reward: Reward | None, tokenizer: Any = None
 ) -> list[list[Candidate]]:
     """Candidates made elsewhere, grouped by prompt: rows of ``prompt`` + ``completion``, scored where ``reward`` is
     missing from them.

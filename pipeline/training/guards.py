@@ -32,7 +32,7 @@ class Guards(TrainerCallback):
         rewards: what the run learns from, which say why they gave no score.
         grouped: rewards are compared within the answers to a prompt (GRPO). Else (PPO) within the batch.
         max_kl: ceiling on the KL to the reference, in the unit of the trainer's own metric; None takes KL_CEILINGS.
-        patience: bad log lines in a row before the run is stopped.
+        patience: bad log lines in a row before the run is stopped; 0 never stops it.
         window: log lines in the means that hacking is judged by.
         max_clipped: share of completions cut off at ``max_completion_length`` that is too many.
         entropy_floor: share of the first entropy below which the policy has stopped exploring.
@@ -52,8 +52,8 @@ class Guards(TrainerCallback):
         entropy_floor: float = 0.05,
         margin: float = 0.1,
     ):
-        if patience < 1 or window < 1:
-            raise UserError(f"guards: patience and window must be at least 1, got {patience} and {window}")
+        if patience < 0 or window < 1:
+            raise UserError(f"guards: patience must be at least 0 and window at least 1: {patience} and {window}")
         self.rewards = [reward for reward in rewards if hasattr(reward, "no_scores")]
         self.strict, self.grouped, self.max_kl, self.patience = strict, grouped, max_kl, patience
         self.max_clipped, self.entropy_floor, self.margin = max_clipped, entropy_floor, margin
@@ -93,7 +93,7 @@ class Guards(TrainerCallback):
             self._bad[name] = self._bad.get(name, 0) + 1 if problem else 0
             if not problem:
                 continue
-            if self._bad[name] >= self.patience:
+            if self.patience and self._bad[name] >= self.patience:
                 self._bad[name] = 0  # so that a run that is resumed nevertheless has its patience again
                 self._stop(f"{problem}, for {self.patience} log lines in a row", control)
                 return

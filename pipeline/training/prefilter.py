@@ -5,26 +5,58 @@ pass rate once, with the model the run starts from, spends a little sampling to 
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING
 
 import datasets
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.inference.decoding import sample
-from pipeline.rewards.judging import score
+from pipeline.model.policy import Policy
+from pipeline.rewards.judging import Reward, score
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_json
+from pipeline.runtime.record import Run
+
+if TYPE_CHECKING:
+    from trl import GRPOConfig
+
+    from pipeline.runtime.arguments import StageArguments
+
+
+def prefilter(
+    run: Run,
+    policy: Policy,
+    dataset: datasets.Dataset,
+    reward: Reward,
+    own: "StageArguments",
+    config: "GRPOConfig",
+) -> datasets.Dataset:
+    """The rows that are worth sampling from in training, by ``prefilter_samples`` answers of the start to each.
+
+    What was dropped goes into the run record, the pass rates into ``pass_rates.json`` in the run's folder.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    rates = pass_rates(
+        policy.model, policy.tokenizer, dataset, reward, samples=own.prefilter_samples,
+        max_new_tokens=config.max_completion_length, temperature=config.temperature, seed=config.seed,
+        cache=run.folder / "pass_rates.json",
+    )  # fmt: skip
+    kept, metrics = drop_uninformative_prompts(dataset, rates, easiest_first=own.curriculum, reward=reward)
+    run.add_metrics(metrics)
+    return kept
 
 
 def pass_rates(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     dataset: datasets.Dataset,
-    reward: Callable[..., list[float | None]],
+    reward: Reward,
     *,
     samples: int,
     max_new_tokens: int,
@@ -64,12 +96,12 @@ def pass_rates(
 
 
 def drop_uninformative_prompts(
-    dataset: datasets.Dataset, rates: list[float | None], *, easiest_first: bool, reward: Any = None
+    dataset: datasets.Dataset, rates: list[float | None], *, easiest_first: bool, reward: Reward | None = None
 ) -> tuple[datasets.Dataset, dict[str, float]]:
     """The rows whose pass rate lies strictly between 0 and 1, and what was dropped.
 
     Args:
-        rates: pass rate a row; None counts as unscorable and is dropped.
+        rates: pass rate per row; None counts as unscorable and is dropped.
         easiest_first: order by falling pass rate (a curriculum) instead of leaving the order.
         reward: says why it gave no score, where it gave none.
 

@@ -5,7 +5,6 @@ Candidates of round k are kept in ``candidates/round-<k>``, with the settings th
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from pipeline.inference.decoding import sample
 from pipeline.inference.vllm import vllm_sampler
 from pipeline.model.loading import adapter_base, load_model
 from pipeline.model.policy import Policy
-from pipeline.rewards.judging import score
+from pipeline.rewards.judging import Reward, score
 from pipeline.runtime.arguments import RewardArguments
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import path_sha256, weights_sha256, write_json, write_rows
@@ -25,7 +24,6 @@ from pipeline.training.legs import Leg
 from pipeline.training.selection import Candidate
 
 Row = dict[str, Any]
-Reward = Callable[..., list[float | None]]
 
 
 class Round(Leg):

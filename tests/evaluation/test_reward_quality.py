@@ -8,6 +8,7 @@ import pytest
 from pipeline.evaluation.tasks.reward_quality import (
     average_ranks,
     calibration_error,
+    comparisons,
     correlation,
     expected_calibration_error,
     label_figures,
@@ -104,3 +105,10 @@ def test_label_figures_by_hand():
     assert math.isnan(label_figures([1.0, 2.0], [True, True])["auc"])
     # 100 answers at log 3, three quarters of them good: calibrated.
     assert label_figures([math.log(3)] * 100, [i % 4 != 0 for i in range(100)])["ece"] == pytest.approx(0)
+
+
+def test_comparisons_leave_ties_out():
+    """Ranks 1, 2, 2: the first against each of the others; without ranks all three pairs; a pair is one."""
+    assert comparisons({"ranked": ["a", "b", "c"], "ranks": [1, 2, 2]}) == [("a", "b"), ("a", "c")]
+    assert comparisons({"ranked": ["a", "b", "c"]}) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert comparisons({"chosen": "a", "rejected": "b"}) == [("a", "b")]

@@ -58,15 +58,16 @@ def test_every_flag_of_the_short_help_exists(stage):
 
     from pipeline.data.arguments import DataArguments
     from pipeline.model.policy import ModelArguments
-    from pipeline.runtime.arguments import build_parser
+    from pipeline.runtime.arguments import StageArguments, build_parser
     from pipeline.runtime.entry import short_help
 
     module = importlib.import_module(f"pipeline.{stage}")
-    own = next(v for k, v in vars(module).items() if k.endswith("Arguments") and k not in ("StageArguments",))
+    classes = [v for k, v in vars(module).items() if k.endswith("Arguments")]
+    own = next((v for v in classes if v.__module__ == module.__name__), StageArguments)
     config = {"pretrain": TrainingArguments, "sft": SFTConfig, "dpo": DPOConfig, "grpo": GRPOConfig}[stage]
     parser = build_parser((own, DataArguments, ModelArguments, config))
     known = {action.dest for action in parser._actions} | {"config", "help_all"}
-    text = short_help(module.__doc__, own, getattr(module, "FLAGS", {}), True)
+    text = short_help(module.__doc__, own, getattr(module, "FLAGS", {}), stage)
     promised = set(re.findall(r"^  --(\w+)", text, flags=re.MULTILINE))
     assert len(promised) >= 25
     assert promised - known == set()

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.model.tokens import encode_exchange
-from pipeline.reward_model import comparisons, main
+from pipeline.reward_model import main
 from pipeline.rewards.learned import load_reward_model
 from pipeline.rewards.registry import get_reward
 from pipeline.rewards.resolve import reward_spec
@@ -98,13 +98,6 @@ def test_rankings_with_ties_and_their_rank_correlation(tiny_model, ranked_file, 
     assert metrics["held_out_pairs"] == 12
     assert metrics["held_out_accuracy"] == 1.0
     assert metrics["held_out_true_reward_spearman"] == pytest.approx(3**0.5 / 2, abs=1e-6)
-
-
-def test_comparisons_leave_ties_out():
-    """Ranks 1, 2, 2: the first against each of the others; without ranks all three pairs; a pair is one."""
-    assert comparisons({"ranked": ["a", "b", "c"], "ranks": [1, 2, 2]}) == [("a", "b"), ("a", "c")]
-    assert comparisons({"ranked": ["a", "b", "c"]}) == [("a", "b"), ("a", "c"), ("b", "c")]
-    assert comparisons({"chosen": "a", "rejected": "b"}) == [("a", "b")]
 
 
 def test_rows_that_are_all_too_long_are_refused(tiny_model, preference_file, tmp_path):

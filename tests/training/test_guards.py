@@ -100,6 +100,9 @@ def test_lines_of_evaluation_and_the_summary_are_not_judged():
     assert stopped_after(Guards(patience=1), lines) is None
 
 
-def test_patience_must_be_positive():
+def test_no_patience_warns_and_never_stops(capsys):
+    lines = [{**healthy(0), "kl": 9.0}] * 30
+    assert stopped_after(Guards(patience=0), lines) is None
+    assert capsys.readouterr().out.count("warning: step 7:") == 1
     with pytest.raises(UserError, match="patience"):
-        Guards(patience=0)
+        Guards(patience=-1)

@@ -1,17 +1,82 @@
 """How good a reward model is on held-out comparisons, and a plot of the calibration of its probabilities.
 
-Pure functions on scores. A reward is identified only up to a constant of each prompt, so everything here compares
-answers to one prompt: margins of pairs, and rank correlations within a prompt.
+Functions of a reward model on held-out rows, and pure functions on scores. A reward is identified only up to a
+constant of each prompt, so everything here compares answers to one prompt: margins of pairs, and rank correlations
+within a prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.evaluation.statistics import preference_figures, wilson_interval, with_interval
+from pipeline.model.tokens import encode_exchange
+from pipeline.rewards.learned import score_sequences
+from pipeline.runtime.messages import text_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BINS = 10
+
+
+def held_out_label_figures(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", held_out: "Dataset"
+) -> dict[str, float]:
+    """``label_figures`` of a reward model on held-out rows of ``prompt``, ``completion`` and ``label``."""
+    ids = [encode_exchange(tokenizer, row["prompt"], row["completion"], row) for row in held_out]
+    return label_figures(score_sequences(model, ids, tokenizer.pad_token_id), held_out["label"])
+
+
+def held_out_figures(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    held_out: "Dataset",
+    truth: Callable[..., list[float]] | None,
+    ranked: Iterable[Mapping[str, Any]],
+    plots: Path,
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """``reward_figures`` of a reward model on held-out comparisons, and its ``reliability`` table.
+
+    Args:
+        model: scores prompt and answer.
+        tokenizer: the model's.
+        held_out: rows of ``chosen`` and ``rejected``, or of ``ranked``.
+        truth: the known reward of embedded data.
+        ranked: rows of ``prompt`` and ``ranked``, on which the rank correlation with ``truth`` is measured.
+        plots: folder of the reliability diagram.
+    """
+    sides = [(row, answer) for row in held_out for pair in comparisons(row) for answer in pair]
+    ids = [encode_exchange(tokenizer, row["prompt"], answer, row) for row, answer in sides]
+    scores, lengths = score_sequences(model, ids, tokenizer.pad_token_id), [len(x) for x in ids]
+    true_margins = None
+    if truth:
+        known = truth(prompts=[row["prompt"] for row, _ in sides], completions=[text_of(y) for _, y in sides])
+        true_margins = [better - worse for better, worse in zip(known[::2], known[1::2])]
+    figures = reward_figures(scores[::2], scores[1::2], lengths[::2], lengths[1::2], true_margins)
+    margins = [a - b for a, b in zip(scores[::2], scores[1::2])]
+    plot_reliability(margins, plots / "reliability.png")
+    if truth and ranked:
+        groups = [[(row["prompt"], text_of(answer)) for answer in row["ranked"]] for row in ranked]
+        flat = [pair for group in groups for pair in group]
+        ids = [encode_exchange(tokenizer, prompt, text) for prompt, text in flat]
+        scored = iter(score_sequences(model, ids, tokenizer.pad_token_id))
+        known = iter(truth(prompts=[prompt for prompt, _ in flat], completions=[text for _, text in flat]))
+        scored, known = ([[next(values) for _ in group] for group in groups] for values in (scored, known))
+        figures["true_reward_spearman"] = within_prompt_spearman(scored, known)
+    return figures, reliability(*randomised_order(margins))
+
+
+def comparisons(row: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """The (better, worse) pairs that a held-out row states."""
+    if "ranked" not in row:
+        return [(row["chosen"], row["rejected"])]
+    ranks = row.get("ranks") or range(len(row["ranked"]))
+    ranked = list(zip(ranks, row["ranked"]))
+    return [(y, z) for i, (a, y) in enumerate(ranked) for b, z in ranked[i + 1 :] if a < b]
 
 
 def reward_figures(
