@@ -14,9 +14,10 @@ labelled   ``prompt``+``completion``+``label`` (true: good)             the same
 ``conversations`` (ShareGPT) stands for ``messages``, and for the ``prompt`` of a preference pair. Dialogues bring the
 columns ``tools`` (schemas, as a list or as JSON) and ``chat_template_kwargs`` along.
 
-A message may have, beside role and content, ``tool_calls``, ``tool_call_id``, ``name``, ``reasoning_content`` and
-``thinking``, which go to the chat template, and ``weight: 0`` (supervised learning leaves the turn out). Content may
-be a list of ``{"type": "text", "text"}`` parts. Any other key is counted where the rows are read (`unused_keys`).
+A message may have, beside role and content, ``tool_calls``, ``tool_call_id``, ``name``, ``reasoning_content``,
+``reasoning`` and ``thinking``, which go to the chat template, and ``weight: 0`` (supervised learning leaves the turn
+out). Content may be a list of ``{"type": "text", "text"}`` parts. Any other key is counted where the rows are read
+(`unused_keys`), reasoning that the template leaves out where the rows are prepared.
 
 A dialogue is a list of ``{"role", "content"}``, a ShareGPT list of ``{"from", "value"}``, or one string with
 ``\\n\\nHuman:`` and ``\\n\\nAssistant:`` turns (HH-RLHF). Within one dataset a prompt is either always a string or
@@ -31,7 +32,7 @@ from typing import Any, NamedTuple
 
 from pipeline.data.rows import RowError
 from pipeline.runtime.errors import UserError, did_you_mean, nearest
-from pipeline.runtime.messages import Message, assistant_turn, user_turn
+from pipeline.runtime.messages import REASONING, Message, assistant_turn, user_turn
 
 KINDS = ("text", "sft", "preference", "prompt", "ranked", "labelled")
 
@@ -84,9 +85,9 @@ _ROLES = {
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 # Keys of a message that the chat template gets as they are, where they hold something.
-_PASSED = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking")
+_PASSED = ("tool_calls", "tool_call_id", "name", *REASONING)
 _READ = {"role", "content", "from", "value", "weight", *_PASSED}
-DIALOGUES = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
+DIALOGUES = ("messages", "conversations", "prompt", "completion", "chosen", "rejected", "ranked")
 
 
 class Form(NamedTuple):
@@ -288,11 +289,23 @@ def _tool_calls(calls: Any, field: str) -> list[dict[str, Any]]:
     return read
 
 
-def unused_keys(row: Mapping[str, Any]) -> set[str]:
-    """Keys of a row's messages that nothing reads."""
-    dialogues = (row.get(name) for name in DIALOGUES)
-    turns = (turn for turns in dialogues if isinstance(turns, list) for turn in turns if isinstance(turn, Mapping))
-    return {key for turn in turns for key in turn if key not in _READ}
+def unused_keys(row: Mapping[str, Any], kind: str) -> set[str]:
+    """Keys of a row's messages that nothing reads; the columns have the names of the standard forms.
+
+    Running text (kind ``text``) holds the content of the messages alone. Reasoning that is null or empty is none.
+    """
+    read = _READ - set(REASONING) if kind == "text" else _READ
+    turns = [turn for name in DIALOGUES for turn in _turns(row.get(name))]
+    return {
+        key for turn in turns for key, value in turn.items() if key not in read and (key not in REASONING or value)
+    }
+
+
+def _turns(value: Any) -> list[Mapping[str, Any]]:
+    """The messages of a dialogue, or of a list of dialogues (``ranked``); nothing where it is neither."""
+    if isinstance(value, Mapping):
+        return [value]
+    return [turn for item in value for turn in _turns(item)] if isinstance(value, list) else []
 
 
 def _template_columns(row: Mapping[str, Any], dialogue: bool) -> dict[str, Any]:

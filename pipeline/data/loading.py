@@ -288,7 +288,7 @@ def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection
             converted = convert(given, form, kind)
             good.append(converted | {name: given[name] for name in keep if name in given and name not in converted})
             places.append((place, number))
-            unused.update(unused_keys(row))
+            unused.update(unused_keys(given, kind))
         except RowError as error:
             described = f"{place}, row {number}: {error}"
             if not skip_bad_rows:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 from pipeline.data.loading import Data
 from pipeline.data.mixing import Place
 from pipeline.model.tokenizer import ensure_training_chat_template, install_chat_template
-from pipeline.model.tokens import ANSWERS, IGNORED, Learned, check_dialogue, encode_row, renderer
+from pipeline.model.tokens import (
+    ANSWERS,
+    IGNORED,
+    Learned,
+    check_dialogue,
+    encode_row,
+    renderer,
+    unused_reasoning,
+)
 from pipeline.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,6 +87,8 @@ def templated(
     parts = []
     for rows, places, label in _splits(data, name):
         refused = [_refusal(row, kind, tokenizer, learned or ANSWERS) for row in rows]
+        written = (row for row, why in zip(rows, refused) if not why)
+        _report_unused(run, label, Counter(key for row in written for key in unused_reasoning(tokenizer, row)))
         parts.append(_keep(rows, [REFUSED if why else "" for why in refused], run, label, places, refused, skip=skip))
     return replace(data, train=parts[0], evaluation=parts[1] if len(parts) > 1 else None)
 
@@ -139,6 +149,7 @@ def supervised(
     parts = []
     for rows, places, label in _splits(data, name):
         coded = encode(rows, tokenizer, config, learned)
+        _report_unused(run, label, Counter(key for keys in coded["unused"] for key in keys.split()))
         needed = rows is data.train or config.eval_strategy != "no"
         parts.append(_keep(coded, coded["lost"], run, label, places, coded["refused"], skip=skip, needed=needed))
     figures = {column: sum(parts[0][column]) for column in ("learned", "kept")}
@@ -159,7 +170,8 @@ def encode(
     """Rows as ``input_ids`` and ``labels``, uncut, and what becomes of them.
 
     Further columns: ``length`` in tokens, of which ``kept`` stay within ``max_length`` and ``learned`` of these are
-    learned; ``lost``, the cause where the row cannot be trained on (else empty); ``refused``, the template's reason.
+    learned; ``lost``, the cause where the row cannot be trained on (else empty); ``refused``, the template's reason;
+    ``unused``, the keys of reasoning that the template does not write.
     """
     return rows.map(
         _encoded,
@@ -177,7 +189,7 @@ def _encoded(
         ids, marks = encode_row(tokenizer, row, learned)
     except UserError as error:
         nothing = {"length": 0, "kept": 0, "learned": 0}
-        return {"input_ids": [], "labels": [], **nothing, "lost": REFUSED, "refused": str(error)}
+        return {"input_ids": [], "labels": [], **nothing, "lost": REFUSED, "refused": str(error), "unused": ""}
     said = sum(marks[kept])
     return {
         "input_ids": ids,
@@ -187,6 +199,7 @@ def _encoded(
         "learned": said,
         "lost": "" if said else BEYOND if any(marks) else SILENT,
         "refused": "",
+        "unused": " ".join(unused_reasoning(tokenizer, row)),
     }
 
 
@@ -245,6 +258,20 @@ def _equal(*ids: list[int], kept: slice) -> dict[str, bool]:
 
 
 # ---------------------------------------------------------------------- the account
+
+
+def _report_unused(run: "Run", label: str, keys: Mapping[str, int]) -> None:
+    """Puts the keys of messages that the chat template does not write into the run record and on the terminal, once.
+
+    Reasoning is text that was given to be learned, but many templates write none: it is counted, and is no error.
+    """
+    noted = run.record.setdefault("unused_message_keys", {}) if keys else {}
+    if not keys or noted.get(label) == dict(keys):
+        return
+    noted[label] = dict(keys)
+    if run.is_main:
+        each = ", ".join(f"{key} ({count} rows)" for key, count in sorted(keys.items()))
+        print(f"{run.stage}: keys of messages that the chat template does not write ({label}): {each}", flush=True)
 
 
 def _splits(data: Data, name: str) -> list[tuple[Any, Sequence[Place], str]]:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.messages import Turn, as_answer, assistant_turn, is_dialogue, user_turn
+from pipeline.runtime.messages import REASONING, Turn, as_answer, assistant_turn, is_dialogue, user_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -278,6 +278,24 @@ def _refuse_drops(render: Callable[..., Any], messages: Sequence[Mapping], text:
             )
 
 
+def unused_reasoning(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> list[str]:
+    """Keys with reasoning in a row's messages (``reasoning_content``, …) that its chat template does not write.
+
+    The template must have been found to write the row's dialogues.
+    """
+    answers = [row[name] for name in ("completion", "chosen", "rejected") if is_dialogue(row.get(name))]
+    answers += [answer for answer in row.get("ranked") or [] if is_dialogue(answer)]
+    before = next((row[name] for name in ("messages", "prompt") if is_dialogue(row.get(name))), [])
+    found: set[str] = set()
+    for messages in [[*before, *answer] for answer in answers] or [before]:
+        for key in REASONING:
+            if any(message.get(key) for message in messages):
+                render = renderer(tokenizer, row)
+                without = [{name: value for name, value in m.items() if name != key} for m in messages]
+                found |= {key} if render(without) == render(messages) else set()
+    return sorted(found)
+
+
 def _encode_chat(
     tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], messages: Sequence[Mapping], first: int, mask: bool
 ) -> Coded:
@@ -355,10 +373,14 @@ def _turn(render: Callable[..., Any], messages: Sequence[Mapping], i: int, text:
     Raises:
         UserError: the template writes the dialogue up to this turn in another way than in the whole of it.
     """
-    head, until = render(messages[:i], generation=True), render(messages[: i + 1])
-    start = next((place for place, (a, b) in enumerate(zip(head, text)) if a != b), min(len(head), len(text)))
+    until = render(messages[: i + 1])
+    if i == 0:
+        start, opened = _first_start(render, text), True
+    else:
+        head = render(messages[:i], generation=True)
+        start = _shared(head, text)
+        opened = start == len(head) and head != render(messages[:i])
     content = (messages[i].get("content") or "").strip()
-    opened = start == len(head) and head != render(messages[:i]) if i else start == len(head)
     follows = bool(content) and text[start:].lstrip().startswith(content)
     if not text.startswith(until) or not (opened or follows):
         raise UserError(
@@ -367,6 +389,24 @@ def _turn(render: Callable[..., Any], messages: Sequence[Mapping], i: int, text:
             "that end with this turn, or learn everything (--assistant_only_loss false)"
         )
     return start, len(until)
+
+
+def _first_start(render: Callable[..., Any], text: str) -> int:
+    """Where the assistant's turn begins that opens a dialogue; transformers renders no dialogue without a message.
+
+    The turn begins at the latest where texts with other contents part from it (two of them: one may begin as the turn
+    does), and earlier where the generation prompt ends, which may open a block of reasoning.
+    """
+    latest = min(_shared(render(assistant_turn(probe)), text) for probe in ("narlm probe", "~narlm probe"))
+    asked, prompted = (render(user_turn("x"), generation=generation) for generation in (False, True))
+    opening = prompted[len(asked) :] if prompted.startswith(asked) else ""
+    place = text.rfind(opening, 0, latest) if opening else -1
+    return latest if place < 0 else place + len(opening)
+
+
+def _shared(first: str, second: str) -> int:
+    """Number of characters that two texts begin with alike."""
+    return next((place for place, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
 
 
 @functools.lru_cache(maxsize=16)

@@ -6,6 +6,8 @@ A turn, be it a prompt or a completion, is text or a dialogue (a list of message
 from collections.abc import Mapping, Sequence
 from typing import Required, TypedDict, TypeGuard
 
+REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of a message, by chat template
+
 Content = str | Sequence[str | Mapping[str, object]] | None
 
 

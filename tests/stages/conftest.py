@@ -188,7 +188,8 @@ def trainer_of(monkeypatch, request, tmp_path):
     def stop(run, trainer, *rest):
         raise Built(trainer)
 
-    monkeypatch.setattr("pipeline.training.session.train_and_save", stop)
+    for module in ("session", "legs"):  # legs imports it by name
+        monkeypatch.setattr(f"pipeline.training.{module}.train_and_save", stop)
 
     def build(stage, model, rows, **options):
         rows = write_rows(tmp_path / "rows.jsonl", rows) if isinstance(rows, list) else rows

@@ -169,6 +169,55 @@ def test_parts_developer_and_keys_that_nobody_reads(trainer_of, model, capsys):
     assert trainer_record(trainer)["data"][0]["unused_message_keys"] == {"id": 2}
 
 
+@pytest.mark.parametrize("stage", [sft, reward_model], ids=["renamed", "ranked"])
+def test_unused_keys_are_counted_in_renamed_columns_and_in_rankings(trainer_of, foreign_model, stage, capsys):
+    """Six dialogues that --dataset_map finds, and six rankings of dialogues, all with a key ``source``."""
+    if stage is sft:
+        rows = [{"chat": dialogue(f"What is {i}?", "It is 3.", source="x")} for i in range(6)]
+        more = {"dataset_map": "chat=messages"}
+    else:
+        answers = [[{"role": "assistant", "content": text, "source": "x"}] for text in ("It is 3.", "Nobody knows.")]
+        rows = [{"prompt": dialogue(f"What is {i}?", "")[:1], "ranked": answers} for i in range(6)]
+        more = {"objective": "listwise"}
+    trainer = trainer_of(stage, foreign_model, rows, eval_rows=0, **more)
+    assert trainer_record(trainer)["data"][0]["unused_message_keys"] == {"source": 6}
+    assert "keys of messages that are not used: source (6 rows)" in capsys.readouterr().err
+
+
+REASONING = CHATML.replace(
+    "message['content'] +", "('<think>' + message.reasoning_content if message.reasoning_content else '') + "
+    "message['content'] +",
+)  # fmt: skip
+
+
+@MODELS
+@pytest.mark.parametrize("stage", [sft, dpo, continual])
+def test_reasoning_that_the_template_does_not_write_is_counted(trainer_of, model, stage, capsys):
+    """Of twelve rows the even ones have reasoning; neither NarLM's template nor plain ChatML writes any."""
+    rows = rows_of(stage)
+    for row in rows[::2]:
+        row["messages" if "messages" in row else "chosen"][-1]["reasoning_content"] = "Count on."
+    more = {"lora_target_modules": "all-linear", "eval_rows": 1} if stage is continual else {"eval_rows": 0}
+    record = trainer_record(trainer_of(stage, model, rows, **more))["unused_message_keys"]
+    name = "corpus 1" if stage is continual else "train"
+    assert sum(keys["reasoning_content"] for keys in record.values()) == 6
+    said = capsys.readouterr().out
+    count = record[name]["reasoning_content"]
+    line = f"keys of messages that the chat template does not write ({name}): reasoning_content ({count} rows)"
+    assert said.count(line) == 1
+
+
+def test_reasoning_that_the_template_writes_is_learned(trainer_of, foreign_model, tmp_path, capsys):
+    """transformers hands ``thinking`` to the template as ``reasoning_content``; empty reasoning is none."""
+    base = copy_with_template(foreign_model, tmp_path / "reasoning", REASONING)
+    turns = dialogue("What is 1 plus 2?", "It is 3.", reasoning_content="Count on.", reasoning="")
+    more = dialogue("What is 1 plus 3?", "It is 4.", thinking="Count on.")
+    trainer = trainer_of(sft, base, [{"messages": turns}, {"messages": more}], eval_rows=0)
+    assert learned(trainer) == ["<think>Count on.It is 3.<|im_end|>", "<think>Count on.It is 4.<|im_end|>"]
+    assert "unused_message_keys" not in trainer_record(trainer)
+    assert "keys of messages" not in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------------- rows lost by max_length
 
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline import continual, sft
 from pipeline.data import check
 from pipeline.runtime.errors import UserError
-from tests.stages.conftest import flags, write_rows
+from tests.stages.conftest import CHATML, flags, write_rows
 
 TURNS = ["What is 1 plus 2?", "It is 3.", "And 4 plus 4?", "It is 8."]
 EVERY = {
@@ -147,3 +147,31 @@ def test_turns_that_cannot_be_told_are_refused_and_only_where_a_mask_is_needed(t
     thought[1]["weight"] = 0  # nobody asks for the place of a turn that is not learned
     trainer = trainer_of(sft, folder, [{"messages": thought}, {"messages": thought}], eval_rows=0)
     assert learned(trainer) == ["It is 8.<|im_end|>"] * 2
+
+
+@MODELS
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        "{{ '<|im_start|>system\nBe brief.<|im_end|>\n' if messages[0]['role'] != 'system' else '' }}" + CHATML,
+        CHATML.replace("{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}", ""),
+        CHATML.replace("assistant\\n' }}", "assistant\\n<think>' }}"),
+    ],
+    ids=["own", "default system turn", "no generation prompt", "thinking opened"],
+)
+def test_a_dialogue_that_the_assistant_opens(trainer_of, foreign_model, tmp_path, request, model, template):
+    """Its turn is learned complete, whatever it begins with: the name of its role too."""
+    folder = request.getfixturevalue(model)
+    if template is not None:
+        if model == "tiny_model":
+            pytest.skip("NarLM's template has markers")
+        folder = tmp_path / "opening"
+        shutil.copytree(foreign_model, folder)
+        (folder / "chat_template.jinja").write_text(template)
+    first = ["narlm asks.", " narlm asks.", "assistant\n asks."]
+    turns = [[{"role": "assistant", "content": text}, *dialogue(*TURNS[:2], weight=0)] for text in first]
+    trainer = trainer_of(sft, folder, [{"messages": messages} for messages in turns], eval_rows=0)
+    end = EVERY[model].rpartition(".")[2]
+    space = " " if model == "tiny_model" else ""
+    assert learned(trainer) == [(text if text[0] == " " else space + text) + end for text in first]
