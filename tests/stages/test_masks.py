@@ -149,25 +149,25 @@ def test_turns_that_cannot_be_told_are_refused_and_only_where_a_mask_is_needed(t
     assert learned(trainer) == ["It is 8.<|im_end|>"] * 2
 
 
-@MODELS
 @pytest.mark.parametrize(
-    "template",
+    ("model", "template"),
     [
-        None,
-        "{{ '<|im_start|>system\nBe brief.<|im_end|>\n' if messages[0]['role'] != 'system' else '' }}" + CHATML,
-        CHATML.replace("{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}", ""),
-        CHATML.replace("assistant\\n' }}", "assistant\\n<think>' }}"),
+        ("tiny_model", None),
+        ("foreign_model", None),
+        (
+            "foreign_model",
+            "{{ '<|im_start|>system\nBe brief.<|im_end|>\n' if messages[0].role != 'system' }}" + CHATML,
+        ),
+        ("foreign_model", CHATML.partition("{% if add")[0]),
+        ("foreign_model", CHATML.replace("assistant\\n' }}", "assistant\\n<think>' }}")),
     ],
-    ids=["own", "default system turn", "no generation prompt", "thinking opened"],
+    ids=["NarLM", "ChatML", "default system turn", "no generation prompt", "thinking opened"],
 )
-def test_a_dialogue_that_the_assistant_opens(trainer_of, foreign_model, tmp_path, request, model, template):
+def test_a_dialogue_that_the_assistant_opens(trainer_of, request, tmp_path, model, template):
     """Its turn is learned complete, whatever it begins with: the name of its role too."""
-    folder = request.getfixturevalue(model)
+    folder = tmp_path / "opening"
+    shutil.copytree(request.getfixturevalue(model), folder)
     if template is not None:
-        if model == "tiny_model":
-            pytest.skip("NarLM's template has markers")
-        folder = tmp_path / "opening"
-        shutil.copytree(foreign_model, folder)
         (folder / "chat_template.jinja").write_text(template)
     first = ["narlm asks.", " narlm asks.", "assistant\n asks."]
     turns = [[{"role": "assistant", "content": text}, *dialogue(*TURNS[:2], weight=0)] for text in first]
