@@ -1,17 +1,16 @@
 """Completions of held-out prompts: draw them, call a verifier or reward on them, list them for the report."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.evaluation.rows import Row
 from pipeline.inference.decoding import Completion, sample
 from pipeline.rewards.judging import Judgement, Reward, judge
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import Turn, user_text
 
-Row = Mapping[str, Any]
 Drawn = Sequence[Sequence[Completion]]  # the completions of each row
 
 
@@ -22,7 +21,7 @@ def complete(
     *,
     template: str | None,
     stop: Sequence[str] = (),
-    **sampling: Any,
+    **sampling: object,
 ) -> list[list[Completion]]:
     """The completions of each row's prompt.
 
@@ -69,7 +68,7 @@ def length_figures(drawn: Drawn) -> dict[str, float]:
 
 def sample_rows(
     rows: Sequence[Row], drawn: Drawn, scores: Sequence[Sequence[float | None]] | None = None
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """What ``samples.jsonl`` has of each prompt: the completions, whether each ended, and the scores if there are."""
     found = []
     for i, row in enumerate(rows):

@@ -26,6 +26,8 @@ _CLAIM = re.compile(
 )
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
 
+Checked = dict[str, Any]  # a claim as the run record has it
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -63,7 +65,7 @@ def parse_claims(texts: Sequence[str], *, has_baseline: bool) -> list[Claim]:
 
 def check_claims(
     claims: Sequence[Claim], metrics: Mapping[str, float | None], before: Mapping[str, float | None]
-) -> list[dict[str, Any]]:
+) -> list[Checked]:
     """For the run record: ``{"claim", "metric", "value", "bound", "met"}``.
 
     ``met`` is None, with a ``reason``, where a metric is missing: the claim is neither met nor broken.
@@ -77,7 +79,7 @@ def check_claims(
         else:
             source, named = (before, claim.metric) if claim.term == "before" else (metrics, claim.term)
             term = source.get(named)
-        entry: dict[str, Any] = {
+        entry: Checked = {
             "claim": claim.text,
             "metric": claim.metric,
             "value": value,
@@ -95,7 +97,7 @@ def check_claims(
     return checked
 
 
-def describe(claim: dict[str, Any]) -> str:
+def describe(claim: Checked) -> str:
     """One line for the terminal about an expectation."""
     if claim["met"] is None:
         return f"  not checked: {claim['claim']} ({claim['reason']})"

@@ -1,21 +1,20 @@
 """What the run records of a model say about its evaluation.
 
-The rows that must not evaluate it, and its objective: pi_ref, reward, beta and held-out prompts.
+The rows it must not be evaluated on, and its objective: pi_ref, reward, beta and held-out prompts.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from pipeline.evaluation.registry import label
+from pipeline.evaluation.registry import Entry, label
 from pipeline.rewards.resolve import reward_spec, weighted_spec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.lineage import ancestors
 from pipeline.runtime.record import read_record
 
 
-def refuse_training_rows(model: str, entries: Sequence[dict[str, Any]]) -> None:
-    """Hold evaluations to data that neither the model nor its ancestors were trained on, by their run records.
+def refuse_training_rows(model: str, entries: Sequence[Entry]) -> None:
+    """Refuse evaluations on rows that the model or its ancestors were trained on, by their run records.
 
     Raises:
         UserError: an evaluation names a training split of the model's lineage.
@@ -33,7 +32,7 @@ def refuse_training_rows(model: str, entries: Sequence[dict[str, Any]]) -> None:
                     )
 
 
-def _same_rows(source: dict[str, Any], dataset: str, split: str) -> bool:
+def _same_rows(source: Entry, dataset: str, split: str) -> bool:
     """Whether a training source and a named split share rows; two slices of one split are taken to be apart."""
     name = str(source["name"])
     if Path(dataset).expanduser().is_file():
@@ -48,13 +47,13 @@ def _same_rows(source: dict[str, Any], dataset: str, split: str) -> bool:
 
 
 def recorded_reference(model: str) -> str | None:
-    """The pi_ref that the model's own run record names, if it has one."""
+    """The pi_ref in the model's run record, if it has one."""
     record = read_record(Path(model))
     return record.get("pi_ref") if record else None
 
 
-def recorded_objective(model: str) -> dict[str, Any]:
-    """What the model's own run says about its objective: reward, beta, max_new_tokens, and the prompts' dataset."""
+def recorded_objective(model: str) -> Entry:
+    """The objective in the model's run record: reward, beta, max_new_tokens, and the prompts' dataset and split."""
     record = read_record(Path(model)) or {}
     given = record.get("arguments", {})
     rewards, weights = given.get("reward"), given.get("reward_weights")
@@ -76,8 +75,8 @@ def recorded_objective(model: str) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def objective_entry(model: str, prompts: dict[str, str]) -> dict[str, Any]:
-    """The evaluation that --objective stands for.
+def objective_entry(model: str, prompts: dict[str, str]) -> Entry:
+    """The evaluation that --objective adds.
 
     Raises:
         UserError: the model's run has no held-out data to take prompts from.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.evaluation.rows import read_rows
+from pipeline.evaluation.rows import Row, read_rows
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.registry import find
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Entry = dict[str, Any]  # an evaluation in the YAML, or options by name
-Row = dict[str, Any]
 
 EVALUATIONS = {
     "loss": "pipeline.evaluation.tasks.loss:loss",

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.evaluation.registry import Entry, Result, Row, headline, label, run_entry
+from pipeline.evaluation.registry import Entry, Result, headline, label, run_entry
+from pipeline.evaluation.rows import Row
 from pipeline.runtime.comparison import changed_inputs
 from pipeline.runtime.files import write_json, write_rows
 from pipeline.runtime.record import Run

@@ -8,6 +8,8 @@ from pipeline.data.loading import read_source
 from pipeline.data.mixing import Source
 from pipeline.runtime.errors import UserError
 
+Row = dict[str, Any]
+
 
 def read_rows(
     dataset: str,
@@ -16,11 +18,11 @@ def read_rows(
     kind: str,
     config: str | None = None,
     dataset_map: dict[str, str] | str | None = None,
-    where: Mapping[str, Any] | None = None,
+    where: Mapping[str, object] | None = None,
     limit: int | None = None,
     skip_bad_rows: bool = False,
     columns: Collection[str] = (),
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> tuple[list[Row], Row]:
     """Rows of one dataset in the standard form of ``kind``, and their entry for the run record.
 
     Args:

@@ -1,7 +1,6 @@
 """Accuracy by a verifier: the share of right completions, pass@k and majority vote."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,7 +29,7 @@ def accuracy(
     batch_size: int = 256,
     seed: int = 0,
     allow_unsafe_code_execution: bool = False,
-    **data: Any,
+    **data: object,
 ) -> Result:
     """Share of held-out prompts whose completion a verifier finds right.
 

@@ -8,7 +8,6 @@ policy's is found by bisection; what the policy gains over it is the figure.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,7 +40,7 @@ def best_of_n(
     batch_size: int = 256,
     seed: int = 0,
     allow_unsafe_code_execution: bool = False,
-    **data: Any,
+    **data: object,
 ) -> Result:
     """Reward and KL of a policy, and the reward of best-of-N from pi_ref at that KL, on held-out prompts.
 

@@ -1,7 +1,6 @@
 """How well a model predicts held-out text: the loss per token and the perplexity."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ def loss(
     *,
     max_length: int | None = None,
     batch_size: int = 16,
-    **data: Any,
+    **data: object,
 ) -> Result:
     """Mean negative log-likelihood per token in nats (eq. 9) and its exponential, the perplexity.
 

@@ -8,14 +8,13 @@ also exactly (``pipeline.evaluation.exact``). KL is in nats per completion, J in
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.evaluation.exact import exact_figures, exact_law, frontier
 from pipeline.evaluation.registry import Result, require_recorded
-from pipeline.evaluation.rows import read_rows
+from pipeline.evaluation.rows import Row, read_rows
 from pipeline.evaluation.statistics import Z95, bootstrap_interval, with_interval
 from pipeline.inference.decoding import sample
 from pipeline.inference.likelihood import sequence_divergences
@@ -42,7 +41,7 @@ def evaluate(
     batch_size: int = 64,
     seed: int = 0,
     allow_unsafe_code_execution: bool = False,
-    **data: Any,
+    **data: object,
 ) -> Result:
     """``E[R] - beta KL(pi || pi_ref)`` of a policy on given prompts, from samples at temperature 1.
 
@@ -101,7 +100,7 @@ def add_exact(
     model: PreTrainedModel,
     reference: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
     reward: Reward,
     beta: float,
 ) -> torch.Tensor:  # (P, Y)
@@ -124,7 +123,7 @@ def add_exact(
     return tilted_law(log_reference, rewards, beta).exp()
 
 
-def _place(how: str, figures: dict[str, float]) -> dict[str, Any]:
+def _place(how: str, figures: dict[str, float]) -> dict[str, str | float]:
     """Where the policy lies, as a row of the table ``policy``; a more exact row comes after a less exact one."""
     return {"figures by": how, **{name: figures[name] for name in ("kl", "reward", "objective")}}
 

@@ -1,7 +1,6 @@
 """Preference accuracy of a policy's implicit reward, against the best that the pairs allow."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +19,7 @@ def preference(
     *,
     reference: Callable[[], PreTrainedModel] | None = None,
     batch_size: int = 16,
-    **data: Any,
+    **data: object,
 ) -> Result:
     """Share of held-out pairs whose chosen answer has the higher implicit reward log pi(y|x) - log pi_ref(y|x).
 

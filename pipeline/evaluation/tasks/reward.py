@@ -1,7 +1,6 @@
 """The mean reward of a policy's samples."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,7 +25,7 @@ def reward(
     batch_size: int = 256,
     seed: int = 0,
     allow_unsafe_code_execution: bool = False,
-    **data: Any,
+    **data: object,
 ) -> Result:
     """Mean reward E[R(x, y)] of samples y ~ pi(. | x) on held-out prompts, with a bootstrap interval over prompts.
 

@@ -1,7 +1,6 @@
 """Completions to look at: the report shows the same prompts after every stage side by side."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,7 +27,7 @@ def samples(
     chat: bool = True,
     batch_size: int = 256,
     seed: int = 0,
-    **data: Any,
+    **data: object,
 ) -> Result:
     """Completions of given prompts, or of a dataset's, without a score.
 

@@ -1,13 +1,11 @@
 """The loss of a trigram model on held-out text: the baseline that a language model has to beat."""
 
-from typing import Any
-
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.evaluation import ngram
 from pipeline.evaluation.registry import Result
-from pipeline.evaluation.rows import read_rows
+from pipeline.evaluation.rows import Row, read_rows
 from pipeline.evaluation.tasks.loss import cut, default_length, loss_metrics
 from pipeline.model.tokens import encode_row
 from pipeline.runtime.errors import UserError
@@ -20,7 +18,7 @@ def trigram(
     train_split: str = "train",
     validation_rows: int = 1000,
     max_length: int | None = None,
-    **data: Any,
+    **data: object,
 ) -> Result:
     """Loss of an interpolated trigram model on the tokens that ``loss`` scores: what the model has to beat.
 
@@ -47,7 +45,7 @@ def trigram(
         )
     length = max_length or default_length(model)
 
-    def encode(rows: list[dict[str, Any]]) -> list[list[int]]:
+    def encode(rows: list[Row]) -> list[list[int]]:
         return [piece for row in rows for piece, _ in cut(*encode_row(tokenizer, row), length)]
 
     held, kept = encode(train[-validation_rows:]), encode(train[:-validation_rows])
