@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
 
 FLAGS = {
     "num_generations": "answers sampled a prompt (N) [8]",
-    "max_completion_length": "tokens of an answer [256]",
+    "max_completion_length": "tokens of an answer [512]",
     "beta": "weight of the KL to pi_ref [0: none]",
     "scale_rewards": "divide advantages by their spread: group, batch or none [group]",
     "loss_type": "grpo, dr_grpo, dapo, bnpo, … [dapo]",

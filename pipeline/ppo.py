@@ -116,7 +116,7 @@ FLAGS = {
     "lam": "GAE's lambda [0.95]",
     "num_iterations": "epochs on one rollout [4]",
     "generation_batch_size": "completions a rollout [batch x accumulation]",
-    "max_completion_length": "tokens of a completion [256]",
+    "max_completion_length": "tokens of a completion [512]",
     "missing_eos_penalty": "subtracted from the score of a completion that was cut off [none]",
 }
 

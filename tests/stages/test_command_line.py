@@ -1,10 +1,13 @@
 """The stages as commands: help, exit codes, and two processes under accelerate."""
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+import typing
 
 import pytest
 
@@ -47,30 +50,68 @@ def test_help_is_short_quick_and_imports_nothing_heavy(stage):
         assert [flag for flag in COMMON_FLAGS if f"--{flag} " not in text] == []
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage in ("pretrain", "sft", "dpo", "grpo")])
-def test_every_flag_of_the_short_help_exists(stage):
-    """What --help promises is a field of the stage's parser."""
+def arguments_of(stage: str) -> tuple[object, tuple[type, ...]]:
+    """A training stage's module, and its argument classes, the stage's own first and the trainer's last."""
     import importlib
-    import re
 
-    from transformers import TrainingArguments
-    from trl import DPOConfig, GRPOConfig, SFTConfig
+    import transformers
+    import trl
 
     from pipeline.data.arguments import DataArguments
-    from pipeline.model.policy import ModelArguments
-    from pipeline.runtime.arguments import StageArguments, build_parser
-    from pipeline.runtime.entry import short_help
+    from pipeline.model.policy import ChatModelArguments
+    from pipeline.runtime.arguments import StageArguments
+    from pipeline.training.ppo import PPOConfig
 
     module = importlib.import_module(f"pipeline.{stage}")
     classes = [v for k, v in vars(module).items() if k.endswith("Arguments")]
     own = next((v for v in classes if v.__module__ == module.__name__), StageArguments)
-    config = {"pretrain": TrainingArguments, "sft": SFTConfig, "dpo": DPOConfig, "grpo": GRPOConfig}[stage]
-    parser = build_parser((own, DataArguments, ModelArguments, config))
-    known = {action.dest for action in parser._actions} | {"config", "help_all"}
-    text = short_help(module.__doc__, own, getattr(module, "FLAGS", {}), stage)
+    configs = {
+        "pretrain": transformers.TrainingArguments, "sft": trl.SFTConfig, "rsft": trl.SFTConfig,
+        "continual": trl.SFTConfig, "dpo": trl.DPOConfig, "grpo": trl.GRPOConfig, "ppo": PPOConfig,
+        "reward_model": trl.RewardConfig,
+    }  # fmt: skip
+    return module, (own, DataArguments, ChatModelArguments, configs[stage])
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+def test_every_flag_of_the_short_help_exists(stage):
+    """What --help promises is a field of the stage's parser."""
+    from pipeline.runtime.entry import short_help
+
+    module, classes = arguments_of(stage)
+    known = {f.name for cls in classes for f in dataclasses.fields(cls)} | {"config", "help_all"}
+    text = short_help(module.__doc__, classes[0], getattr(module, "FLAGS", {}), stage)
     promised = set(re.findall(r"^  --(\w+)", text, flags=re.MULTILINE))
     assert len(promised) >= 25
     assert promised - known == set()
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+def test_a_default_written_in_the_short_help_is_the_field_s(stage):
+    """``--help`` may not import TRL, so its defaults are typed by hand: each is compared with the field. Where the
+    default is None, the brackets say in words what that means."""
+    from pipeline.runtime.arguments import default_of
+    from pipeline.runtime.coercion import coerce
+    from pipeline.runtime.defaults import LORA_LEARNING_RATE
+
+    module, classes = arguments_of(stage)
+    fields = {}
+    for cls in classes:
+        hints = typing.get_type_hints(cls)
+        fields |= {f.name: (default_of(f), hints[f.name]) for f in dataclasses.fields(cls)}
+    set_by_the_stage = {("sft", "assistant_only_loss")}
+    for name, text in getattr(module, "FLAGS", {}).items():
+        default, hint = fields[name]
+        written = re.search(r"\[([^]]+)\]$", text)[1]
+        lora = re.fullmatch(r"(\S+) with LoRA, else (\S+)", written)
+        if lora:
+            assert float(lora[1]) == LORA_LEARNING_RATE[stage]
+            written = lora[2]
+        word = re.split(r"[: ]", written)[0]
+        if default is None:
+            assert re.match(r"[a-z]", word), f"{name}: {written}"
+        elif (stage, name) not in set_by_the_stage:
+            assert coerce(word, hint, name) in (default, [default]), f"{name}: {written}, and the field is {default}"
 
 
 @pytest.mark.parametrize("stage", [*TRAINING, "assess", "generate", "merge", "run"])
