@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import yaml
 
-from pipeline.data.formats import parse_map
+from pipeline.data.columns import parse_map
 from pipeline.runtime.arguments import parse
 from tests.conftest import ROOT
 from tests.test_configs import parsers

@@ -14,9 +14,11 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.formats import KINDS, parse_map
-from pipeline.data.loading import PEEK, find_form, raw_rows, read_source
-from pipeline.data.mixing import Part, Source
+from pipeline.data.columns import parse_map
+from pipeline.data.formats import KINDS, find_form
+from pipeline.data.loading import PEEK, read_source
+from pipeline.data.mixing import Part
+from pipeline.data.sources import Source, raw_rows
 from pipeline.runtime.entry import CommandParser, run_and_exit
 from pipeline.runtime.errors import UserError
 

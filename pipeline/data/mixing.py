@@ -1,95 +1,18 @@
-"""Several datasets as one: entries, exact duplicates, held-out rows, leaks, sampling weights.
+"""Several datasets as one: exact duplicates, held-out rows, leaks, sampling weights.
 
 Works on plain lists of converted rows with an identity (hash of content) each. Everything random follows the seed.
 """
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.data.files import split_files
-from pipeline.data.formats import content_hash, parse_map, prompt_hash, to_messages
-from pipeline.runtime.errors import UserError, did_you_mean
-from pipeline.runtime.files import is_local
-from pipeline.worlds.table import is_world
+from pipeline.data.formats import content_hash, prompt_hash, to_messages
+from pipeline.data.sources import Source
+from pipeline.runtime.errors import UserError
 
 Place = tuple[str, int]
-
-_FILE_BUILDERS = ("json", "csv", "parquet", "text")
-
-
-@dataclass(frozen=True)
-class Source:
-    """One named dataset: what is read and how its columns are renamed, before any row is read."""
-
-    name: str
-    split: str = "train"
-    config: str | None = None
-    revision: str | None = None
-    data_dir: str | None = None
-    data_files: Any = None
-    columns: tuple[str, ...] | None = None
-    dataset_map: Mapping[str, str] = field(default_factory=dict)
-    weight: float | None = None
-    fraction: float | None = None
-    role: str = "train"
-
-    @property
-    def split_name(self) -> str:
-        """The split without its slice."""
-        return self.split.partition("[")[0]
-
-    @property
-    def is_world(self) -> bool:
-        return is_world(self.name)
-
-    @property
-    def label(self) -> str:
-        """The dataset as messages name it."""
-        return self.name + (f" ({self.config})" if self.config else "")
-
-    def files(self, must_exist: bool = True) -> list[Path]:
-        """The local files of this split; empty for a Hub id or the embedded world.
-
-        Raises:
-            UserError: it is local by its looks and does not exist, or holds no such split.
-        """
-        if self.is_world:
-            return []
-        path = Path(self.name).expanduser()
-        if self.name in _FILE_BUILDERS and not path.exists():
-            if self.data_files is None and self.data_dir is None:
-                raise UserError(f"dataset {self.name!r} needs data_files or data_dir")
-            path = Path(self.data_dir or ".").expanduser()
-        elif self.data_dir is not None and path.is_dir():
-            path = path / self.data_dir
-        if not path.exists() and not is_local(self.name):
-            return []
-        if not path.exists():
-            if not must_exist:
-                return []
-            raise UserError(f"dataset {self.name!r} does not exist: give a file, a folder, a Hub id or world/<name>")
-        if self.data_files is None:
-            return split_files(path, self.split_name)
-        return self._named_files(path)
-
-    def _named_files(self, folder: Path) -> list[Path]:
-        """``data_files`` of an entry: a name or pattern, a list of them, or ``{split: names}``."""
-        names = self.data_files
-        if isinstance(names, Mapping):
-            if self.split_name not in names:
-                raise UserError(f"{self.name}: data_files has no split {self.split_name!r}; it has {', '.join(names)}")
-            names = names[self.split_name]
-        found: list[Path] = []
-        for name in [names] if isinstance(names, str) else names:
-            path = folder / Path(name).expanduser()
-            matches = [path] if path.exists() else sorted(folder.glob(name)) if not Path(name).is_absolute() else []
-            if not matches:
-                raise UserError(f"{self.name}: data_files {name!r} matches no file in {folder}")
-            found += [file for match in matches for file in split_files(match, self.split_name)]
-        return found
 
 
 @dataclass(frozen=True)
@@ -137,65 +60,6 @@ class Part:
         if self.bad_rows:
             entry["first_bad_rows"] = list(self.bad_rows)
         return {**entry, **(self.notes or {})}
-
-
-_ENTRY_KEYS = ("path", "name", "data_dir", "data_files", "split", "columns", "fraction", "weight", "dataset_map")
-
-
-def parse_mixture(entries: Sequence[Mapping[str, Any]], dataset_map: Any = None) -> list[Source]:
-    """The entries of ``datasets:``; ``dataset_map`` is the default of entries without their own.
-
-    Raises:
-        UserError: an entry without path, an unknown key (with the nearest known one), a wrong type, or a weight or
-            fraction on some entries only.
-    """
-    sources = []
-    for number, entry in enumerate(entries, start=1):
-        at = f"datasets, entry {number}"
-        if not isinstance(entry, Mapping):
-            raise UserError(f"{at}: a mapping with path, split, … was expected, found {entry!r}")
-        for key in entry:
-            if key not in _ENTRY_KEYS:
-                hint = did_you_mean(str(key), _ENTRY_KEYS, f"known are {', '.join(_ENTRY_KEYS)}")
-                raise UserError(f"{at}: unknown key {key!r}{hint}")
-        for key in ("path", "name", "data_dir", "split"):
-            if entry.get(key) is not None and not isinstance(entry[key], str):
-                raise UserError(f"{at}: {key} must be text, found {entry[key]!r}")
-        if not entry.get("path"):
-            raise UserError(f"{at}: path is missing (a Hub id, a file, a folder or world/<name>)")
-        columns = entry.get("columns")
-        if columns is not None and not (isinstance(columns, list) and all(isinstance(c, str) for c in columns)):
-            raise UserError(f"{at}: columns must be a list of column names, found {columns!r}")
-        own_map = entry.get("dataset_map")
-        sources.append(
-            Source(
-                name=entry["path"],
-                split=entry.get("split") or "train",
-                config=entry.get("name"),
-                data_dir=entry.get("data_dir"),
-                data_files=entry.get("data_files"),
-                columns=tuple(columns) if columns is not None else None,
-                dataset_map=parse_map(own_map if own_map is not None else dataset_map),
-                weight=_share(entry, "weight", at),
-                fraction=_share(entry, "fraction", at),
-            )
-        )
-    for key in ("weight", "fraction"):
-        given = [getattr(source, key) is not None for source in sources]
-        if any(given) and not all(given):
-            raise UserError(f"datasets: {key} must stand on every entry or on none")
-    if sources[0].weight is not None and sources[0].fraction is not None:
-        raise UserError("datasets: give weight (repeats rows where needed) or fraction (never repeats), not both")
-    return sources
-
-
-def _share(entry: Mapping[str, Any], key: str, at: str) -> float | None:
-    value = entry.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise UserError(f"{at}: {key} must be a number above 0, found {value!r}")
-    return float(value)
 
 
 def deduplicate(parts: Sequence[Part]) -> list[Part]:
@@ -314,8 +178,3 @@ def weigh(parts: Sequence[Part], seed: int) -> list[Part]:
 
 def _noted(part: Part, **notes: Any) -> Part:
     return replace(part, notes={**(part.notes or {}), **notes})
-
-
-def shuffle(rows: list[Any], seed: int) -> None:
-    """Mixes the rows of several parts in place, so that packing and unshuffled readers see all of them early."""
-    random.Random(f"mixture {seed}").shuffle(rows)

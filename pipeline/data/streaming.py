@@ -32,27 +32,13 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.data.arguments import DataArguments
+from pipeline.data.arrow import to_dataset
 from pipeline.data.files import read_rows
-from pipeline.data.formats import content_hash, convert
-from pipeline.data.loading import (
-    EVAL_ROWS,
-    PEEK,
-    Data,
-    evaluation_sources,
-    find_form,
-    load_data,
-    load_hub,
-    prepare,
-    raw_rows,
-    read_source,
-    say,
-    source_fingerprint,
-    sources_of,
-    to_dataset,
-)
-from pipeline.data.mixing import Source
+from pipeline.data.formats import content_hash, convert, find_form, prepare
+from pipeline.data.loading import EVAL_ROWS, PEEK, Data, load_data, read_source, say
 from pipeline.data.packing import Packer
 from pipeline.data.rows import Cursor, RowError
+from pipeline.data.sources import Source, eval_sources, load_hub, raw_rows, source_fingerprint, sources_of
 from pipeline.model.tokens import encode_documents
 from pipeline.runtime.errors import UserError
 
@@ -316,8 +302,8 @@ def load_stream(arguments: DataArguments, seed: int) -> Data:
         UserError: anything wrong in names, columns or rows.
     """
     sources = sources_of(arguments)
-    judges = evaluation_sources(arguments, sources)
-    parts = [read_source(source, "text", arguments.skip_bad_rows) for source in judges]
+    held = eval_sources(arguments, sources)
+    parts = [read_source(source, "text", arguments.skip_bad_rows) for source in held]
     records = [part.record() for part in parts]
     rows = [row for part in parts for row in part.rows]
     if not parts:

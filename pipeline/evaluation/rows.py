@@ -3,9 +3,9 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pipeline.data.formats import parse_map
+from pipeline.data.columns import parse_map
 from pipeline.data.loading import read_source
-from pipeline.data.mixing import Source
+from pipeline.data.sources import Source
 from pipeline.runtime.errors import UserError
 
 Row = dict[str, Any]

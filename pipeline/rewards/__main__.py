@@ -14,8 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.columns import check_map, parse_map
 from pipeline.data.files import read_rows
-from pipeline.data.formats import check_map, parse_map
 from pipeline.data.rows import Row, RowError
 from pipeline.rewards.judging import VERDICTS, Judgement, judge
 from pipeline.rewards.registry import names

@@ -15,7 +15,8 @@ from peft import LNTuningConfig, OSFConfig
 from safetensors.torch import load_file
 
 from pipeline.data.arguments import DataArguments
-from pipeline.data.loading import Data, load_data, to_dataset
+from pipeline.data.arrow import to_dataset
+from pipeline.data.loading import Data, load_data
 from pipeline.data.preparation import encode, learned_of, settle_pairs, supervised
 from pipeline.inference.stopping import declare_stops
 from pipeline.model.adapters import attach, backbone_sha256, has_own_adapter

@@ -2,16 +2,13 @@
 
 import pytest
 
+from pipeline.data.dialogues import messages_of
 from pipeline.data.formats import (
     Form,
-    check_map,
     content_hash,
     convert,
     detect,
-    messages_of,
-    parse_map,
     prompt_hash,
-    rename,
     to_messages,
 )
 from pipeline.data.rows import RowError
@@ -237,27 +234,6 @@ def test_columns_the_user_renamed_decide_the_form():
     row = {"messages": [U, A], "prompt": "p", "completion": "c"}
     assert detect([row], "sft", "here").columns == ("messages",)
     assert detect([row], "sft", "here", {"prompt"}) == Form(("prompt", "completion"), False)
-
-
-def test_dataset_map():
-    assert parse_map("a=b, c=d") == {"a": "b", "c": "d"}
-    assert parse_map("") == parse_map(None) == {}
-    assert rename({"a": 1, "x": 2}, {"a": "b"}) == {"b": 1, "x": 2}
-    check_map({"a": "b", "b": "a"}, ["a", "b"], "f")  # two may change places
-    with pytest.raises(UserError, match="dataset_map: a: the new name of a column must be text, found None"):
-        parse_map({"a": None})
-    for bad, message in (
-        ("a", "'a' is not old=new"),
-        ("a=", "not old=new"),
-        ("a=c,b=c", "one name"),
-        ("a=b,a=c", "two names"),
-    ):
-        with pytest.raises(UserError, match=message):
-            parse_map(bad)
-    with pytest.raises(UserError, match=r"no column 'qestion' to rename.*did you mean question"):
-        check_map({"qestion": "prompt"}, ["question"], "f")
-    with pytest.raises(UserError, match="already has a column 'prompt'"):
-        check_map({"question": "prompt"}, ["question", "prompt"], "f")
 
 
 def test_identity_ignores_column_order_and_sees_every_change():

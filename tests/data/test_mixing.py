@@ -1,10 +1,11 @@
-"""Mixtures: entries, shares, duplicates and leaks, counted by hand."""
+"""Mixtures: shares, duplicates and leaks, counted by hand."""
 
 import pytest
 
 from pipeline.data import mixing
 from pipeline.data.formats import content_hash, prompt_hash
-from pipeline.data.mixing import Part, Source, parse_mixture
+from pipeline.data.mixing import Part
+from pipeline.data.sources import Source
 from pipeline.runtime.errors import UserError
 
 
@@ -26,44 +27,6 @@ def pairs(*names, answer="a"):
 
 def prompts(parts):
     return [[row["prompt"] for row in p.rows] for p in parts]
-
-
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        ([{"path": "a", "wieght": 1}], "entry 1: unknown key 'wieght'; did you mean weight?"),
-        ([{"path": "a", "zzz": 1}], "known are path, name"),
-        ([{"split": "train"}], "path is missing"),
-        (["a"], "a mapping with path"),
-        ([{"path": 3}], "path must be text"),
-        ([{"path": "a", "columns": "prompt"}], "columns must be a list"),
-        ([{"path": "a", "weight": 0}], "weight must be a number above 0, found 0"),
-        ([{"path": "a", "weight": "2"}], "found '2'"),
-        ([{"path": "a", "weight": True}], "found True"),
-        ([{"path": "a", "weight": float("nan")}], "found nan"),
-        ([{"path": "a", "weight": 1}, {"path": "b"}], "weight must stand on every entry"),
-        ([{"path": "a", "weight": 1, "fraction": 1}], "not both"),
-        ([{"path": "a", "dataset_map": "q"}], "'q' is not old=new"),
-    ],
-)
-def test_a_wrong_entry_is_named(entries, message):
-    with pytest.raises(UserError, match=message.replace("?", r"\?")):
-        parse_mixture(entries)
-
-
-def test_entries_are_trl_s_with_a_map_of_their_own():
-    one, two = parse_mixture(
-        [{"path": "a", "name": "main", "split": "train[:5]", "columns": ["q"]}, {"path": "b", "dataset_map": "x=y"}],
-        "q=prompt",
-    )
-    assert (one.name, one.config, one.split, one.columns, one.dataset_map) == (
-        "a",
-        "main",
-        "train[:5]",
-        ("q",),
-        {"q": "prompt"},
-    )
-    assert (two.split, two.split_name, two.dataset_map) == ("train", "train", {"x": "y"})
 
 
 def test_duplicates_leave_across_parts_and_the_first_stays():
@@ -141,23 +104,3 @@ def test_forms_that_differ_become_dialogues():
     assert alike[0].rows == text.rows
     with pytest.raises(UserError, match="different forms cannot stand in one mixture"):
         mixing.same_form([text, part([{"text": "t"}])], "sft")
-
-
-def test_data_files_of_an_entry(tmp_path):
-    for name in ("a.jsonl", "b.jsonl", "c.csv"):
-        (tmp_path / name).write_text("{}")
-
-    def names(**entry):
-        return [file.name for file in parse_mixture([{"path": str(tmp_path), **entry}])[0].files()]
-
-    assert names(data_files="b.jsonl") == ["b.jsonl"]
-    assert names(data_files=["c.csv", "a.jsonl"]) == ["c.csv", "a.jsonl"]
-    assert names(data_files="*.jsonl") == ["a.jsonl", "b.jsonl"]
-    assert names(data_files={"train": "a.jsonl", "test": "b.jsonl"}, split="test") == ["b.jsonl"]
-    assert [f.name for f in parse_mixture([{"path": "json", "data_files": str(tmp_path / "a.jsonl")}])[0].files()] == [
-        "a.jsonl"
-    ]
-    with pytest.raises(UserError, match=r"data_files 'z\*' matches no file"):
-        names(data_files="z*")
-    with pytest.raises(UserError, match="data_files has no split 'train'"):
-        names(data_files={"test": "b.jsonl"})

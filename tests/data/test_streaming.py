@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.data import check, loading, streaming
 from pipeline.data.arguments import DataArguments
-from pipeline.data.mixing import Source
+from pipeline.data.sources import Source
 from pipeline.data.streaming import DocumentStream, PackedStream, load_documents, pack_stream
 from pipeline.runtime.errors import UserError
 from tests.data.test_packing import make_tokenizer

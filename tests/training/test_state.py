@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerControl, TrainingArguments, default_data_collator
 
 from pipeline.data import streaming
-from pipeline.data.mixing import Source
+from pipeline.data.sources import Source
 from pipeline.data.streaming import DocumentStream, pack_stream
 from pipeline.training.guards import Guards
 from pipeline.training.pretraining import PackedTrainer
@@ -72,8 +72,13 @@ def test_a_killed_trainer_resumes_on_the_next_block(corpus, tmp_path, monkeypatc
     the same weights, bit for bit, and does not read the first passage of the corpus again; without the state, or with
     that of another stream, the same by reading again.
     """
-    read, encode = [], streaming.encode
-    monkeypatch.setattr(streaming, "encode", lambda texts, words: (read.extend(texts), encode(texts, words))[1])
+    read, encode = [], streaming.encode_documents
+
+    def encode_and_note(tokenizer, texts):
+        read.extend(texts)
+        return encode(tokenizer, texts)
+
+    monkeypatch.setattr(streaming, "encode_documents", encode_and_note)
     seen, weights = run(corpus, tmp_path / "whole")
     assert seen == [block["input_ids"].tolist() for block in islice(streamed(corpus), 24)]
     run(corpus, tmp_path / "killed", kill_at=4)

@@ -1,0 +1,223 @@
+"""Dialogues in any accepted spelling as lists of messages, one value at a time.
+
+A dialogue is a list of ``{"role", "content"}``, a ShareGPT list of ``{"from", "value"}``, or one string with
+``\\n\\nHuman:`` and ``\\n\\nAssistant:`` turns (HH-RLHF).
+
+A message may have, beside role and content, ``tool_calls``, ``tool_call_id``, ``name``, ``reasoning_content``,
+``reasoning`` and ``thinking``, which go to the chat template, and ``weight: 0`` (supervised learning leaves the turn
+out). Content may be a list of ``{"type": "text", "text"}`` parts. Any other key is counted where the rows are read
+(`unused_keys`), reasoning that the template leaves out where the rows are prepared.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.data.rows import RowError
+from pipeline.runtime.messages import REASONING, Message, Turn, assistant_turn, user_turn
+
+_ROLES = {
+    "system": "system",
+    "developer": "developer",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+}
+
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+# Keys of a message that the chat template gets as they are, where they hold something.
+_PASSED = ("tool_calls", "tool_call_id", "name", *REASONING)
+
+_READ = {"role", "content", "from", "value", "weight", *_PASSED}
+
+DIALOGUES = ("messages", "conversations", "prompt", "completion", "chosen", "rejected", "ranked")
+
+
+def checked_text(value: Any, field: str, *, empty: bool = False) -> str:
+    """The value if it is text with something in it, else a RowError."""
+    if not isinstance(value, str):
+        raise RowError(field, f"text was expected, found {type_name(value)}")
+    if not empty and not value.strip():
+        raise RowError(field, "is empty")
+    return value
+
+
+def checked_list(value: Any, field: str) -> list[Any]:
+    """The value if it is a list, else a RowError."""
+    if not isinstance(value, list):
+        raise RowError(field, f"a list was expected, found {type_name(value)}")
+    return value
+
+
+def type_name(value: Any) -> str:
+    """The type of a value as a message names it."""
+    return "nothing" if value is None else "text" if isinstance(value, str) else type(value).__name__
+
+
+def is_hh(value: Any) -> bool:
+    """Whether it is text that HH-RLHF's turns begin."""
+    return isinstance(value, str) and value.lstrip("\n").startswith(("Human:", "Assistant:"))
+
+
+def messages_of(value: Any, field: str) -> list[Message]:
+    """A dialogue in any accepted spelling as ``[{"role", "content", …}, …]``.
+
+    Raises:
+        RowError: not a dialogue, an unknown role, content that is not text, or a weight other than 0 and 1.
+    """
+    if isinstance(value, str):
+        return _hh_messages(value, field)
+    if isinstance(value, Mapping):
+        value = [value]
+    messages = [_message(message, f"{field}[{place}]") for place, message in enumerate(checked_list(value, field))]
+    if not messages:
+        raise RowError(field, "is empty")
+    return messages
+
+
+def _message(message: Any, at: str) -> Message:
+    if not isinstance(message, Mapping):
+        raise RowError(at, f"a message was expected, found {type_name(message)}")
+    role_key, content_key = ("role", "content") if "role" in message else ("from", "value")
+    role, content = message.get(role_key), message.get(content_key)
+    if not isinstance(role, str) or role.lower() not in _ROLES:
+        raise RowError(f"{at}.{role_key}", f"unknown role {role!r}: use system, developer, user, assistant or tool")
+    passed = {key: message[key] for key in _PASSED if message.get(key) not in (None, "", [])}
+    if "tool_calls" in passed:
+        passed["tool_calls"] = _tool_calls(passed["tool_calls"], f"{at}.tool_calls")
+        content = "" if content is None else content
+    if isinstance(content, list):
+        content = _joined_parts(content, f"{at}.{content_key}")
+    weight = message.get("weight")
+    if weight not in (None, 0, 1):
+        raise RowError(f"{at}.weight", f"{weight!r}: a turn is learned (1) or not (0)")
+    if weight == 0:
+        passed["weight"] = 0
+    return {
+        "role": _ROLES[role.lower()],
+        "content": checked_text(content, f"{at}.{content_key}", empty=True),
+        **passed,
+    }
+
+
+def _joined_parts(parts: list[Any], field: str) -> str:
+    """The text of content that is given as ``{"type": "text", "text"}`` parts."""
+    for place, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, Mapping) else type_name(part)
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise RowError(f"{field}[{place}]", f"a part of type {kind!r}: a text model reads parts of type text only")
+    return "".join(part["text"] for part in parts)
+
+
+def _tool_calls(calls: Any, field: str) -> list[dict[str, Any]]:
+    """Tool calls as chat templates take them: a list of mappings, arguments as an object rather than as its JSON."""
+    read = []
+    for place, call in enumerate(checked_list(calls, field)):
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise RowError(f"{field}[{place}]", "a call was expected: {function: {name, arguments}}")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments or "{}")
+            except ValueError:
+                raise RowError(f"{field}[{place}].function.arguments", "is no JSON") from None
+        outer = call if "function" in call else {"type": "function"}
+        read.append({**outer, "function": {**function, "arguments": {} if arguments is None else arguments}})
+    return read
+
+
+def _hh_messages(value: str, field: str) -> list[Message]:
+    """One string of ``\\n\\nHuman: …\\n\\nAssistant: …`` turns; turns of one speaker in a row are joined."""
+    if not is_hh(value):
+        raise RowError(field, "a dialogue was expected: a list of messages, or a text that starts with 'Human:'")
+    pieces = _HH_TURN.split("\n\n" + value.lstrip("\n"))[1:]
+    messages: list[Message] = []
+    for speaker, content in zip(pieces[::2], pieces[1::2]):
+        role = "user" if speaker == "Human" else "assistant"
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] = f"{messages[-1]['content']}\n\n{content.strip()}".strip()
+        else:
+            messages.append({"role": role, "content": content.strip()})
+    return messages
+
+
+def unused_keys(row: Mapping[str, Any], kind: str) -> set[str]:
+    """Keys of a row's messages that nothing reads; the columns have the names of the standard forms.
+
+    Running text (kind ``text``) holds the content of the messages alone. Reasoning that is null or empty is none.
+    """
+    read = _READ - set(REASONING) if kind == "text" else _READ
+    turns = [turn for name in DIALOGUES for turn in _turns(row.get(name))]
+    return {
+        key for turn in turns for key, value in turn.items() if key not in read and (key not in REASONING or value)
+    }
+
+
+def _turns(value: Any) -> list[Mapping[str, Any]]:
+    """The messages of a dialogue, or of a list of dialogues (``ranked``); nothing where it is neither."""
+    if isinstance(value, Mapping):
+        return [value]
+    return [turn for item in value for turn in _turns(item)] if isinstance(value, list) else []
+
+
+def template_columns(row: Mapping[str, Any], dialogue: bool) -> dict[str, Any]:
+    """``tools`` and ``chat_template_kwargs`` of a dialogue, decoded where they are JSON."""
+    found = {}
+    for name, kind in (("tools", list), ("chat_template_kwargs", dict)):
+        value = row.get(name)
+        if value in (None, "", [], {}) or not dialogue:
+            continue
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise RowError(name, "is no JSON") from None
+        if not isinstance(value, kind):
+            raise RowError(name, f"a {'list' if kind is list else 'mapping'} was expected, found {type_name(value)}")
+        found[name] = value
+    return found
+
+
+def prompt_of(value: Any, conversational: bool, field: str = "prompt") -> Turn:
+    """A prompt: text, or messages."""
+    if not conversational:
+        return checked_text(value, field)
+    if isinstance(value, str) and not is_hh(value):
+        return user_turn(checked_text(value, field))
+    messages = messages_of(value, field)
+    if not any(message["content"].strip() for message in messages):
+        raise RowError(field, "is empty")
+    return messages
+
+
+def completion_of(value: Any, conversational: bool, field: str) -> Turn:
+    """An answer: text, or the assistant's messages."""
+    if not conversational:
+        return checked_text(value, field)
+    if isinstance(value, str):
+        return assistant_turn(checked_text(value, field))
+    return checked_answer(messages_of(value, field), field)
+
+
+def checked_answer(messages: list[Message], field: str) -> list[Message]:
+    """The messages, once they are known to be an assistant's non-empty answer."""
+    if not messages or messages[0]["role"] != "assistant" or messages[-1]["role"] != "assistant":
+        raise RowError(field, "is not an answer: it must begin and end with a turn of the assistant")
+    if not says_something(messages[-1]):
+        raise RowError(field, "is empty")
+    return messages
+
+
+def says_something(message: Message) -> bool:
+    """Whether a message has text or calls a tool."""
+    return bool(message["content"].strip() or message.get("tool_calls"))
