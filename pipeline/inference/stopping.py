@@ -7,7 +7,6 @@ of transformers and vLLM take it.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,7 +28,7 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *
     return sorted(ids)
 
 
-def declare_stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> list[int]:
+def declare_stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row: Mapping[str, object]) -> list[int]:
     """Write the stop ids of a model that trains on rows like this one into its ``generation_config``; return them.
 
     A dialogue (messages in any column) adds the template's end of turn, so that the saved model stops there under
