@@ -34,9 +34,11 @@ def parsers(stage: str) -> tuple[type, ...]:
 
     from pipeline.data.arguments import DataArguments
     from pipeline.model.policy import ModelArguments
+    from pipeline.runtime.arguments import StageArguments
 
     module = importlib.import_module(f"pipeline.{stage}")
-    own = next(v for k, v in vars(module).items() if k.endswith("Arguments") and v.__module__ == module.__name__)
+    found = [v for k, v in vars(module).items() if k.endswith("Arguments") and v.__module__ == module.__name__]
+    own = found[0] if found else StageArguments  # a stage without fields of its own
     configs = {
         "pretrain": TrainingArguments, "sft": SFTConfig, "dpo": DPOConfig, "grpo": GRPOConfig,
         "reward_model": RewardConfig, "rsft": SFTConfig, "continual": SFTConfig,
