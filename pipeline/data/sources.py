@@ -168,7 +168,9 @@ def parse_mixture(entries: Sequence[Mapping[str, Any]], dataset_map: Any = None)
             if entry.get(key) is not None and not isinstance(entry[key], str):
                 raise UserError(f"{at}: {key} must be text, found {entry[key]!r}")
         if not entry.get("path"):
-            raise UserError(f"{at}: path is missing (a Hub id, a file, a folder or world/<name>)")
+            name = entry.get("name")
+            hint = f"; name, {name!r}, is the configuration of a Hub dataset: did you mean path?" if name else ""
+            raise UserError(f"{at}: path is missing (a Hub id, a file, a folder or world/<name>){hint}")
         columns = entry.get("columns")
         if columns is not None and not (isinstance(columns, list) and all(isinstance(c, str) for c in columns)):
             raise UserError(f"{at}: columns must be a list of column names, found {columns!r}")

@@ -85,7 +85,8 @@ def _load(adapter: Json, name: str, base: str | None, is_reward: bool, code: boo
         return (
             f"from peft import {peft_kind}\nfrom transformers import AutoTokenizer\n\n{tokenizer}"
             f"# The base ({base or 'see the lineage below'}) is found through adapter_config.json.\n"
-            f"model = {peft_kind}.from_pretrained({name!r}{options})"
+            + ("# A load report names score.weight as missing: it comes with the adapter.\n" if is_reward else "")
+            + f"model = {peft_kind}.from_pretrained({name!r}{options})"
         )
     return (
         f"from transformers import {kind}, AutoTokenizer\n\n{tokenizer}"

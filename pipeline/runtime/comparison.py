@@ -23,6 +23,9 @@ COSMETIC = {
     "hub_private_repo", "hub_revision", "hub_always_push", "dataloader_num_workers", "dataloader_prefetch_factor",
     "dataloader_persistent_workers", "dataloader_pin_memory", "dataset_num_proc", "skip_memory_metrics",
     "accelerate_config", "resume_from_checkpoint", "guard_patience", "max_kl", "token", "vllm_api_key",
+    # Recomputing activations gives the same gradients; transformers is renaming it.
+    "gradient_checkpointing", "gradient_checkpointing_kwargs",
+    "activation_checkpointing", "activation_checkpointing_kwargs",
 }  # fmt: skip
 # How held-out rows are judged and when checkpoints are written. That decides the weights only where one of several
 # checkpoints is chosen by it, or where judging samples and so draws random numbers.
@@ -74,7 +77,9 @@ def changed_arguments(record: Mapping[str, Any], given: Mapping[str, Any]) -> li
             default = record.get("defaults", {}).get(key, _MISSING)
             same = default is not _MISSING and _same(default, old[key])
         if not same:
-            changes.append(f"{key}: {old.get(key)!r} then, {_as_then(given.get(key), old.get(key))!r} now")
+            then = old[key] if key in old else record.get("arguments", {}).get(key)
+            now = given[key] if key in given else record.get("defaults", {}).get(key)
+            changes.append(f"{key}: {then!r} then, {_as_then(now, then)!r} now")
     return changes
 
 

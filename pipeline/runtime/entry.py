@@ -74,9 +74,6 @@ def entry(
         trains: whether the stage has the training flags.
     """
     argv = sys.argv[1:]
-    # TRL reports its use over the network by default; a run of ours says nothing to anybody unless it is asked to.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    quiet()
     if "--help" in argv or "-h" in argv:
         stage = Path(sys.modules[main.__module__].__file__ or "").stem
         print(short_help(doc, own, flags or {}, stage if trains else None))
@@ -94,7 +91,10 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def run_and_exit(main: Callable[..., None], *arguments: object) -> typing.NoReturn:
-    """Call ``main`` and leave the process with the exit code of what happened (see ``entry``)."""
+    """Call ``main`` in a quiet terminal and leave the process with the exit code of what happened (see ``entry``)."""
+    # TRL reports its use over the network by default; a run of ours says nothing to anybody unless it is asked to.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    quiet()
     try:
         main(*arguments)
     except (UserError, PushError, DivergedError) as error:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ class Run:
         self._refusal: str | None = None
         self._claimed = False
         self._set_aside: Path | None = None
+        self._moved_said = False
         self._named_checkpoint: Path | None = None
         if self.is_main:
             self._refuse_running(previous)
@@ -137,12 +139,18 @@ class Run:
             raise UserError(self._refusal)
         if self._forced and self.is_main and self.folder.exists() and any(self.folder.iterdir()):
             self._set_aside = set_aside(self.folder)
-            print(f"{self.stage}: the old {self.folder} is now {self._set_aside}", flush=True)
         self._claimed = True
         self.write()
 
+    def _say_moved(self) -> None:
+        """Say once where the old run is: before that, a mistake of the user's puts it back in its place."""
+        if self._set_aside is not None and not self._moved_said:
+            self._moved_said = True
+            print(f"{self.stage}: the old {self.folder} is now {self._set_aside}", flush=True)
+
     def _finish(self, status: str) -> None:
         self._claim()
+        self._say_moved()
         self.record["status"] = status
         self.record["seconds"] = round(self.record["seconds"] + time.monotonic() - self._started, 3)
         self._started = time.monotonic()
@@ -158,6 +166,7 @@ class Run:
         usual = defaults(here, *dataclass_types)
         here = {name: value for name, value in here.items() if name in usual and usual[name] != value}
         parsed = instances(here | values, *dataclass_types)
+        require_one_world(parsed)
         self.given = values
         self.record["given"] = _recorded(values)
         kept = {name: value for name, value in here.items() if name in values}
@@ -287,6 +296,7 @@ class Run:
     @contextlib.contextmanager
     def training(self):
         """Inside, SIGINT and SIGTERM ask the trainer for a checkpoint and a stop (see ``callbacks.StopOnSignal``)."""
+        self._say_moved()
         self._training = True
         try:
             yield
@@ -371,7 +381,6 @@ class Run:
                 self.folder.rmdir()  # only if it is empty
             if self._set_aside is not None and not self.folder.exists():
                 self._set_aside.rename(self.folder)
-                print(f"{self.stage}: {self.folder} is back in its place", flush=True)
 
 
 # ---------------------------------------------------------------------- functions on records
@@ -397,6 +406,20 @@ def status_of(record: Json) -> str:
     if record["status"] == "running" and not process_is_alive(record):
         return "interrupted"
     return record["status"]
+
+
+def require_one_world(parsed: Iterable[Any]) -> None:
+    """Refuse to train in several processes that do not know of each other: each would train a model of its own.
+
+    Raises:
+        UserError: the launcher started several processes, and a trainer's config counts one.
+    """
+    count = processes()
+    if count > 1 and any(getattr(part, "world_size", count) == 1 for part in parsed):
+        raise UserError(
+            f"{count} processes were started, and each would train alone into one folder: on CPUs set use_cpu: true, "
+            "on GPUs see that accelerate's configuration has a distributed_type, such as MULTI_GPU"
+        )
 
 
 def parent_of(name_or_path: str, revision: str | None = None) -> Json:

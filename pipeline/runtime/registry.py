@@ -55,11 +55,15 @@ def import_function(path: str, what: str) -> Callable:
     """
     module, _, name = path.rpartition(":")
     try:
-        function = getattr(_file(Path(module)) if module.endswith(".py") else _module(module), name)
+        found = _file(Path(module)) if module.endswith(".py") else _module(module)
     except UserError:
         raise
     except Exception as cause:
         raise UserError(f"{what}: cannot import '{path}': {_reason(cause)}") from cause
+    function = getattr(found, name, None)
+    if function is None:
+        near = did_you_mean(name, [known for known, value in vars(found).items() if callable(value)])
+        raise UserError(f"{what}: cannot import '{path}': there is no {name} in {module}{near}")
     if not callable(function):
         raise UserError(f"{what}: '{path}' is not callable")
     return function

@@ -24,6 +24,7 @@ def fingerprints_of(arguments):
         ([{"path": "a", "wieght": 1}], "entry 1: unknown key 'wieght'; did you mean weight?"),
         ([{"path": "a", "zzz": 1}], "known are path, name"),
         ([{"split": "train"}], "path is missing"),
+        ([{"name": "rows.jsonl"}], "name, 'rows.jsonl', is the configuration of a Hub dataset: did you mean path"),
         (["a"], "a mapping with path"),
         ([{"path": 3}], "path must be text"),
         ([{"path": "a", "columns": "prompt"}], "columns must be a list"),

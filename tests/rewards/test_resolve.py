@@ -48,7 +48,8 @@ def test_functions_of_files_in_the_current_folder(tmp_path, monkeypatch):
     assert resolve(f"format + 2*{tmp_path}/rewards_of_mine.py:f")(None, ["a"]) == [6.0]
     for spec, message in [
         ("bad_one:f", "cannot import 'bad_one:f': ZeroDivisionError: division by zero"),
-        ("rewards_of_mine.py:g", "has no attribute 'g'"),
+        ("rewards_of_mine.py:g", r"'rewards_of_mine.py:g': there is no g in rewards_of_mine.py"),
+        ("rewards_of_mine:ff", r"there is no ff in rewards_of_mine; did you mean f\?"),
         ("missing_one.py:f", "there is no file .*missing_one.py"),
         ("missing_one:f", "No module named 'missing_one'"),
         ("rewards_of_mine:VALUE", "is not callable"),

@@ -11,6 +11,7 @@ from pipeline.runtime.defaults import computes_bf16, dependent_defaults
 
 @pytest.fixture
 def with_bf16(monkeypatch):
+    monkeypatch.setattr(defaults, "has_accelerator", lambda: True)
     monkeypatch.setattr(defaults, "computes_bf16", lambda use_cpu: True)
 
 
@@ -37,12 +38,38 @@ def test_an_adapter_learns_ten_times_as_fast(stage, given, rate, tmp_path, with_
 
 
 def test_bfloat16_is_left_out_where_there_is_none(monkeypatch):
-    """On a CPU, asked for or not; on a GPU that only emulates it; on any other it stays TRL's default."""
+    """On a CPU, asked for or not; on a GPU that only emulates it; on any other it stays TRL's default. Without any
+    accelerator accelerate must hear of it too, or several processes would train one model each."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    assert dependent_defaults("dpo", {}) == {"bf16": False}
+    assert dependent_defaults("dpo", {}) == {"use_cpu": True, "bf16": False}
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for supported in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, found=supported: found)
         assert computes_bf16(use_cpu=False) is supported
     assert dependent_defaults("dpo", {"use_cpu": "true"}) == {"bf16": False}
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "needed"),
+    [
+        ("narlm", {}, True),
+        ("llama", {}, False),  # PEFT's own list is taken
+        ("narlm", {"use_peft": False}, False),
+        ("narlm", {"lora_target_parameters": ["w"]}, False),
+        ("over narlm", {"adapter_mode": "merge"}, True),
+        ("over narlm", {}, False),  # the same adapter goes on
+        (None, {}, False),  # loading the model says that there is none
+    ],
+)
+def test_lora_without_targets_adapts_all_where_peft_has_no_list(model, given, needed, tmp_path, with_bf16):
+    """An adapter over another model is of its base's type."""
+    folder = tmp_path / "start"
+    folder.mkdir()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "narlm"}))
+    if model == "over narlm":
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    elif model:
+        (folder / "config.json").write_text(json.dumps({"model_type": model}))
+    found = dependent_defaults("sft", {"model_name_or_path": str(folder), "use_peft": True} | given)
+    assert found.get("lora_target_modules") == ("all-linear" if needed else None)

@@ -23,6 +23,7 @@ class Demo:
     output_dir: str
     beta: float = 0.1
     seed: int = 42
+    gradient_checkpointing: bool = True
     rows: int | None = None
     model_name_or_path: str | None = None
     eval_strategy: str = "no"
@@ -100,9 +101,31 @@ def test_other_inputs_are_refused_with_the_difference_named(tmp_path):
     assert read_record(tmp_path / "a")["status"] == "completed"
 
 
-def test_force_moves_the_old_folder_aside(tmp_path):
+def test_a_value_that_was_not_given_is_shown_as_it_was_and_will_be(tmp_path):
+    """First beta was its default, 0.1, then it would be."""
+    given = ["--beta", "0.2"]
+    for then, now, message in ([], given, "0.1 then, 0.2 now"), (given, [], "0.2 then, 0.1 now"):
+        folder = tmp_path / str(len(then))
+        finish(folder, *then)
+        with pytest.raises(UserError, match=rf"\(beta: {message}\)"):
+            Run("demo", ["--output_dir", str(folder), *now]).parse(Demo)
+
+
+@pytest.mark.parametrize(("world_size", "wrong"), [(1, True), (2, False)])
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch, world_size, wrong):
+    """Two are started; a trainer's config that counts one would train a model in each, into one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(Demo, "world_size", world_size, raising=False)
+    expected = pytest.raises(UserError, match="2 processes were started, and each would train alone")
+    with expected if wrong else contextlib.nullcontext():
+        finish(tmp_path / "a")
+    assert (tmp_path / "a").exists() != wrong
+
+
+def test_force_moves_the_old_folder_aside(tmp_path, capsys):
     finish(tmp_path / "a", "--beta", "0.1")
     finish(tmp_path / "a", "--beta", "0.2", "--force")
+    assert capsys.readouterr().out.count(f"demo: the old {tmp_path}/a is now {tmp_path}/a.old-") == 1
     (old,) = tmp_path.glob("a.old-*")
     assert (read_record(old)["given"]["beta"], read_record(tmp_path / "a")["given"]["beta"]) == (0.1, 0.2)
 
@@ -113,6 +136,7 @@ SAME = [
     ("--model_name_or_path 007", "--model_name_or_path 007"), ("--rows none", ""), ("--names a", "--names=a"),
     ("--per_device_eval_batch_size 4", "--per_device_eval_batch_size 2"),
     ("--eval_strategy no", "--eval_strategy steps"),
+    ("", "--gradient_checkpointing false"), ("--no_gradient_checkpointing", ""),
     ("--no_load_best_model_at_end", ""), ("--logging_steps 1", "--logging_steps 2"),
 ]  # fmt: skip
 OTHER = [
@@ -179,7 +203,7 @@ def test_a_misspelt_flag_on_an_existing_folder_is_named_and_changes_nothing(tmp_
 
 
 def test_what_force_moved_aside_comes_back_when_the_new_run_cannot_start(tmp_path, capsys):
-    """A mistake that only the data shows: the old run is where it was."""
+    """A mistake that only the data shows: the old run is where it was, and nothing is said of having moved it."""
     finish(tmp_path / "a", "--beta", "0.1")
     before = (tmp_path / "a" / "run.json").read_bytes()
 
@@ -191,7 +215,8 @@ def test_what_force_moved_aside_comes_back_when_the_new_run_cannot_start(tmp_pat
     with pytest.raises(UserError, match="no such column"):
         stage()
     assert (tmp_path / "a" / "run.json").read_bytes() == before
-    assert "is back in its place" in capsys.readouterr().out
+    assert "is now" not in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_force_does_not_pull_the_folder_from_under_a_living_run(tmp_path):

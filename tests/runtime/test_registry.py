@@ -22,7 +22,7 @@ def test_a_name_of_the_table_and_a_path_give_a_function():
             "jion",
             "type: unknown name 'jion'; choose one of dumps, join, or package.module:function; did you mean join?",
         ),
-        ("os.path:jion", "type: cannot import 'os.path:jion': module 'posixpath' has no attribute 'jion'"),
+        ("os.path:jion", "type: cannot import 'os.path:jion': there is no jion in os.path; did you mean join?"),
         ("nowhere:f", "type: cannot import 'nowhere:f': No module named 'nowhere'"),
         ("sys:path", "type: 'sys:path' is not callable"),
     ],

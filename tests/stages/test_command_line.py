@@ -184,7 +184,7 @@ def test_a_normal_run_prints_its_own_lines_and_nothing_else(tiny_model, preferen
     where there is no GPU."""
     given = flags(
         model_name_or_path=tiny_model, dataset_name=preference_file, output_dir=tmp_path / "run", eval_rows=0,
-        max_steps=2, use_peft=True, lora_target_modules="all-linear",
+        max_steps=2, use_peft=True,
     )  # fmt: skip
     words = [word for key, value in zip(given[::2], given[1::2]) if key != "--bf16" for word in (key, value)]
     result = run(sys.executable, "-m", "pipeline.reward_model", *words)
@@ -194,6 +194,35 @@ def test_a_normal_run_prints_its_own_lines_and_nothing_else(tiny_model, preferen
     assert printed
 
 
+def test_a_small_command_prints_its_own_lines_and_nothing_else(tiny_model, sft_file):
+    """Reading a tokenizer, transformers has notes on the model's type."""
+    result = run(sys.executable, "-m", "pipeline.data.check", sft_file, "--tokenizer", tiny_model)
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert {line.split()[0] for line in result.stdout.splitlines()} == {
+        "dataset", "columns", "kind", "read", "rows", "duplicates", "note", "tokens", "max_length", "supervised",
+        "sample",
+    }  # fmt: skip
+
+
+def test_the_head_of_a_tied_model_is_adapted_and_merged_without_a_warning(tiny_model):
+    """PEFT warns of what `merged` takes care of: the head is untied before the adapter's goes into it."""
+    import warnings
+
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from pipeline.model.loading import merged
+    from pipeline.runtime.terminal import quiet
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quiet()
+        config = LoraConfig(target_modules="all-linear", modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+        merged(get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config))
+    assert [str(warning.message) for warning in caught] == []
+
+
 @pytest.mark.parametrize("config", ["zero2"])
 def test_two_processes_give_the_single_process_loss(tiny_model, preference_file, tmp_path, config):
     """The same global batch of 8, in one process and as 2 x 4: the first losses agree to 1e-4, rank by rank averaged,
@@ -201,10 +230,14 @@ def test_two_processes_give_the_single_process_loss(tiny_model, preference_file,
     common = {
         "model_name_or_path": tiny_model, "dataset_name": preference_file, "eval_rows": 8, "max_steps": 4,
         "use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0, "learning_rate": "1e-3",
-        "gradient_checkpointing": False, "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4, "use_cpu": True,
+        "gradient_checkpointing": False, "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4,
     }  # fmt: skip
+    import torch
+
     from pipeline.dpo import main
 
+    if torch.accelerator.is_available():
+        common["use_cpu"] = True  # the default where there is none
     main(flags(**common, output_dir=tmp_path / "one", per_device_train_batch_size=8))
     result = run(
         "accelerate", "launch", "--config_file", f"accelerate_configs/{config}.yaml", "--num_processes", 2,

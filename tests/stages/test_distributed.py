@@ -25,7 +25,9 @@ from tests.stages.conftest import flags, write_rows
 CONFIGS = ["ddp", "fsdp2", "zero2", "zero3"]
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch"]
 HERE = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, "text": True}
-ON_CPU = {"gradient_checkpointing": False, "use_cpu": True}
+ON_CPU = {"gradient_checkpointing": False}
+if torch.accelerator.is_available():
+    ON_CPU["use_cpu"] = True  # the default where there is none
 LORA = {"use_peft": True, "lora_target_modules": "all-linear"}
 # Eight rows a step in all, whatever the number of processes; forty rows, so an epoch ends after five steps.
 SUPERVISED = {"max_steps": 20, "save_steps": 10, "learning_rate": "2e-3", "eval_rows": 0, "lora_dropout": 0.0} | LORA

@@ -41,6 +41,7 @@ def test_the_reward_rises_against_a_kl_from_zero(tiny_model, prompts, tmp_path):
     assert metrics["last_objective/kl"] > 0.3
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     guarded = {"reward", "reward_std", "completions/clipped_ratio", "objective/kl", "objective/entropy"}
+    assert "frac_reward_zero_std" not in history[0]  # GRPO's, of groups
     assert guarded <= set(history[0])  # what pipeline/training/guards.py reads of PPO's log
     assert metrics["first_objective/scores"] < 0.5
     assert metrics["last_objective/scores"] > 0.8
