@@ -84,10 +84,10 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
-        from pipeline.data.preparation import learned_of, templated
+        from pipeline.data.preparation import learned_of, templated, within_positions
         from pipeline.evaluation.registry import check_entries
         from pipeline.evaluation.tasks.sequence import SequenceEvaluation
-        from pipeline.model.loading import load_tokenizer
+        from pipeline.model.loading import load_tokenizer, model_config
         from pipeline.model.policy import ChatModelArguments, ModelArguments, start_name
         from pipeline.training import corpora
 
@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
         corpora.check(own, data_args, run.push)
         if own.retained:
             check_entries(own.retained)
+        within_positions(run, config, model_config(start_name(model_args), config.trust_remote_code))
         tokenizer = load_tokenizer(start_name(model_args), config.trust_remote_code)
         path = (model_args if own.kind == "preference" else config).chat_template_path
         learned = learned_of(run, config) if own.kind != "preference" else None

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
-        from pipeline.data.preparation import settle_pairs, templated
+        from pipeline.data.preparation import settle_pairs, templated, within_positions
         from pipeline.inference.stopping import declare_stops
         from pipeline.model.policy import ChatModelArguments, load_policy
         from pipeline.training.callbacks import WarnWhenChosenFalls
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
 
         own, data_args, model_args, config = run.parse(StageArguments, DataArguments, ChatModelArguments, DPOConfig)
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
+        within_positions(run, config, policy.model.config)
         data = load_data(data_args, "preference", config.seed)
         run.add_data(data.sources)
         template, skip = model_args.chat_template_path, data_args.skip_bad_rows

@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.packing import pack
+        from pipeline.data.preparation import within_positions
         from pipeline.data.streaming import load_documents, pack_stream
         from pipeline.model.building import build_narlm, new_tokenizer
         from pipeline.model.policy import ModelArguments, load_policy, with_adapter
@@ -79,6 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             tokenizer = new_tokenizer(own, data.train, run.folder)
             model, finish = build_narlm(own, tokenizer, model_args.attn_implementation), None
+        within_positions(run, own, model.config, "blocks have")
         if data_args.dataset_streaming:
             train = pack_stream(data.train, tokenizer, own.max_length, config.max_steps)
         else:

@@ -59,7 +59,14 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data, read_split
-        from pipeline.data.preparation import LONG, report_dropped, settle_pairs, templated
+        from pipeline.data.preparation import (
+            LONG,
+            readable_answers,
+            report_dropped,
+            settle_pairs,
+            templated,
+            within_positions,
+        )
         from pipeline.evaluation.tasks.reward_quality import held_out_figures, held_out_label_figures
         from pipeline.model.policy import ModelArguments, load_policy
         from pipeline.rewards.learned import load_reward_model
@@ -77,6 +84,7 @@ def main(argv: list[str] | None = None) -> None:
             model_args, run, trust_remote_code=config.trust_remote_code,
             auto_class=AutoModelForSequenceClassification, num_labels=1,
         )  # fmt: skip
+        within_positions(run, config, start.model.config, "rows are left out above")
         if start.peft_config is not None:  # the head is new: it must be trained and saved with the adapter
             start.peft_config.task_type = "SEQ_CLS"
             start.peft_config.modules_to_save = sorted({*(start.peft_config.modules_to_save or ()), "score"})
@@ -94,6 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         template, config.chat_template_path = config.chat_template_path, None  # TRL would change the model for it
         data = templated(data, start.tokenizer, run, kind, template, skip=data_args.skip_bad_rows)
         train, evaluation = data.train, data.evaluation
+        held_out = readable_answers(evaluation, start.tokenizer, start.model.config)
         if encode:
             config.remove_unused_columns = False
             train = encode(train, start.tokenizer, config.max_length)
@@ -116,15 +125,15 @@ def main(argv: list[str] | None = None) -> None:
 
         def finish(folder: Path) -> None:
             start.finish(folder)
-            if data.evaluation is None:
+            if held_out is None:
                 return
             load_reward_model.cache_clear()  # the folder may hold other weights than when it was read before
             model, tokenizer = load_reward_model(str(folder))
             if own.objective == "binary":
-                figures = held_out_label_figures(model, tokenizer, data.evaluation)
+                figures = held_out_label_figures(model, tokenizer, held_out)
             else:
                 ranked = read_split(own.ranked_dataset_name, "test", kind="ranked") if own.ranked_dataset_name else ()
-                figures, table = held_out_figures(model, tokenizer, data.evaluation, truth, ranked, folder / "plots")
+                figures, table = held_out_figures(model, tokenizer, held_out, truth, ranked, folder / "plots")
                 run.add_curves("reliability", {"held-out pairs": table})
             run.add_metrics({f"held_out_{name}": value for name, value in figures.items()})
 

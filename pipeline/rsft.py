@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import Data, load_data
-        from pipeline.data.preparation import supervised, templated
+        from pipeline.data.preparation import supervised, templated, within_positions
         from pipeline.inference.positions import fitting
         from pipeline.inference.stopping import declare_stops
         from pipeline.model.loading import load_tokenizer, model_config
@@ -87,10 +87,11 @@ def main(argv: list[str] | None = None) -> None:
         else:
             data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
+        base = model_config(start_name(model_args), config.trust_remote_code)
+        within_positions(run, config, base)
         tokenizer = load_tokenizer(start_name(model_args), config.trust_remote_code)
         data = templated(data, tokenizer, run, "prompt", config.chat_template_path, skip=data_args.skip_bad_rows)
         if not own.from_candidates:
-            base = model_config(start_name(model_args), config.trust_remote_code)
             data = fitting(run, data, tokenizer, base, own.max_completion_length)
         rows, held_out = list(data.train), list(data.evaluation or [])
 

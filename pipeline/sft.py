@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
-        from pipeline.data.preparation import learned_of, supervised, templated
+        from pipeline.data.preparation import learned_of, supervised, templated, within_positions
         from pipeline.inference.stopping import declare_stops
         from pipeline.model.policy import ModelArguments, load_policy
         from pipeline.training.session import train_and_save
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
 
         own, data_args, model_args, config = run.parse(StageArguments, DataArguments, ModelArguments, SFTConfig)
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
+        within_positions(run, config, policy.model.config)
         data = load_data(data_args, "sft", config.seed)
         run.add_data(data.sources)
         data = templated(data, policy.tokenizer, run, "sft", config.chat_template_path)

@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data.loading import Data
 from pipeline.data.mixing import Place
-from pipeline.model.tokenizer import ensure_training_chat_template, install_chat_template
+from pipeline.model.tokenizer import ensure_training_chat_template, install_chat_template, require_end_of_turn
 from pipeline.model.tokens import (
     ANSWERS,
     IGNORED,
     Learned,
     check_dialogue,
+    encode_exchange,
     encode_row,
     renderer,
     unused_reasoning,
 )
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import is_dialogue
 
 if TYPE_CHECKING:
     import datasets
@@ -112,6 +114,48 @@ def _refusal(row: Mapping[str, Any], kind: str, tokenizer: "PreTrainedTokenizerB
 # ---------------------------------------------------------------------- rows as tokens and labels
 
 
+def within_positions(run: "Run", config: Any, model: Any, effect: str = "rows are cut at") -> None:
+    """Lowers ``max_length`` to the positions of the model, and says so: behind them nothing it computes is defined.
+
+    Args:
+        config: has ``max_length``.
+        model: the model's config.
+        effect: what happens at ``max_length`` tokens, for the terminal.
+    """
+    from pipeline.model.loading import position_limit
+
+    limit, given = position_limit(model), config.max_length
+    if limit is None or (given is not None and given <= limit):
+        return
+    config.max_length = limit
+    run.note("max_length", limit)
+    if run.is_main:
+        cause = f"max_length {given} is above the model's" if given else "no max_length is set, and the model has"
+        print(f"{run.stage}: {cause} {limit} positions: {effect} {limit}", flush=True)
+
+
+def readable_answers(
+    rows: "datasets.Dataset | None", tokenizer: "PreTrainedTokenizerBase", model: Any
+) -> "datasets.Dataset | None":
+    """Of held-out comparisons or labelled answers those that the model has positions for; None where none is left.
+
+    Args:
+        model: the model's config.
+    """
+    from pipeline.model.loading import position_limit
+
+    limit = position_limit(model)
+    if rows is None or limit is None:
+        return rows
+
+    def fits(row: Mapping[str, Any]) -> bool:
+        answers = row.get("ranked") or [row[name] for name in ("chosen", "rejected", "completion") if name in row]
+        return all(len(encode_exchange(tokenizer, row["prompt"], answer, row)) <= limit for answer in answers)
+
+    places = [place for place, row in enumerate(rows) if fits(row)]
+    return rows.select(places) if places else None
+
+
 def learned_of(run: "Run", config: Any) -> Learned:
     """What is learned by TRL's flags ``assistant_only_loss`` and ``completion_only_loss``, where they were given."""
     given = config.assistant_only_loss if "assistant_only_loss" in run.given else None
@@ -138,7 +182,8 @@ def supervised(
         name: what the run record calls the training rows.
 
     Raises:
-        UserError: a row that the template refuses (where it was read, and why), or no training row is left.
+        UserError: a row that the template refuses (where it was read, and why); no token ends the assistant's turns
+            that are to be learned; or no training row is left.
     """
     config.assistant_only_loss, config.completion_only_loss, config.chat_template_path = False, None, None
     if not hasattr(data.train, "__len__"):
@@ -146,6 +191,8 @@ def supervised(
     what = learned.of(data.train[0])
     if learned.assistant_only and what != "the assistant's turns" and "prompt" not in data.train.column_names:
         raise UserError("assistant_only_loss: the rows are no chat messages; leave the flag out")
+    if "messages" in data.train.column_names or is_dialogue(data.train[0].get("prompt")):
+        require_end_of_turn(tokenizer, "the chat template")
     parts = []
     for rows, places, label in _splits(data, name):
         coded = encode(rows, tokenizer, config, learned)

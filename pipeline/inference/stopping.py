@@ -23,7 +23,7 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *
     listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list | tuple) else [listed])}
     if chat and tokenizer.chat_template:
-        ids.add(closing_token(tokenizer, tokenizer.chat_template))
+        ids.add(closing_token(tokenizer, tokenizer.get_chat_template()))
     ids.discard(None)
     return sorted(ids)
 

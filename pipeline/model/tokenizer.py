@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.model.tokens import closing_token, turn_end
 from pipeline.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ def install_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None =
         that the tokenizer lacks are plain text to it.
 
     Raises:
-        UserError: there is no template under ``path``, or NarLM's is wanted and the tokenizer has no EOS token.
+        UserError: there is no template under ``path``, or it ends the assistant's turn with no token of the tokenizer;
+            NarLM's is wanted and the tokenizer has no EOS token.
     """
     if path is None and tokenizer.chat_template is not None:
         return None
@@ -150,8 +152,41 @@ def install_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None =
     if template == tokenizer.chat_template:
         return None
     tokenizer.chat_template = template
-    lacking = sorted(set(re.findall(r"<\|[^|<>{}\s'\"]+\|>", template)) - tokenizer.get_vocab().keys())
+    require_end_of_turn(tokenizer, f"chat_template_path: the template of {path}")
+    lacking = _lacking(tokenizer)
     return f"the chat template of {path}" + (f"; plain text to this tokenizer: {' '.join(lacking)}" if lacking else "")
+
+
+def require_end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    """Hold the chat template to ending the assistant's turn with a token of the tokenizer.
+
+    An end that is plain text is learned letter by letter, and no sampler stops at it.
+
+    Args:
+        template: what the error calls it.
+
+    Raises:
+        UserError: neither a special token follows the answer, nor is EOS in what follows.
+    """
+    ids = turn_end(tokenizer)
+    if ids is None or closing_token(tokenizer, tokenizer.get_chat_template()) or tokenizer.eos_token_id in ids:
+        return
+    tail = tokenizer.decode(ids).strip()
+    lacking = ", ".join(_lacking(tokenizer))
+    raise UserError(
+        f"{template} ends the assistant's turn with {f'the plain text {tail!r}' if tail else 'nothing'}, no token of "
+        f"the tokenizer of {_name(tokenizer)}"
+        + (f", which lacks {lacking}" if lacking else "")
+        + ": the model would never learn to stop; choose --chat_template_path narlm, or a template that ends the turn "
+        f"with {tokenizer.eos_token}, or a tokenizer with these tokens"
+    )
+
+
+def _lacking(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Special tokens that the chat template writes (``<|im_end|>``) and the tokenizer does not have."""
+    return sorted(
+        set(re.findall(r"<\|[^|<>{}\s'\"]+\|>", tokenizer.get_chat_template())) - tokenizer.get_vocab().keys()
+    )
 
 
 def _read_template(path: str) -> str:

@@ -331,7 +331,7 @@ def _encode_chat(
         following = closed[-1] + 1 if closed else len(ids)
         if marks is not None and following < len(ids) and ids[closed[-1]] not in special:
             # Markers around the content alone: without the token that ends the turn the model never learns to stop.
-            closed += [following] * (ids[following] == closing_token(tokenizer, tokenizer.chat_template))
+            closed += [following] * (ids[following] == closing_token(tokenizer, tokenizer.get_chat_template()))
         for place in closed:
             learned[place] = True
     if turns and not any(learned):
@@ -412,11 +412,16 @@ def _shared(first: str, second: str) -> int:
 @functools.lru_cache(maxsize=16)
 def closing_token(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
     """The special token that the chat template writes after an assistant's content, white space aside; or None."""
+    ids = turn_end(tokenizer)
+    return ids[0] if ids and ids[0] in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} else None
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    """Ids of what the chat template writes after an assistant's content, white space aside; None where it refuses."""
     probe = "narlm probe"
     try:
         text = renderer(tokenizer, {})([*user_turn("x"), *assistant_turn(probe)])
     except UserError:
         return None
     tail = text.rpartition(probe)[2].strip()
-    ids = encode_text(tokenizer, tail, rendered=True) if tail else []
-    return ids[0] if ids and ids[0] in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} else None
+    return encode_text(tokenizer, tail, rendered=True) if tail else []

@@ -1,5 +1,7 @@
 """The tokenizer: leading spaces, single digits, one BOS, the assistant mask, and what other people's bases bring."""
 
+import contextlib
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -154,7 +156,10 @@ def test_an_unknown_template_without_markers_stays_as_it_is(tokenizer):
 
 
 def test_a_template_is_taken_from_a_file_a_folder_or_narlm_by_name(tokenizer, tmp_path):
-    ours, theirs = tokenizer.chat_template, "{{ '<|im_start|>' }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    ours, theirs = (
+        tokenizer.chat_template,
+        "{{ '<|im_start|>' }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}",
+    )
     assert install_chat_template(tokenizer) is None
     (tmp_path / "any.jinja").write_text(theirs)
     said = install_chat_template(tokenizer, str(tmp_path / "any.jinja"))
@@ -170,6 +175,26 @@ def test_a_template_is_taken_from_a_file_a_folder_or_narlm_by_name(tokenizer, tm
     for wrong in ("./none.jinja", str(tmp_path / "empty")):
         with pytest.raises(UserError, match=r"chat_template_path: .* is no file"):
             install_chat_template(tokenizer, wrong)
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        (
+            "<|im_end|>\\n",
+            r"ends the assistant's turn with the plain text '<\|im_end\|>', no token .* lacks <\|im_end\|>",
+        ),
+        ("", "ends the assistant's turn with nothing, no token of the tokenizer"),
+        ("\\n", "ends the assistant's turn with nothing"),
+        ("<|im_end|><|eos|>", None),  # EOS is learned behind the plain text
+        ("<|user|>", None),  # a token of its own
+    ],
+)
+def test_a_template_must_end_a_turn_with_a_token(tokenizer, tmp_path, end, error):
+    """Else the model learns the letters of ``<|im_end|>``, and nothing at which a sampler stops."""
+    (tmp_path / "any.jinja").write_text("{% for m in messages %}{{ m['content'] + '" + end + "' }}{% endfor %}")
+    with pytest.raises(UserError, match=error) if error else contextlib.nullcontext():
+        install_chat_template(tokenizer, str(tmp_path / "any.jinja"))
 
 
 def test_what_narlm_s_template_cannot_write_it_refuses(tokenizer):

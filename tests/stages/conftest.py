@@ -188,7 +188,7 @@ def trainer_of(monkeypatch, request, tmp_path):
     def stop(run, trainer, *rest):
         raise Built(trainer)
 
-    for module in ("session", "legs"):  # legs imports it by name
+    for module in ("legs", "session"):  # in this order: legs imports it from session
         monkeypatch.setattr(f"pipeline.training.{module}.train_and_save", stop)
 
     def build(stage, model, rows, **options):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from pipeline import continual, dpo, grpo, ppo, reward_model, rsft, sft
+from pipeline import continual, dpo, grpo, ppo, pretrain, reward_model, rsft, sft
 from pipeline.runtime.errors import UserError
 from tests.stages.conftest import CHATML, flags, write_rows
 from tests.stages.test_masks import MODELS, dialogue, learned, trainer_record
@@ -72,6 +72,28 @@ def test_every_stage_installs_the_template_that_chats_need(
     assert trainer.processing_class.chat_template == (CHATML if given else ours)
     report = f"the chat template of {foreign_model}" if given else "has none; --chat_template_path names another"
     assert report in capsys.readouterr().out
+
+
+@STAGES
+def test_a_template_whose_end_of_turn_is_no_token_is_refused(stage, tiny_model, tmp_path):
+    """ChatML over NarLM's vocabulary: the model would learn the letters of ``<|im_end|>`` and never stop."""
+    template = tmp_path / "chatml.jinja"
+    template.write_text(CHATML)
+    rows = write_rows(tmp_path / "rows.jsonl", rows_of(stage))
+    given = {"model_name_or_path": tiny_model, "dataset_name": rows, "output_dir": tmp_path / "run", "eval_rows": 1}
+    message = r"chatml.jinja ends the assistant's turn with .* lacks <\|im_end\|>, <\|im_start\|>: .* narlm"
+    with pytest.raises(UserError, match=message):
+        stage.main(flags(chat_template_path=template, **given, **MORE.get(stage, {})))
+
+
+def test_a_tokenizer_s_template_without_an_end_of_turn_is_not_trained_with(trainer_of, tiny_model, tmp_path):
+    """Not in SFT, which learns the ends of turns; a template that ends the turn with the EOS is as good as any."""
+    base = copy_with_template(tiny_model, tmp_path / "base", CHATML)
+    rows = write_rows(tmp_path / "chats.jsonl", rows_of(sft))
+    with pytest.raises(UserError, match="the chat template ends the assistant's turn with the plain text"):
+        sft.main(flags(model_name_or_path=base, dataset_name=rows, output_dir=tmp_path / "run", eval_rows=0))
+    base = copy_with_template(tiny_model, tmp_path / "base", CHATML.replace("<|im_end|>\\n", "<|im_end|><|eos|>"))
+    assert set(learned(trainer_of(sft, base, rows, eval_rows=0))) >= {"It is 1.<|im_end|><|eos|>"}
 
 
 @STAGES
@@ -232,6 +254,37 @@ def lossy(stage):
     good = [{"prompt": f"{i}?", "chosen": " 4.", "rejected": " 5."} for i in range(6)]
     good += [{"prompt": f"{i}{LONG}", "chosen": " 4.", "rejected": " 5."} for i in range(3)]
     return good + [{"prompt": f"{i}?", "chosen": f"{LONG}4.", "rejected": f"{LONG}5."} for i in range(2)]
+
+
+@MODELS
+@pytest.mark.parametrize(
+    ("stage", "causes", "line"),
+    [
+        (sft, {"with nothing to learn within max_length": 5}, "rows are cut at 256"),
+        (dpo, {"whose prompt fills max_length": 3, "whose answers are the same within max_length": 2}, "cut at 256"),
+        (reward_model, {"longer than max_length": 5}, "rows are left out above 256"),
+        (continual, {"with nothing to learn within max_length": 5}, "rows are cut at 256"),
+    ],
+)
+def test_rows_are_cut_to_the_positions_of_the_model(trainer_of, stage, causes, line, model, capsys):
+    """Prompts and answers of about 600 tokens, a model of 256 positions, the default max_length of 1024."""
+    rows = json.loads(json.dumps(lossy(stage)).replace(LONG, "What is it? " * 100))
+    more = {"lora_target_modules": "all-linear", "eval_rows": 1} if stage is continual else {"eval_rows": 0}
+    trainer = trainer_of(stage, model, rows, **more)
+    record, said = trainer_record(trainer), capsys.readouterr().out
+    assert (trainer.args.max_length, record["max_length"]) == (256, 256)
+    lost = record["dropped"].values()
+    assert {cause: sum(split.get(cause, 0) for split in lost) for cause in causes} == causes
+    name = stage.__name__.split(".")[1]
+    assert f"{name}: max_length 1024 is above the model's 256 positions: " in said
+    assert line in said
+
+
+@MODELS
+def test_blocks_of_pretraining_fit_into_the_positions_of_the_model(trainer_of, model, capsys):
+    trainer = trainer_of(pretrain, model, [{"text": "What is it? " * 300}] * 2, eval_rows=0)
+    assert {len(block["input_ids"]) for block in trainer.train_dataset} == {256}
+    assert "pretrain: max_length 1024 is above the model's 256 positions: blocks have 256" in capsys.readouterr().out
 
 
 @MODELS
