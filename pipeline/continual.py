@@ -33,42 +33,63 @@ if TYPE_CHECKING:
 
 @dataclass
 class ContinualArguments(StageArguments):
-    """What is trained, what it is held by, and what is judged; everything else is TRL's SFTConfig (or DPOConfig)."""
+    """What is trained, which penalties hold it, and what is evaluated; the rest is TRL's SFTConfig (or DPOConfig)."""
 
-    kind: Literal["sft", "text", "preference"] = field(default="sft", metadata={"help": "The data, and so the loss."})
+    kind: Literal["sft", "text", "preference"] = field(
+        default="sft", metadata={"help": "Kind of the data, which decides the loss."}
+    )
     corpora: list[str] | None = field(
-        default=None, metadata={"help": "The corpora in order, named as dataset_name is; or datasets in YAML."}
+        default=None,
+        metadata={
+            "help": "Corpora in the order they are learned, each named as dataset_name is; or datasets in YAML."
+        },
     )
     method: Literal["lora", "bias", "layernorm", "bottleneck", "osf", "full"] = field(
-        default="lora", metadata={"help": "What is trained; lora takes the lora_* flags."}
+        default="lora", metadata={"help": "Parameters that are trained; lora takes the lora_* flags."}
     )
     adapters: Literal["shared", "stacked", "routed"] = field(
         default="shared",
-        metadata={"help": "One adapter carried on, a new one over the frozen sum of the old, or one each, routed."},
+        metadata={
+            "help": "One adapter for all corpora, a new one per corpus over the frozen sum of the old ones, or one "
+            "per corpus with a router that chooses among them."
+        },
     )
     omega: list[str] = field(
         default_factory=list, metadata={"help": "Terms of Omega: l2, ewc, distillation, orthogonal, replay."}
     )
-    omega_weight: list[float] = field(default_factory=list, metadata={"help": "lambda of each term, in order."})
-    distill: Literal["both", "hidden", "logits"] = field(default="both", metadata={"help": "What function holds."})
-    memory_rows: int = field(default=256, metadata={"help": "Rows that Omega may remember, of all corpora together."})
-    memory_batch_size: int = field(default=16, metadata={"help": "Of those, drawn a step for function and replay."})
+    omega_weight: list[float] = field(
+        default_factory=list, metadata={"help": "Weight lambda of each term of omega, in the same order."}
+    )
+    distill: Literal["both", "hidden", "logits"] = field(
+        default="both", metadata={"help": "Which outputs are distilled: hidden states, logits or both."}
+    )
+    memory_rows: int = field(
+        default=256, metadata={"help": "Maximum number of rows that Omega remembers, over all corpora."}
+    )
+    memory_batch_size: int = field(
+        default=16, metadata={"help": "Number of remembered rows that distillation and replay use per step."}
+    )
     replay_source: Literal["memory", "model"] = field(
         default="memory",
         metadata={
-            "help": "Remembered rows, or what the model writes itself: answers to the remembered prompts, or whole "
+            "help": "Replay remembered rows, or what the model writes: answers to the remembered prompts, or complete "
             "texts (kind text, for which nothing is remembered)."
         },
     )
-    replay_max_new_tokens: int = field(default=128, metadata={"help": "Tokens of what the model writes itself."})
+    replay_max_new_tokens: int = field(
+        default=128, metadata={"help": "Maximum tokens per text that the model writes for replay."}
+    )
     old_dataset_name: str | None = field(
-        default=None, metadata={"help": "What the model knew before: fills the memory at first, and is judged too."}
+        default=None,
+        metadata={"help": "Data that the model learned before the first corpus: fills the memory, and is evaluated."},
     )
     anchor_dataset_name: str | None = field(
-        default=None, metadata={"help": "Text that function holds the model's reading of, in place of memory rows."}
+        default=None, metadata={"help": "Text on which distillation compares the models, in place of memory rows."}
     )
-    anchor_rows: int = field(default=1024, metadata={"help": "Rows of it, drawn once."})
-    fisher_decay: float = field(default=0.9, metadata={"help": "Of ewc's old Fisher when a corpus joins it."})
+    anchor_rows: int = field(default=1024, metadata={"help": "Number of anchor rows, sampled once at the start."})
+    fisher_decay: float = field(
+        default=0.9, metadata={"help": "Decay of the accumulated Fisher when a corpus is added (online EWC)."}
+    )
     bottleneck_size: int = field(default=16, metadata={"help": "Width of a bottleneck adapter."})
     retained: list[dict[str, Any]] | None = field(
         default=None, metadata={"help": "In YAML: evaluations as in assess.py, run before and after every corpus."}
@@ -144,7 +165,7 @@ def learn(
 
 
 FLAGS = {
-    "learning_rate": "peak, of every corpus anew [2e-4 with LoRA, else 2e-5]",
+    "learning_rate": "peak learning rate; the schedule restarts for each corpus [2e-4 with LoRA, else 2e-5]",
     "num_train_epochs": "passes over each corpus [3]",
 }
 

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
 FLAGS = {
     "beta": "strength of the KL to pi_ref; smaller moves further [0.1]",
     "loss_type": "sigmoid (the paper's), ipo, hinge, robust, … [sigmoid]",
-    "max_length": "tokens of prompt + answer kept [1024]",
+    "max_length": "maximum tokens of prompt and answer; the rest is cut [1024]",
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reinforcement learning with verifiable rewards: sample N answers a prompt, verify each, reinforce the right ones.
+"""Reinforcement learning with verifiable rewards: sample N answers per prompt, verify each, reinforce the right ones.
 
     A_i = R(x, y_i) - mean_j R(x, y_j)        maximise  E[ sum_t A_i log pi(y_t | x, y_<t) ] - beta * KL term
 
@@ -8,8 +8,8 @@ Data: prompt, and the columns that the reward reads (answer for numeric). --rewa
 (numeric, math, code, exact, …), a weighted sum of them, a reward-model folder, or package.module:function.
 
 Paper: Part 2, section 3. TRL's default beta is 0, which is no KL at all: write beta and scale_rewards: none for the
-paper's objective. The KL stands inside the loss, so its fixed point is per prefix, not pi* (docs/errata.md, line 9).
-Loss: `objectives.policy.grpo_loss` (tests/stages/test_losses.py::test_grpo).
+paper's objective. The KL is inside the loss, so its fixed point is per prefix, not pi* (docs/errata.md, line 9).
+Loss: `objectives.policy_gradient.grpo_loss` (tests/stages/test_losses.py::test_grpo).
 """
 
 from dataclasses import dataclass, field
@@ -31,7 +31,8 @@ class GRPOArguments(RolloutArguments):
     prefilter_samples: int = field(
         default=0,
         metadata={
-            "help": "Sample this many answers a prompt first; drop prompts always or never solved (0: keep all)."
+            "help": "Answers sampled per prompt before training, to drop the prompts that are always or never solved "
+            "(0: keep all)."
         },
     )
     curriculum: bool = field(
@@ -90,8 +91,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 FLAGS = {
-    "num_generations": "answers sampled a prompt (N) [8]",
-    "max_completion_length": "tokens of an answer [512]",
+    "num_generations": "N: answers sampled per prompt [8]",
+    "max_completion_length": "maximum tokens per answer [512]",
     "beta": "weight of the KL to pi_ref [0: none]",
     "scale_rewards": "divide advantages by their spread: group, batch or none [group]",
     "loss_type": "grpo, dr_grpo, dapo, bnpo, … [dapo]",

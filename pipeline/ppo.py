@@ -1,4 +1,4 @@
-"""Reinforcement learning from human feedback: proximal policy optimisation of a reward, held near pi_ref by a KL.
+"""Reinforcement learning from human feedback: proximal policy optimisation of a reward, kept near pi_ref by a KL.
 
     maximise  E[ R(x, y) ] - beta KL( pi(.|x) || pi_ref(.|x) )
     r_t = -beta log pi(y_t|.)/pi_ref(y_t|.),  plus R(x, y) at the last token;   A_t by GAE(gamma, lambda)
@@ -12,7 +12,7 @@ the registry, a weighted sum, package.module:function; --reward_weights weighs t
 Paper: Part 2, section 1B. theta_frozen is one backbone with the adapters of policy and critic (critic: shared), and of
 the reward where it is an adapter of the same backbone; pi_ref is the backbone alone, or with a frozen copy of the
 adapter that was the start.
-Loss: `objectives.policy.ppo_clip_loss` and `token_rewards`, `objectives.value.gae` and `clipped_value_loss`
+Loss: `objectives.policy_gradient.ppo_clip_loss` and `token_rewards`, `objectives.value.gae` and `clipped_value_loss`
 (tests/stages/test_losses.py::test_ppo).
 """
 
@@ -111,12 +111,12 @@ def first_and_last(history: list[dict[str, float]]) -> dict[str, float]:
 
 FLAGS = {
     "beta": "weight of the KL to pi_ref in the reward [0.05]",
-    "kl_target": "adapt beta towards this KL, in nats a completion [fixed beta]",
+    "kl_target": "adapt beta towards this KL, in nats per completion [beta is fixed]",
     "critic": "shared (an adapter of the policy's backbone) | separate | none (RLOO) [shared]",
     "lam": "GAE's lambda [0.95]",
     "num_iterations": "epochs on one rollout [4]",
-    "generation_batch_size": "completions a rollout [batch x accumulation]",
-    "max_completion_length": "tokens of a completion [512]",
+    "generation_batch_size": "completions per rollout [batch x accumulation]",
+    "max_completion_length": "maximum tokens per completion [512]",
     "missing_eos_penalty": "subtracted from the score of a completion that was cut off [none]",
 }
 

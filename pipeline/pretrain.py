@@ -24,26 +24,36 @@ from pipeline.runtime.record import Run
 class PretrainArguments(StageArguments):
     """The shape of a new model, and how its corpus is cut. A shape field left out keeps the preset's value."""
 
-    max_length: int = field(default=1024, metadata={"help": "Tokens in a packed block."})
-    vocab_size: int = field(default=8192, metadata={"help": "Entries of a new tokenizer (an upper bound)."})
-    split_digits: bool = field(default=True, metadata={"help": "One token a digit in a new tokenizer."})
+    max_length: int = field(default=1024, metadata={"help": "Tokens per packed block."})
+    vocab_size: int = field(default=8192, metadata={"help": "Maximum number of entries of a new tokenizer."})
+    split_digits: bool = field(
+        default=True, metadata={"help": "Make every digit a token of its own in a new tokenizer."}
+    )
     tokenizer_name: str | None = field(
         default=None,
         metadata={"help": "Tokenizer to use instead of training one: Hub id, folder or world/enumerable."},
     )
     preset: str | None = field(default=None, metadata={"help": "Named shape: nano, micro, gpt2-124m, …"})
-    hidden_size: int | None = field(default=None, metadata={"help": "Width d."})
-    intermediate_size: int | None = field(default=None, metadata={"help": "Width of the FFN."})
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "Depth L."})
-    num_attention_heads: int | None = field(default=None, metadata={"help": "Heads n_head."})
-    num_key_value_heads: int | None = field(default=None, metadata={"help": "Key/value heads (grouped queries)."})
-    sliding_window: int | None = field(default=None, metadata={"help": "Attention window Delta of every layer."})
-    position_embedding_type: str | None = field(default=None, metadata={"help": "rope, learned or sinusoidal."})
-    norm_type: str | None = field(default=None, metadata={"help": "layernorm or rmsnorm."})
-    ffn_type: str | None = field(default=None, metadata={"help": "gelu or swiglu."})
+    hidden_size: int | None = field(default=None, metadata={"help": "Width d of the hidden states."})
+    intermediate_size: int | None = field(default=None, metadata={"help": "Width of the feed-forward layers."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Number of layers L."})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "Number of attention heads n_head."})
+    num_key_value_heads: int | None = field(
+        default=None, metadata={"help": "Number of key/value heads (grouped queries)."}
+    )
+    sliding_window: int | None = field(
+        default=None, metadata={"help": "Attention window Delta of every layer, in tokens."}
+    )
+    position_embedding_type: str | None = field(
+        default=None, metadata={"help": "Position embedding: rope, learned or sinusoidal."}
+    )
+    norm_type: str | None = field(default=None, metadata={"help": "Normalisation: layernorm or rmsnorm."})
+    ffn_type: str | None = field(default=None, metadata={"help": "Feed-forward activation: gelu or swiglu."})
     output_bias: bool | None = field(default=None, metadata={"help": "Whether the logits have the bias b_out."})
     tie_word_embeddings: bool | None = field(default=None, metadata={"help": "Whether W_out is W_emb transposed."})
-    initializer_range: float | None = field(default=None, metadata={"help": "Standard deviation at the start."})
+    initializer_range: float | None = field(
+        default=None, metadata={"help": "Standard deviation of the initial weights."}
+    )
 
     def shape(self) -> dict:
         """The shape fields that were given."""

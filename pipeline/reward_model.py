@@ -36,16 +36,17 @@ class RewardModelArguments(StageArguments):
     objective: Literal["pairwise", "listwise", "binary"] = field(
         default="pairwise",
         metadata={
-            "help": "Pairs (Bradley-Terry), whole rankings (Plackett-Luce, ties allowed), or single answers with a "
+            "help": "Pairs (Bradley-Terry), complete rankings (Plackett-Luce, ties allowed), or single answers with a "
             "label (a binary classifier)."
         },
     )
     true_reward: str | None = field(
         default=None,
-        metadata={"help": "The known reward of embedded data, as package.module:function, to compare with."},
+        metadata={"help": "The known reward of embedded data to compare with, as package.module:function."},
     )
     ranked_dataset_name: str | None = field(
-        default=None, metadata={"help": "Held-out prompt + ranked rows whose rank correlation with it is reported."}
+        default=None,
+        metadata={"help": "Held-out prompt + ranked rows on which the rank correlation with true_reward is reported."},
     )
 
 
@@ -155,7 +156,7 @@ def check(own: RewardModelArguments, config: "RewardConfig") -> None:
 
 
 FLAGS = {
-    "max_length": "longer rows are left out [1024]",
+    "max_length": "maximum tokens of prompt and answer; longer rows are left out [1024]",
     "center_rewards_coefficient": "pull rewards towards mean zero [none]",
 }
 

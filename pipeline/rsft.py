@@ -1,4 +1,4 @@
-"""Rejection sampling fine-tuning: sample N answers a prompt, keep the best by a reward, imitate those; repeat.
+"""Rejection sampling fine-tuning: sample N answers per prompt, keep the best by a reward, imitate those; repeat.
 
     y_1..y_N ~ pi_k(.|x),  keep by R(x, y_i):  best | top_k | threshold | one drawn by softmax(R/tau + log pi_ref/pi_k)
     pi_{k+1} = argmax_pi  E[ log pi(y_kept | x) ]
@@ -28,31 +28,48 @@ from pipeline.runtime.record import Run
 class RSFTArguments(RewardArguments):
     """How candidates are made and chosen; everything else is TRL's ``SFTConfig``, used in every round."""
 
-    reward: str | None = field(default=None, metadata={"help": "As for grpo.py."})
+    reward: str | None = field(
+        default=None,
+        metadata={"help": "A registry name, a weighted sum, a reward-model folder, or package.module:function."},
+    )
     select: Literal["best", "top_k", "threshold", "softmax"] = field(
         default="best", metadata={"help": "Which candidates of a prompt are imitated."}
     )
-    num_candidates: int = field(default=8, metadata={"help": "N, completions a prompt and round."})
-    rounds: int = field(default=1, metadata={"help": "K, how often to sample, select and train."})
-    top_k: int = field(default=1, metadata={"help": "How many are kept under top_k."})
-    threshold: float | None = field(default=None, metadata={"help": "The least reward that is kept under threshold."})
-    tau: float | None = field(default=None, metadata={"help": "Temperature of softmax: the beta of the objective."})
-    draws: int = field(default=1, metadata={"help": "How many are drawn a prompt under softmax."})
-    max_completion_length: int = field(default=256, metadata={"help": "Tokens of a completion."})
-    temperature: float = field(default=1.0, metadata={"help": "Of the sampling; softmax corrects for it."})
+    num_candidates: int = field(default=8, metadata={"help": "N: completions sampled per prompt in each round."})
+    rounds: int = field(default=1, metadata={"help": "K: number of rounds of sampling, selecting and training."})
+    top_k: int = field(default=1, metadata={"help": "Candidates kept per prompt with --select top_k."})
+    threshold: float | None = field(
+        default=None, metadata={"help": "Lowest reward that is kept with --select threshold."}
+    )
+    tau: float | None = field(
+        default=None, metadata={"help": "Temperature of --select softmax: the beta of the objective."}
+    )
+    draws: int = field(default=1, metadata={"help": "Candidates drawn per prompt with --select softmax."})
+    max_completion_length: int = field(default=256, metadata={"help": "Maximum tokens per completion."})
+    temperature: float = field(
+        default=1.0, metadata={"help": "Sampling temperature; --select softmax corrects for it."}
+    )
     sample_batch_size: int = field(default=64, metadata={"help": "Completions sampled together."})
     use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM, in one process."})
-    vllm_gpu_memory_utilization: float = field(default=0.3, metadata={"help": "Share of the GPU's memory it takes."})
-    vllm_tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that it splits the model over."})
-    vllm_max_model_length: int | None = field(default=None, metadata={"help": "Tokens of prompt and completion."})
+    vllm_gpu_memory_utilization: float = field(
+        default=0.3, metadata={"help": "Share of the GPU memory that vLLM takes, from 0 to 1."}
+    )
+    vllm_tensor_parallel_size: int = field(
+        default=1, metadata={"help": "Number of GPUs that vLLM splits the model over."}
+    )
+    vllm_max_model_length: int | None = field(
+        default=None, metadata={"help": "Maximum tokens of prompt and completion together in vLLM."}
+    )
     vllm_model_impl: Literal["vllm", "transformers"] = field(
-        default="vllm", metadata={"help": "transformers for models that vLLM does not know, such as NarLM."}
+        default="vllm",
+        metadata={"help": "vLLM's model code; transformers for models that vLLM does not know, such as NarLM."},
     )
     from_candidates: str | None = field(
-        default=None, metadata={"help": "File of prompt + completion (+ reward) rows instead of sampling."}
+        default=None, metadata={"help": "File of prompt + completion (+ reward) rows to use instead of sampling."}
     )
     mine_pairs: bool = field(
-        default=False, metadata={"help": "Also write the best and worst of each prompt as pairs.jsonl, for dpo.py."}
+        default=False,
+        metadata={"help": "Also write the best and worst candidate of each prompt as pairs.jsonl, for dpo.py."},
     )
 
 
@@ -135,16 +152,16 @@ def check(own: RSFTArguments, config) -> None:
         raise UserError("reward is missing: name a reward of the registry or a reward-model folder")
     if own.use_vllm and config.world_size > 1:
         raise UserError(
-            "use_vllm: rsft samples with vLLM in one process only; sample with --num_processes 1, stop it, and go on "
-            "with more: candidates that are there are not sampled again"
+            "use_vllm: rsft samples with vLLM in one process only; sample with --num_processes 1, stop it, and "
+            "continue with more: existing candidates are not sampled again"
         )
     if config.eval_strategy != "no":
         raise UserError("eval_strategy: the selection is new in every round, so it must be no; see held_out_reward_*")
 
 
 FLAGS = {
-    "learning_rate": "of the imitation [2e-4 with LoRA, else 2e-5]",
-    "max_length": "tokens of prompt and answer kept [1024]",
+    "learning_rate": "peak learning rate of each round's SFT [2e-4 with LoRA, else 2e-5]",
+    "max_length": "maximum tokens of prompt and answer; the rest is cut [1024]",
 }
 
 if __name__ == "__main__":

@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 FLAGS = {
-    "max_length": "tokens of a row kept [1024]",
-    "packing": "several rows a sequence [false]",
+    "max_length": "maximum tokens per row; the rest is cut [1024]",
+    "packing": "pack several rows into one sequence [false]",
     "assistant_only_loss": "of messages learn the assistant's turns; false: every token [true]",
 }
 

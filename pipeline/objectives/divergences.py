@@ -1,4 +1,4 @@
-"""How far a law is from another: KL estimators, exact KL, the laws of selection, effective sample size.
+"""Distances of distributions: KL estimators, exact KL, the distributions of selection, effective sample size.
 
 `Y` outcomes of a law that can be enumerated, `V` vocabulary. All figures are in nats.
 """
@@ -25,7 +25,7 @@ def kl_k3(log_probs: torch.Tensor, reference_log_probs: torch.Tensor) -> torch.T
 
 
 def full_kl(logits: torch.Tensor, reference_logits: torch.Tensor) -> torch.Tensor:
-    """KL of two next-token laws over the whole vocabulary, (..., V) -> (...): no sampling noise at a given prefix."""
+    """KL of two next-token distributions, (..., V) -> (...): no sampling noise at a given prefix."""
     log_p, log_q = logits.log_softmax(-1), reference_logits.log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 

@@ -50,7 +50,7 @@ def leave_one_out_advantages(rewards: torch.Tensor) -> torch.Tensor:
 
 
 def reinforce_loss(log_probs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-    """`-A log pi` a token: its gradient is the policy gradient. Shapes (B, T), or advantages (B, 1)."""
+    """`-A log pi` per token: its gradient is the policy gradient. Shapes (B, T), or advantages (B, 1)."""
     return -advantages.detach() * log_probs
 
 

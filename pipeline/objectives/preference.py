@@ -1,6 +1,6 @@
 """Losses on comparisons and labels: Bradley-Terry, Plackett-Luce with ties, a binary classifier, DPO.
 
-Scores and log-probabilities are those of whole completions. `B` batch, `N` candidates of one prompt.
+Scores and log-probabilities are those of complete completions. `B` batch, `N` candidates of one prompt.
 """
 
 import torch

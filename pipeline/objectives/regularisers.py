@@ -73,7 +73,7 @@ def logit_distillation(
     previous: torch.Tensor,  # (B, T, V)
     mask: torch.Tensor,  # (B, T)
 ) -> torch.Tensor:
-    """`E KL(pi_theta_k || pi_theta)` of the next-token laws over the real tokens of the anchors, in nats a token."""
+    """`E KL(pi_theta_k || pi_theta)` of the next-token distributions, mean over the anchors' real tokens, in nats."""
     return masked_mean(full_kl(previous, logits), mask)
 
 
@@ -92,7 +92,7 @@ def reservoir(kept: Sequence[Any], seen: int, rows: Sequence[Any], size: int, dr
         seen: how many rows it has seen so far.
         rows: what streams past now.
         size: how many rows it holds at most.
-        draw: the generator, used once a row.
+        draw: the generator, used once per row.
 
     Returns:
         What it holds now, and how many rows it has seen.

@@ -25,7 +25,7 @@ def whiten(
     moments: tuple[torch.Tensor, torch.Tensor] | None = None,
     shift_mean: bool = True,
 ) -> torch.Tensor:  # (B, T)
-    """Scale `x` to variance 1, and shift it to mean 0 unless told not to; 0 outside the mask.
+    """Scale `x` to variance 1, and shift it to mean 0 unless `shift_mean` is false; 0 outside the mask.
 
     `moments` are the mean and variance to use when the batch is spread over several processes.
     """
@@ -64,7 +64,7 @@ def clipped_value_loss(
     returns: torch.Tensor,  # (B, T)
     cliprange: float,
 ) -> torch.Tensor:  # (B, T)
-    """`1/2 max((V - G)^2, (clip(V, V_old - c, V_old + c) - G)^2)` a token (Schulman et al., 2017)."""
+    """`1/2 max((V - G)^2, (clip(V, V_old - c, V_old + c) - G)^2)` per token (Schulman et al., 2017)."""
     clipped = torch.clamp(values, old_values - cliprange, old_values + cliprange)
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 

@@ -22,7 +22,7 @@ from pipeline.runtime.record import Run
 class StopOnSignal(TrainerCallback):
     """After SIGINT or SIGTERM: finish the step, write a checkpoint, stop. The run then exits with 130 or 143.
 
-    All processes stop at the same step, whichever of them was told: one that saved alone would wait for the others.
+    All processes stop at the same step, whichever of them got the signal: one that saved alone would wait for ever.
     """
 
     def __init__(self, run: Run):
@@ -101,9 +101,9 @@ class RequireMetric(TrainerCallback):
 
 
 class PushCheckpoints(TrainerCallback):
-    """Send checkpoints to the Hub while training goes on, by TRL's ``hub_strategy``; failures are warnings.
+    """Send checkpoints to the Hub while training continues, by TRL's ``hub_strategy``; failures are warnings.
 
-    ``every_save`` puts the weights so far where the finished run will stand; ``checkpoint`` puts beside them, in
+    ``every_save`` puts the weights so far where the finished run will be; ``checkpoint`` puts beside them, in
     ``last-checkpoint``, what resumes the run on another machine; ``all_checkpoints`` gives each checkpoint a branch of
     its own, so that ``from_pretrained(repo, revision="checkpoint-200")`` loads it.
     """
@@ -145,12 +145,12 @@ class PushCheckpoints(TrainerCallback):
                 self._push_resumable(folder, repo)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            print(f"warning: {name} was not pushed ({reason}); training goes on", flush=True)
+            print(f"warning: {name} was not pushed ({reason}); training continues", flush=True)
         finally:
             shutil.rmtree(copy, ignore_errors=True)
 
     def _push_resumable(self, folder: Path, repo: str) -> None:
-        """The whole checkpoint, without pickled arguments and without the paths of this machine."""
+        """The complete checkpoint, without pickled arguments and without the paths of this machine."""
         from huggingface_hub import HfApi
 
         (folder / "training_args.bin").unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from pipeline.training.selection import Candidate, Selection, reward_tensors, se
 
 
 def require_scores(groups: Sequence[Sequence[Candidate]], reward: Reward | None = None) -> None:
-    """Refuse candidates of which none has a score, with the reward's own reason where it judged them in this process.
+    """Refuse candidates of which none has a score, with the reward's reason where it scored them in this process.
 
     Raises:
         UserError: no candidate has a score.
@@ -53,15 +53,15 @@ def sample_candidates(
     prompts_per_file: int = 64,
     batch_size: int = 64,
 ) -> list[Path]:
-    """Sample and score N completions of every row's prompt into ``folder``; files that are there already are kept.
+    """Sample and score N completions per row's prompt into ``folder``; files that are there already are kept.
 
-    With several processes each writes every world-size-th file, and all return the whole list once it is complete.
+    With several processes each writes every world-size-th file, and all return the complete list once it is complete.
 
     Args:
         rows: ``prompt`` and whatever columns the reward reads.
         reward: TRL's callable.
-        reference: pi_ref, where its ratio to the sampling law is wanted (``log_ratio``): the sampling model is no
-            longer pi_ref, or ``temperature`` is not 1.
+        reference: pi_ref, where its ratio to the sampling distribution is wanted (``log_ratio``): the sampling model
+            is no longer pi_ref, or ``temperature`` is not 1.
         sampler: draws the completions (`decoding.sample`, or an engine with the same weights as ``model``).
         seed: of the samples; the file's number is added, so that every file can be made on its own.
 
@@ -115,24 +115,24 @@ def sample_candidates(
 
 
 def check_sampler(model: Any, prompts: Sequence[list[int]], drawn: Sequence[tuple[int, Any]]) -> None:
-    """Refuse a sampler whose log-probabilities are not the model's; one that tells none is not asked.
+    """Refuse a sampler whose log-probabilities are not the model's; one that reports none is not checked.
 
     Raises:
-        UserError: they differ by more than 0.1 nats a token.
+        UserError: they differ by more than 0.1 nats per token.
     """
-    told = [(prompts[i], completion) for i, completion in drawn if completion.log_prob is not None]
-    own = answer_log_likelihoods(model, [(prompt, completion.token_ids) for prompt, completion in told])
-    tokens = sum(len(completion.token_ids) for _, completion in told)
-    gap = sum(abs(a - completion.log_prob) for a, (_, completion) in zip(own, told)) / max(tokens, 1)
+    reported = [(prompts[i], completion) for i, completion in drawn if completion.log_prob is not None]
+    model_scores = answer_log_likelihoods(model, [(prompt, completion.token_ids) for prompt, completion in reported])
+    tokens = sum(len(completion.token_ids) for _, completion in reported)
+    gap = sum(abs(a - completion.log_prob) for a, (_, completion) in zip(model_scores, reported)) / max(tokens, 1)
     if gap > 0.1:
         raise UserError(
-            f"the sampler's log-probabilities differ from the model's by {gap:.2f} nats a token: it serves other "
+            f"the sampler's log-probabilities differ from the model's by {gap:.2f} nats per token: it serves other "
             "weights or another dtype"
         )
 
 
 def write_candidates(file: Path, candidates: Sequence[Candidate]) -> None:
-    """A parquet file that is there whole or not at all; prompts stand in it as JSON, be they text or dialogue."""
+    """A parquet file that is complete or absent; prompts are stored as JSON, be they text or dialogue."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -201,7 +201,7 @@ def sft_rows(
     """The selection as SFT rows.
 
     Candidates that carry their tokens give ``input_ids`` and ``completion_mask``: SFT then raises the likelihood of
-    exactly what was drawn, and a completion that was cut off is not taught to end there. Candidates made elsewhere
+    exactly what was drawn, and a completion that was cut off is not learned as an end. Candidates made elsewhere
     give ``prompt`` and ``completion``.
 
     Raises:

@@ -204,7 +204,7 @@ class Corpus(Leg):
         if self.backbone is not None and backbone_sha256(trainer.model) != self.backbone:
             raise RuntimeError(f"{self.own.method} changed the backbone, which it must not")
         policy.finish(folder)
-        if self.own.method == "osf":  # its factors are of this corpus's weights: the next one needs the whole model
+        if self.own.method == "osf":  # its factors are of this corpus's weights: the next one needs the complete model
             for file in ("adapter_model.safetensors", "adapter_config.json"):
                 (folder / file).unlink(missing_ok=True)
             copy.deepcopy(trainer.model).merge_and_unload().save_pretrained(folder)
@@ -319,10 +319,10 @@ def check_routed(own: StageArguments, push: bool) -> None:
 
 
 def check_split(own: StageArguments) -> None:
-    """Refuse what reads or merges whole weights where FSDP or ZeRO-3 splits them over the processes.
+    """Refuse what reads or merges complete weights where FSDP or ZeRO-3 splits them over the processes.
 
     Raises:
-        UserError: the method or a term of Omega needs them whole.
+        UserError: the method or a term of Omega needs them complete.
     """
     if engine() not in ("fsdp", "zero3"):
         return
@@ -333,4 +333,4 @@ def check_split(own: StageArguments) -> None:
     refused += ["replay_source model"] if own.replay_source == "model" else []
     refused += ["method full on pairs"] if own.method == "full" and own.kind == "preference" else []
     if refused:
-        raise UserError(f"{refused[0]} needs whole weights, which FSDP and ZeRO-3 split: launch with ddp or zero2")
+        raise UserError(f"{refused[0]} needs complete weights, which FSDP and ZeRO-3 split: launch with ddp or zero2")

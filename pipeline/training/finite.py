@@ -14,7 +14,7 @@ from pipeline.runtime.distributed import agreed
 from pipeline.runtime.errors import DivergedError
 
 ADVICE = (
-    "lower learning_rate (or warm it up, or set max_grad_norm) and start anew with --force; if the first steps fail "
+    "lower learning_rate (or warm it up, or set max_grad_norm) and start again with --force; if the first steps fail "
     "already, look for rows without a learned token, enormous rewards, or a dtype that is too narrow"
 )
 
@@ -43,7 +43,7 @@ class StopWhenNotFinite(TrainerCallback):
         accelerator = trainer.accelerator
         self._steps_in_backward = accelerator.distributed_type == DistributedType.DEEPSPEED
         self._scaled = accelerator.mixed_precision == "fp16"
-        self._judges_evaluations = not hasattr(trainer, "reward_funcs")  # a rollout's loss is no measure
+        self._checks_evaluations = not hasattr(trainer, "reward_funcs")  # a rollout's loss is no measure
         self._losses: list[torch.Tensor] = []
         self._norm: Any = None
         self._watch(accelerator)
@@ -65,14 +65,14 @@ class StopWhenNotFinite(TrainerCallback):
         accelerator.backward, accelerator.clip_grad_norm_ = watched_backward, watched_clip
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        """Judge the loss and the gradient of the step that is about to be made."""
+        """Check the loss and the gradient of the step that is about to be made."""
         norm, self._norm = self._norm, None
         norm = None if norm is None or self._scaled else float(norm)
         self._require_finite_loss(norm)
         self._losses.clear()
 
     def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
-        """Judge the weights where a checkpoint of them, or the end of the run, comes next."""
+        """Check the weights where a checkpoint of them, or the end of the run, comes next."""
         if control.should_save or control.should_training_stop:
             self._require_finite_weights(model, state.global_step)
 
@@ -81,9 +81,9 @@ class StopWhenNotFinite(TrainerCallback):
         self.on_step_end(args, state, control, model=model)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
-        """Judge the loss on held-out rows, which has every weight in it."""
+        """Check the loss on held-out rows, which has every weight in it."""
         loss = (metrics or {}).get("eval_loss")
-        if self._judges_evaluations and isinstance(loss, float) and not math.isfinite(loss):
+        if self._checks_evaluations and isinstance(loss, float) and not math.isfinite(loss):
             raise self._diverged(f"eval_loss is {loss} after step {state.global_step}")
 
     def _require_finite_loss(self, norm: float | None = None) -> None:

@@ -27,13 +27,13 @@ class Guards(TrainerCallback):
     """Watch a run; see the module's docstring.
 
     Args:
-        strict: the logged metric that says whether answers are really right, such as ``rewards/numeric/mean`` or
+        strict: the logged metric that measures whether answers are right, such as ``rewards/numeric/mean`` or
             ``reward_parts/numeric``; compared with ``reward`` to notice hacking. None where they are the same.
         rewards: what the run learns from, which say why they gave no score.
         grouped: rewards are compared within the answers to a prompt (GRPO). Else (PPO) within the batch.
         max_kl: ceiling on the KL to the reference, in the unit of the trainer's own metric; None takes KL_CEILINGS.
         patience: bad log lines in a row before the run is stopped; 0 never stops it.
-        window: log lines in the means that hacking is judged by.
+        window: log lines in the means by which hacking is noticed.
         max_clipped: share of completions cut off at ``max_completion_length`` that is too many.
         entropy_floor: share of the first entropy below which the policy has stopped exploring.
         margin: change of a mean in a window that counts as a rise or a fall (of rewards in 0..1).
@@ -85,7 +85,7 @@ class Guards(TrainerCallback):
     # --- what is logged ----------------------------------------------------------------------------------------------
 
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
-        """Judge one line of the log of training."""
+        """Check one line of the training log."""
         if logs is None or "reward" not in logs or self.message is not None:
             return
         for name, check in self._checks().items():
@@ -101,16 +101,16 @@ class Guards(TrainerCallback):
                 print(f"warning: step {state.global_step}: {problem}", flush=True)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        """Raises UserError where a guard stopped the run, after its checkpoint is written, and where a whole run had
-        no score to learn from.
+        """Raises UserError where a guard stopped the run, after its checkpoint is written, and where no step of a run
+        had a score to learn from.
         """
         if self.message is not None:
             raise UserError(f"stopped by a guard: {self.message}; the last checkpoint is in {args.output_dir}")
         scored = any(_number(entry, "reward") is not None for entry in state.log_history)
         for reward in self.rewards:
-            judged = agreed(bool(reward.counts))
+            called = agreed(bool(reward.counts))
             some = agreed(bool(reward.counts) and reward.no_scores() is None)
-            if judged and not some and not scored:
+            if called and not some and not scored:
                 raise UserError(f"nothing could be learned: {reward.no_scores() or UNSCORED}")
 
     def _stop(self, message: str, control) -> None:
@@ -175,7 +175,8 @@ class Guards(TrainerCallback):
         if fallen > self.margin and risen > self.margin:
             return (
                 f"the reward rose by {risen:.2f} while {self.strict} fell by {fallen:.2f} from its best: the policy "
-                "serves the reward and not the task; lower the weights of the other parts"
+                "is optimising the reward at the expense of the task (reward hacking); lower the weights of the other "
+                "parts"
             )
         return None
 

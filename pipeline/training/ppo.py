@@ -41,12 +41,8 @@ from pipeline.training.rollouts import RolloutTrainer
 
 require("PPOTrainer")
 
-LOSSES = (
-    "dr_grpo",
-    "bnpo",
-    "grpo",
-    "dapo",
-)  # those that are PPO's clipped ratio, differing only in what they divide by
+# The losses that are PPO's clipped ratio and differ only in what they divide by.
+LOSSES = ("dr_grpo", "bnpo", "grpo", "dapo")
 
 
 @dataclasses.dataclass
@@ -54,10 +50,10 @@ class PPOConfig(GRPOConfig):
     """TRL's ``GRPOConfig`` with PPO's defaults and PPO's own fields, named as TRL's PPO named them.
 
     ``num_iterations`` is the number of epochs on a rollout, ``epsilon`` the policy's clip range, ``beta`` the weight
-    of the KL in the reward. One completion a prompt is enough, since the critic is the baseline.
+    of the KL in the reward. One completion per prompt is enough, since the critic is the baseline.
     """
 
-    num_generations: int | None = dataclasses.field(default=1, metadata={"help": "Completions a prompt."})
+    num_generations: int | None = dataclasses.field(default=1, metadata={"help": "Number of completions per prompt."})
     num_iterations: int = dataclasses.field(default=4, metadata={"help": "Epochs on one rollout."})
     beta: float = dataclasses.field(
         default=0.05,
@@ -65,44 +61,46 @@ class PPOConfig(GRPOConfig):
     )
     loss_type: str = dataclasses.field(
         default="dr_grpo",
-        metadata={"help": "What the policy's loss is divided by; dr_grpo, a constant, is the only unbiased one."},
+        metadata={"help": "What the policy loss is divided by; dr_grpo, a constant, is the only unbiased one."},
     )
     scale_rewards: str = dataclasses.field(default="none", metadata={"help": "Unused: the critic is the baseline."})
-    disable_dropout: bool = dataclasses.field(default=True, metadata={"help": "Dropout would make the ratio noise."})
+    disable_dropout: bool = dataclasses.field(
+        default=True, metadata={"help": "Switch dropout off; it would add noise to the policy ratio."}
+    )
     critic: Literal["shared", "separate", "none"] = dataclasses.field(
         default="shared",
         metadata={
-            "help": "An adapter of the policy's frozen backbone (needs use_peft), a backbone of its own, or none: "
-            "RLOO, the mean of the prompt's other completions as the baseline (num_generations of 2 or more)."
+            "help": "An adapter on the policy's frozen backbone (needs use_peft), a separate backbone, or none: RLOO, "
+            "whose baseline is the mean of the prompt's other completions (needs num_generations of 2 or more)."
         },
     )
     critic_learning_rate: float | None = dataclasses.field(
-        default=None, metadata={"help": "Learning rate of the critic; the policy's where not given."}
+        default=None, metadata={"help": "Learning rate of the critic [the policy's]."}
     )
-    gamma: float = dataclasses.field(default=1.0, metadata={"help": "Discount; 1 is the paper's objective."})
+    gamma: float = dataclasses.field(default=1.0, metadata={"help": "Discount per token; 1 is the paper's objective."})
     lam: float = dataclasses.field(
-        default=0.95, metadata={"help": "GAE's lambda: 1 is unbiased, less has less noise."}
+        default=0.95, metadata={"help": "GAE's lambda: 1 is unbiased, a smaller value has less variance."}
     )
     vf_coef: float = dataclasses.field(default=0.1, metadata={"help": "Weight of the value loss."})
     cliprange_value: float = dataclasses.field(
-        default=0.2, metadata={"help": "How far a value may move in a rollout."}
+        default=0.2, metadata={"help": "Maximum change of a value during a rollout, in units of the reward."}
     )
     whiten_advantages: bool = dataclasses.field(
-        default=True, metadata={"help": "Scale a rollout's advantages to mean 0 and variance 1."}
+        default=True, metadata={"help": "Scale the advantages of a rollout to mean 0 and variance 1."}
     )
     missing_eos_penalty: float | None = dataclasses.field(
         default=None, metadata={"help": "Subtracted from the score of a completion that was cut off."}
     )
     kl_target: float | None = dataclasses.field(
         default=None,
-        metadata={"help": "Adapt beta so that the KL (nats a completion) tends to this; fixed if not given."},
+        metadata={"help": "Adapt beta so that the KL tends to this many nats per completion [beta is fixed]."},
     )
     kl_horizon: int = dataclasses.field(
-        default=10_000, metadata={"help": "Completions over which beta adapts; fewer is quicker."}
+        default=10_000, metadata={"help": "Number of completions over which beta adapts; fewer adapts faster."}
     )
 
     def __post_init__(self):
-        # GRPO refuses fewer than two completions a prompt, for the sake of group statistics that are not used here.
+        # GRPO refuses fewer than two completions per prompt, for the sake of group statistics that are not used here.
         wanted = self.num_generations
         self.num_generations_eval = self.num_generations_eval or wanted
         self.num_generations = 2 if wanted == 1 else wanted
@@ -212,9 +210,9 @@ class PPOTrainer(RolloutTrainer):
         mode = "train" if self.model.training else "eval"
         mask = completion_mask(output)
         count = mask.size(0)
-        here = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
-        used = self.reward_weights != 0  # a weight of 0 is a reward to be watched, not to be learned from
-        weighted = self._rewards_per_func[here][:, used] * self.reward_weights[used].to(mask.device)
+        local = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
+        used = self.reward_weights != 0  # a reward of weight 0 is logged, not learned from
+        weighted = self._rewards_per_func[local][:, used] * self.reward_weights[used].to(mask.device)
         scores = weighted.sum(1)  # nan if any part is missing
         scored = ~scores.isnan()
         ended = (torch.isin(output["completion_ids"], self._stop_ids(mask.device)) & mask.bool()).any(1)
@@ -237,10 +235,10 @@ class PPOTrainer(RolloutTrainer):
                 values = self._values(self.model, output) * mask
 
         rewards = token_rewards(scores.nan_to_num(), log_probs, reference, mask, self.args.beta)
-        learned = mask * scored[:, None]  # a completion that no judge could score teaches nothing
+        learned = mask * scored[:, None]  # nothing is learned from a completion without a score
         advantages, returns = gae(rewards, values, mask, self.args.gamma, self.args.lam)
         if self.args.critic == "none":
-            advantages = self._leave_one_out(rewards.sum(1).where(scored, torch.nan))[here, None] * mask
+            advantages = self._leave_one_out(rewards.sum(1).where(scored, torch.nan))[local, None] * mask
         everyones = [self._gather_tokens(x) for x in (advantages, values, returns, learned)]
         if self.args.whiten_advantages:
             advantages = whiten(advantages, learned, masked_moments(everyones[0], everyones[3]))

@@ -42,14 +42,14 @@ def log_line(logs: Mapping[str, Any], step: int, steps: int, seconds: float, don
         seconds: time since this process began to train.
         done: steps made in that time (fewer than ``step`` after a resume).
     """
-    judged = any(key.startswith("eval_") for key in logs)
-    prefix = "eval_" if judged else ""
+    evaluated = any(key.startswith("eval_") for key in logs)
+    prefix = "eval_" if evaluated else ""
     # A figure may be None: TRL logs that where a window had nothing to average, such as no completion with a score.
     figures = {name: logs[prefix + key] for key, name in SHOWN.items() if logs.get(prefix + key) is not None}
     if not figures:
         return None
     words = [f"{name} {float(value):.4g}" for name, value in figures.items()]
-    if judged:
+    if evaluated:
         return "  ".join([f"step {step}/{steps}  held out:", *words])
     if done and seconds > 0:
         left = round((steps - step) * seconds / done)

@@ -1,4 +1,4 @@
-"""Reward models from whole rankings and from labels: TRL's RewardTrainer with another likelihood.
+"""Reward models from complete rankings and from labels: TRL's RewardTrainer with another likelihood.
 
     L = -log prod_i exp(R(x, y_i)) / sum_{j >= i} exp(R(x, y_j))        y_1 the best
 

@@ -14,7 +14,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.training.state import Resumable
 
 require("RolloutTrainer")
-# TRL prints five lines for every batch in which a completion has no score; the guards say it once, with the reason.
+# TRL prints five lines for every batch in which a completion has no score; the guards report it once, with the reason.
 logging.getLogger("trl.trainer.grpo_trainer").addFilter(
     lambda record: "All reward functions returned None" not in record.getMessage()
 )
@@ -29,8 +29,8 @@ class EpochSampler(RepeatSampler):
             self.generator.manual_seed(self.seed + epoch)
 
 
-MAX_SURPRISE_GAP = 0.05  # nats a token, beyond what chance explains (six standard errors)
-MAX_LOG_PROB_GAP = 0.1  # nats a token; bf16 kernels of vLLM and of transformers differ by a tenth of that
+MAX_SURPRISE_GAP = 0.05  # nats per token, beyond what chance explains (six standard errors)
+MAX_LOG_PROB_GAP = 0.1  # nats per token; bf16 kernels of vLLM and of transformers differ by a tenth of that
 
 
 class RolloutTrainer(Resumable, GRPOTrainer):
@@ -38,7 +38,7 @@ class RolloutTrainer(Resumable, GRPOTrainer):
 
     The first rollout is checked against the trainer's own log-probabilities (`rollout_problem`), whoever sampled it:
     a vLLM with other weights, or a sampler with another temperature, would make every later gradient wrong. How far
-    they were from each other, in nats a token, is kept in ``rollout_gap``.
+    they were from each other, in nats per token, is kept in ``rollout_gap``.
 
     A completion ends at the first of `stop_token_ids`; the parent and vLLM know those of the generation config alone.
 
@@ -115,9 +115,9 @@ class RolloutTrainer(Resumable, GRPOTrainer):
         sums = rollout_sums(log_probs, entropies, mask, output.get("sampling_per_token_logps"))
         # All processes decide by the same numbers: one that stopped alone would leave the others waiting.
         sums = self.accelerator.gather(sums[None]).sum(0)
-        whole = self.args.top_p in (None, 1.0) and not self.args.top_k and not self.args.min_p
-        whole = whole and self.args.repetition_penalty in (None, 1.0)
-        self.rollout_gap, problem = rollout_problem(sums, whole=whole)
+        full_support = self.args.top_p in (None, 1.0) and not self.args.top_k and not self.args.min_p
+        full_support = full_support and self.args.repetition_penalty in (None, 1.0)
+        self.rollout_gap, problem = rollout_problem(sums, full_support=full_support)
         if problem:
             raise UserError(problem)
 
@@ -131,7 +131,7 @@ def rollout_sums(
         log_probs: (B, T), the trainer's log-probabilities of the sampled tokens.
         entropies: (B, T), of the trainer's distributions, in nats.
         mask: (B, T), true for sampled tokens.
-        sampled: (B, T), the sampler's own log-probabilities, where it tells them; nan where it does not.
+        sampled: (B, T), the sampler's own log-probabilities, where it reports them; nan where it does not.
 
     Returns:
         (5,): tokens, sum and sum of squares of ``-log pi(y_t) - H_t``, tokens that the sampler scored, and the sum of
@@ -147,31 +147,31 @@ def rollout_sums(
     return torch.stack([part.sum().to(log_probs.device) for part in parts])
 
 
-def rollout_problem(sums: torch.Tensor, *, whole: bool) -> tuple[float, str | None]:
-    """How far a rollout is from the policy that is trained, in nats a token, and what to say where that is too far.
+def rollout_problem(sums: torch.Tensor, *, full_support: bool) -> tuple[float, str | None]:
+    """How far a rollout is from the policy that is trained, in nats per token, and the message where that is too far.
 
     Two checks. If y_t is drawn from pi, ``-log pi(y_t) - H(pi)`` has mean 0: that needs nobody's log-probabilities,
-    so it judges any sampler, and it is judged by its own standard error. And where the sampler tells its
+    so it holds for any sampler, and its tolerance is its standard error. And where the sampler reports its
     log-probabilities, as vLLM does, they are the trainer's.
 
     Args:
         sums: of `rollout_sums`.
-        whole: the sampler draws from all of the distribution (no top-p, top-k or penalty), so that the first check
-            applies.
+        full_support: the sampler draws from all of the distribution (no top-p, top-k or penalty), so that the first
+            check applies.
     """
     count, total, squares, both, difference = sums.double().tolist()
     mean = total / max(count, 1)
     error = math.sqrt(max(squares / max(count, 1) - mean**2, 0) / max(count, 1))
-    told = difference / both if both else 0.0
-    if told > MAX_LOG_PROB_GAP:
-        return told, (
-            f"the sampler's log-probabilities differ from the trainer's by {told:.2f} nats a token in the first "
+    gap = difference / both if both else 0.0
+    if gap > MAX_LOG_PROB_GAP:
+        return gap, (
+            f"the sampler's log-probabilities differ from the trainer's by {gap:.2f} nats per token in the first "
             "rollout: it serves other weights, another dtype or another temperature; check vllm_mode and its server"
         )
-    if whole and count >= 64 and abs(mean) > max(MAX_SURPRISE_GAP, 6 * error):
+    if full_support and count >= 64 and abs(mean) > max(MAX_SURPRISE_GAP, 6 * error):
         side = "less" if mean < 0 else "more"
         return abs(mean), (
             f"the first rollout was not drawn from the policy: its tokens are {abs(mean):.2f} nats {side} surprising "
             "than its own entropy; check temperature, the model's generation_config and the sampler's weights"
         )
-    return max(told, abs(mean) if whole else 0.0), None
+    return max(gap, abs(mean) if full_support else 0.0), None

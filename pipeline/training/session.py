@@ -1,4 +1,4 @@
-"""The part of a training stage that is the same in all of them: resume, train, judge, save, card, push."""
+"""The part of a training stage that is the same in all of them: resume, train, evaluate, save, card, push."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ require("forget_deepspeed")
 def train_and_save(
     run: Run, trainer: Trainer, own: StageArguments, finish: Callable[[Path], None] | None = None
 ) -> dict[str, Any]:
-    """Train from the newest whole checkpoint, evaluate on held-out rows, save, write the card, push if asked.
+    """Train from the newest complete checkpoint, evaluate on held-out rows, save, write the card, push if asked.
 
     Args:
         run: the run whose folder and record are filled.
@@ -37,7 +37,7 @@ def train_and_save(
         finish: called on the main process with the output folder once the weights are saved, before they are checked.
 
     Returns:
-        The run's metrics, which also stand in ``run.json``.
+        The run's metrics, which are also in ``run.json``.
 
     Raises:
         UserError: early stopping without an evaluation metric to watch.
@@ -87,7 +87,7 @@ def train_and_save(
 
 
 def train_from_newest(run: Run, trainer: Trainer, folder: Path) -> TrainOutput:
-    """Train from the newest whole checkpoint in ``folder``: the run's own, or that of one of its rounds or corpora.
+    """Train from the newest complete checkpoint in ``folder``: the run's own, or that of one of its rounds or corpora.
 
     Raises:
         UserError: the checkpoint cannot be read by so many processes, ``loraplus_lr_ratio`` does not apply, or
@@ -180,17 +180,17 @@ def apply_loraplus(trainer: Trainer, ratio: float | None) -> None:
 
 
 def _checkpoint_pushes(run: Run, args: Any) -> PushCheckpoints | None:
-    """What sends checkpoints while training goes on, on the main process of a run that asks for it."""
+    """What sends checkpoints while training continues, on the main process of a run that asks for it."""
     if not (run.push and run.is_main) or getattr(args.hub_strategy, "value", args.hub_strategy) == "end":
         return None
     if run.record["arguments"].get("adapter_mode") == "stack" and run.record["arguments"].get("use_peft"):
-        print("warning: under adapter_mode stack only the finished adapter is whole: checkpoints are not pushed")
+        print("warning: under adapter_mode stack only the finished adapter is complete: checkpoints are not pushed")
         return None
     return PushCheckpoints(run, args)
 
 
 def _last_evaluation(trainer: Trainer) -> dict[str, float] | None:
-    """The evaluation made at the last step, where the weights are still the same; judging twice costs time."""
+    """The evaluation made at the last step, where the weights are still the same; evaluating twice costs time."""
     last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
     if trainer.args.load_best_model_at_end or last.get("step") != trainer.state.global_step:
         return None

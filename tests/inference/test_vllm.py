@@ -98,7 +98,7 @@ def test_rsft_samples_with_it_and_refuses_one_of_other_weights(tiny_model, vllm,
         vllm_gpu_memory_utilization=0.5, use_cpu=True, save_steps=1,
     )  # fmt: skip
     if shift:
-        with pytest.raises(UserError, match=r"differ from the model's by 0\.50 nats a token"):
+        with pytest.raises(UserError, match=r"differ from the model's by 0\.50 nats per token"):
             main(words)
         return
     main(words)

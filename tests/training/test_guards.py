@@ -81,7 +81,7 @@ def test_hacking_is_a_rising_reward_with_a_falling_strict_score():
     lines = [{**healthy(0), "reward": 0.5 + 0.02 * n, "rewards/numeric/mean": 0.5 - 0.02 * n} for n in range(30)]
     guards = Guards("rewards/numeric/mean", patience=3, window=5)
     assert stopped_after(guards, lines) == 13
-    assert "serves the reward and not the task" in guards.message
+    assert "at the expense of the task (reward hacking)" in guards.message
 
 
 @pytest.mark.parametrize(("reward", "strict"), [(0.02, 0.02), (-0.02, -0.02), (0.02, 0.0), (0.0, -0.02)])

@@ -33,26 +33,26 @@ def test_sums_by_hand():
 def test_tokens_of_the_policy_pass_and_those_of_another_temperature_do_not():
     """At temperature 0.25 the law is (16, 1, 1)/18: its mean surprise is log 2 (16 + 2 x 2)/18 = 0.770, the policy's
     entropy 1.5 log 2 = 1.040, so tokens are 0.27 nats less surprising."""
-    gap, problem = rollout_problem(rollout_sums(*drawn(1.0), None), whole=True)
+    gap, problem = rollout_problem(rollout_sums(*drawn(1.0), None), full_support=True)
     assert gap < 0.03
     assert problem is None
-    gap, problem = rollout_problem(rollout_sums(*drawn(0.25), None), whole=True)
+    gap, problem = rollout_problem(rollout_sums(*drawn(0.25), None), full_support=True)
     assert gap == pytest.approx(0.27, abs=0.02)
     assert "not drawn from the policy: its tokens are 0.2" in problem
     assert "less surprising" in problem
     # With top-p the tokens are meant to be less surprising; few tokens tell nothing.
-    assert rollout_problem(rollout_sums(*drawn(0.25), None), whole=False)[1] is None
-    assert rollout_problem(rollout_sums(*drawn(0.25, tokens=20), None), whole=True)[1] is None
+    assert rollout_problem(rollout_sums(*drawn(0.25), None), full_support=False)[1] is None
+    assert rollout_problem(rollout_sums(*drawn(0.25, tokens=20), None), full_support=True)[1] is None
 
 
 def test_a_sampler_that_tells_other_log_probabilities_is_named():
     """The right tokens, but scored as if at temperature 1/2: (4, 1, 1)/6 instead of (2, 1, 1)/4."""
     log_probs, entropies, mask = drawn(1.0)
     told = torch.where(log_probs > -1, math.log(4 / 6), math.log(1 / 6))
-    gap, problem = rollout_problem(rollout_sums(log_probs, entropies, mask, told), whole=True)
+    gap, problem = rollout_problem(rollout_sums(log_probs, entropies, mask, told), full_support=True)
     assert gap == pytest.approx(0.5 * math.log(4 / 3) + 0.5 * math.log(3 / 2), abs=0.02)
     assert "serves other weights" in problem
-    assert rollout_problem(rollout_sums(log_probs, entropies, mask, log_probs), whole=True)[1] is None
+    assert rollout_problem(rollout_sums(log_probs, entropies, mask, log_probs), full_support=True)[1] is None
 
 
 @pytest.mark.parametrize("top_k", [None, 20])
