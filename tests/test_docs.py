@@ -13,6 +13,7 @@ from pipeline.data.columns import parse_map
 from pipeline.runtime.arguments import parse
 from tests.conftest import ROOT
 from tests.test_configs import parsers
+from tests.test_design import ORDER
 
 PAGE = (ROOT / "docs" / "new_dataset.md").read_text(encoding="utf-8")
 SECTION = PAGE.split("## A new domain in under ten lines")[1].split("\n## ")[0]
@@ -109,3 +110,22 @@ def test_the_page_s_correlations_are_the_benchmark_s():
     assert f"correlation is {lost} with the accuracy lost and {risen} with the rise of" in page
     assert f"({mean_lost} and {mean_risen} over the means of 21 variants)" in page
     assert f"{by_accuracy[1:]} with forgetting by accuracy and {by_loss[1:]} by loss, over 63 runs" in page
+
+
+def test_contributing_draws_every_room_and_names_only_what_exists():
+    """The map has one line per floor of test_design, and every path of the page is there (NAME is the reader's)."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    drawn = text.split("```")[1]
+    for number, rooms in enumerate(ORDER, start=1):
+        (line,) = [line for line in drawn.splitlines() if line.startswith(f" floor {number} ")]
+        assert all(room in line for room in rooms)
+    after = [
+        line.split("|")[3] for line in text.split("What a newcomer reads")[1].splitlines() if line.startswith("|")
+    ]
+    before = text.split("## Before and after")[0]
+    paths = re.findall(r"`([\w/]+/[\w.]+\.(?:py|md))(?:: (\w+))?(?:::\w+)?[\w .]*`", before + "".join(after))
+    assert len(paths) >= 30
+    for path, name in paths:
+        file = next((f for f in (ROOT / path, ROOT / "pipeline" / path) if f.is_file()), None)
+        assert file or "NAME" in path, path
+        assert not name or name in names_in(file), f"{path}: {name}"

@@ -66,12 +66,12 @@ def attach(model: nn.Module, method: str, *, base: str, size: int = 16) -> nn.Mo
     return model
 
 
-def has_own_adapter(model: nn.Module) -> bool:
+def has_narlm_adapter(model: nn.Module) -> bool:
     """Whether one of this module's adapters is attached to a model."""
     return hasattr(model, "narlm_adapter")
 
 
-def is_own_config(config: dict[str, Any] | None) -> bool:
+def is_narlm_config(config: dict[str, Any] | None) -> bool:
     """Whether an ``adapter_config.json`` is of one of this module's adapters."""
     return bool(config) and config.get("peft_type") == PEFT_TYPE
 
@@ -101,7 +101,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = Fals
         UserError: it was made for another model, or the folder holds several adapters and a router.
     """
     folder = adapter_folder(folder)
-    if not has_own_adapter(model):
+    if not has_narlm_adapter(model):
         config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
         if config["method"] == "routed":
             raise UserError(f"{folder} holds several adapters: name one of them, e.g. {Path(folder) / 'routes' / '1'}")

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 import pipeline.model  # noqa: F401 - registers NarLM with the Auto classes
-from pipeline.model.adapters import is_own_config, load_adapter
+from pipeline.model.adapters import is_narlm_config, load_adapter
 from pipeline.model.pad_token import with_pad_token
 from pipeline.model.tokenizer import check_tokenizer
 from pipeline.runtime.checkpoints import require_model_folder
@@ -38,7 +38,7 @@ from pipeline.runtime.terminal import hide_weight_bars
 require("whole_weights")
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
 
 @contextlib.contextmanager
@@ -116,7 +116,7 @@ def attach_adapter(
         UserError: it was made for another base.
     """
     take_end_tokens(model, name)
-    if is_own_config(adapter_config(name, revision)):
+    if is_narlm_config(adapter_config(name, revision)):
         return load_adapter(model, name, trainable=trainable)
     from peft import PeftConfig, PeftModel
 
@@ -140,7 +140,7 @@ def attach_adapter(
         ) from error
 
 
-def _with_new_head(model: PreTrainedModel, name: str, config: Any, revision: str | None) -> "PeftModel":
+def _with_new_head(model: PreTrainedModel, name: str, config: "PeftConfig", revision: str | None) -> "PeftModel":
     """A sequence classifier with a causal LM's adapter on it; its score head is trained and saved with the adapter."""
     from peft import get_peft_model, load_peft_weights, set_peft_model_state_dict
 

@@ -25,7 +25,7 @@ from transformers import (
 )
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from pipeline.model.adapters import is_own_config
+from pipeline.model.adapters import is_narlm_config
 from pipeline.model.loading import (
     adapter_base,
     adapter_config,
@@ -196,7 +196,7 @@ def _check_mode(args: ModelArguments, peft_config: PeftConfig | None, *, scores:
             adapters that have no sum.
     """
     name, mode = args.model_name_or_path, args.adapter_mode
-    own = is_own_config(adapter_config(name, args.model_revision))
+    own = is_narlm_config(adapter_config(name, args.model_revision))
     if own and scores:
         raise UserError(
             f"{name} is no LoRA adapter, and no score head can be trained over it: start from a full model"

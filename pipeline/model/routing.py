@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,6 +27,9 @@ from pipeline.model.adapters import PEFT_TYPE
 from pipeline.model.batching import Batch, forward_rows
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_json
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 SHRINK = 0.01  # of the covariance, towards a multiple of the identity: corpora may have fewer rows than features
 
@@ -109,7 +112,7 @@ def save_routed(folder: str | Path, earlier: str | Path | None, route: int, base
     write_json(folder / "adapter_config.json", config)
 
 
-def load_routed(folder: str | Path, **kwargs: Any) -> tuple[Any, Router]:
+def load_routed(folder: str | Path, **kwargs: object) -> "tuple[PeftModel, Router]":
     """The backbone with every route's adapter, in evaluation mode with all of them off, and the router.
 
     Args:
@@ -131,7 +134,7 @@ def load_routed(folder: str | Path, **kwargs: Any) -> tuple[Any, Router]:
 
 
 @contextlib.contextmanager
-def on_route(model: Any, route: int) -> Iterator[None]:
+def on_route(model: "PeftModel", route: int) -> Iterator[None]:
     """Inside, a model from `load_routed` answers by one route; 0 is the backbone alone."""
     if route == 0:
         with model.disable_adapter():
@@ -141,18 +144,16 @@ def on_route(model: Any, route: int) -> Iterator[None]:
         yield
 
 
-def routed(
-    router: Router, function: Callable[..., list], prompt_of: Callable[[Any], list[int]]
-) -> Callable[..., list]:
+def routed(router: Router, function: Callable[..., list], prompt_of: Callable[..., list[int]]) -> Callable[..., list]:
     """``function(model, rows, batch_size) -> one result a row``, with every row under the route of its prompt.
 
     ``prompt_of`` gives a row's prompt as token ids: the rule never sees an answer.
     """
 
-    def run(model: Any, rows: Sequence[Any], batch_size: int = 64) -> list:
+    def run(model: "PeftModel", rows: Sequence, batch_size: int = 64) -> list:
         with on_route(model, 0):
             chosen = router.choose(prompt_features(model, [prompt_of(row) for row in rows], batch_size))
-        result: list[Any] = [None] * len(rows)
+        result: list = [None] * len(rows)
         for route in sorted(set(chosen)):
             places = [i for i, other in enumerate(chosen) if other == route]
             with on_route(model, route):

@@ -12,7 +12,6 @@ config classes.
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,9 @@ from pipeline.recipes.recipe import Entry
 from pipeline.recipes.shapes import Shape, new_shape, shape_by_name
 from pipeline.runtime.coercion import plain
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.registry import import_function
 
+Given = Mapping[str, Any]  # a stage's arguments, by TRL's names
 GIB = 2**30
 Sharding = Literal["none", "zero2", "zero3"]  # fsdp2 shards as zero3 does
 # Which accelerate config shards how; the files are in accelerate_configs/.
@@ -77,9 +78,7 @@ class Estimate:
         return self.used + RUNTIME
 
 
-def estimate(
-    stage: str, given: Mapping[str, Any], shape: Shape, *, processes: int = 1, sharding: Sharding = "none"
-) -> Estimate:
+def estimate(stage: str, given: Given, shape: Shape, *, processes: int = 1, sharding: Sharding = "none") -> Estimate:
     """The memory of a training stage on each device.
 
     Args:
@@ -140,29 +139,28 @@ def estimate(
 
 
 @functools.cache
-def defaults(stage: str) -> Mapping[str, Any]:
+def defaults(stage: str) -> Given:
     """The defaults of a stage's arguments, as its config classes declare them."""
-    found: dict[str, Any] = {}
+    found: dict = {}
     for path in TRAINED[stage]:
-        module, _, name = path.partition(":")
-        fields = dataclasses.fields(getattr(importlib.import_module(module), name))
+        fields = dataclasses.fields(import_function(path, "stage"))
         found |= {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
     return found
 
 
-def _has_reference(stage: str, given: Mapping[str, Any], lora: bool) -> bool:
+def _has_reference(stage: str, given: Given, lora: bool) -> bool:
     """Whether pi_ref is a model of its own: with an adapter it is the same backbone, adapter off."""
     with_kl = stage in ("ppo", "grpo") and float(given["beta"])
     return not lora and bool(stage == "dpo" or with_kl)
 
 
-def _critic(stage: str, given: Mapping[str, Any], lora: bool) -> str:
+def _critic(stage: str, given: Given, lora: bool) -> str:
     """PPO's: ``shared`` (an adapter of the policy's backbone, which must be frozen), ``separate`` or ``none``."""
     critic = given["critic"] if stage == "ppo" else "none"
     return "separate" if critic == "shared" and not lora else critic
 
 
-def _rows(stage: str, given: Mapping[str, Any]) -> tuple[int, int]:
+def _rows(stage: str, given: Given) -> tuple[int, int]:
     """Rows that one forward pass holds, and the most tokens per row."""
     batch = int(given["per_device_train_batch_size"])
     if stage in ("grpo", "ppo"):
@@ -170,11 +168,11 @@ def _rows(stage: str, given: Mapping[str, Any]) -> tuple[int, int]:
     return batch * (2 if stage in ("dpo", "reward_model") else 1), int(given["max_length"] or UNLIMITED_TOKENS)
 
 
-def _prompt_length(given: Mapping[str, Any]) -> int:
+def _prompt_length(given: Given) -> int:
     return int(given.get("max_prompt_length") or PROMPT_TOKENS)
 
 
-def _activations(stage: str, given: Mapping[str, Any], shape: Shape, word: int, compute: int, lora: bool) -> float:
+def _activations(stage: str, given: Given, shape: Shape, word: int, compute: int, lora: bool) -> float:
     """What the forward pass keeps for the backward one.
 
     With checkpointing a layer keeps its input, in the weights' type, and one layer at a time the rest.
@@ -190,19 +188,19 @@ def _activations(stage: str, given: Mapping[str, Any], shape: Shape, word: int, 
     return graphs * shape.num_hidden_layers * layer
 
 
-def _graphs(stage: str, given: Mapping[str, Any], lora: bool) -> int:
+def _graphs(stage: str, given: Given, lora: bool) -> int:
     """How many forward passes come before one backward pass: PPO's policy and critic."""
     return 1 if _critic(stage, given, lora) == "none" else 2
 
 
-def _autocast_copies(stage: str, given: Mapping[str, Any], shape: Shape, lora: bool) -> float:
+def _autocast_copies(stage: str, given: Given, shape: Shape, lora: bool) -> float:
     """Weights in bfloat16 beside the float32 ones: of what is trained until the forward pass is over, of what is
     frozen as long as anything that was computed with it is kept, with checkpointing a block at a time."""
     frozen = lora and given["gradient_checkpointing"]
     return 2 * (shape.block_weights if frozen else shape.parameters * _graphs(stage, given, lora))
 
 
-def _kept_by_a_layer(stage: str, given: Mapping[str, Any], shape: Shape, word: int, compute: int, lora: bool) -> float:
+def _kept_by_a_layer(stage: str, given: Given, shape: Shape, word: int, compute: int, lora: bool) -> float:
     """Bytes a token, by what its operations save (counted in tests with autograd's own hooks).
 
     Both norms: their input in float32, and what they multiply by a weight that is trained. Attention: queries and keys
@@ -226,7 +224,7 @@ def _kept_by_a_layer(stage: str, given: Mapping[str, Any], shape: Shape, word: i
     return norms + attention + feed_forward + inputs
 
 
-def _logits(stage: str, given: Mapping[str, Any], shape: Shape, compute: int) -> float:
+def _logits(stage: str, given: Given, shape: Shape, compute: int) -> float:
     """The head's outputs and their gradient in the backward pass.
 
     Whole in pretraining, with two copies in float32. In TRL's trainers a tile of 4,096 tokens (of completions, where
@@ -245,7 +243,7 @@ def _logits(stage: str, given: Mapping[str, Any], shape: Shape, compute: int) ->
     return tokens * 32768 * compute
 
 
-def _rollout(stage: str, given: Mapping[str, Any], shape: Shape, compute: int, processes: int) -> float:
+def _rollout(stage: str, given: Given, shape: Shape, compute: int, processes: int) -> float:
     """The KV cache of sampling, ``2 L H_kv K`` numbers a token, for all sequences that are sampled together."""
     if stage not in ("grpo", "ppo", "rsft"):
         return 0.0
@@ -259,7 +257,7 @@ def _rollout(stage: str, given: Mapping[str, Any], shape: Shape, compute: int, p
     return together * (int(given["max_completion_length"]) + _prompt_length(given)) * cache
 
 
-def fitting(stage: str, given: Mapping[str, Any], shape: Shape, device_bytes: float) -> tuple[str, int] | None:
+def fitting(stage: str, given: Given, shape: Shape, device_bytes: float) -> tuple[str, int] | None:
     """The simplest accelerate config and the least number of devices (1 to 64, powers of two) that hold a stage."""
     for processes in (1, 2, 4, 8, 16, 32, 64):
         for config, sharding in CONFIGS.items() if processes > 1 else {"single_gpu": "none"}.items():
@@ -268,7 +266,7 @@ def fitting(stage: str, given: Mapping[str, Any], shape: Shape, device_bytes: fl
     return None
 
 
-def table(rows: list[tuple[str, str, Mapping[str, Any], Shape]]) -> str:
+def table(rows: list[tuple[str, str, Given, Shape]]) -> str:
     """(name, stage, arguments, shape) of each entry as text: GiB on one device, and what GPUs of three sizes need."""
     terms = [term.name for term in dataclasses.fields(Estimate)]
     header = ["stage", "parameters", *terms, "total", "24 GB", "40 GB", "80 GB"]

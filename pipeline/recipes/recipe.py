@@ -88,7 +88,7 @@ def select(entries: Sequence[Entry], only: Sequence[str] | None, first: str | No
     return list(entries[names.index(first) if first else 0 :])
 
 
-def _items(path: Path) -> list[Any]:
+def _items(path: Path) -> list:
     import yaml
 
     try:
@@ -102,7 +102,7 @@ def _items(path: Path) -> list[Any]:
     return items
 
 
-def _entry(item: Any, earlier: Sequence[Entry], path: Path, where: str) -> Entry:
+def _entry(item: object, earlier: Sequence[Entry], path: Path, where: str) -> Entry:
     """One item of the YAML list, checked and resolved; ``where`` names it in messages."""
     if not isinstance(item, Mapping) or "stage" not in item or set(item) - FIELDS:
         raise UserError(f"{where}: expected name, stage, config and overrides, found {item!r}")
@@ -129,7 +129,7 @@ def _entry(item: Any, earlier: Sequence[Entry], path: Path, where: str) -> Entry
     return Entry(name, stage, argv, given, frozenset(needs))
 
 
-def _words(value: Any, folders: Mapping[str, str], where: str) -> list[str]:
+def _words(value: object, folders: Mapping[str, str], where: str) -> list[str]:
     """An override as command-line words, ${name} replaced."""
 
     def replace(match: re.Match) -> str:

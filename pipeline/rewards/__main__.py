@@ -12,7 +12,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.data.columns import check_map, parse_map
 from pipeline.data.files import read_rows
@@ -25,6 +25,9 @@ from pipeline.runtime.entry import CommandParser, run_and_exit
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_text
 from pipeline.runtime.messages import text_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _REASONS_SHOWN = 5
 
@@ -88,7 +91,7 @@ def as_columns(rows: list[Row], renames: dict[str, str], path: Path) -> dict[str
     return columns
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: list[dict]) -> None:
     """Write a JSONL file in ASCII, atomically: a completion may hold what UTF-8 cannot (half a surrogate pair).
 
     Raises:
@@ -101,7 +104,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         raise UserError(f"{path}: cannot write it: {cause.strerror}") from cause
 
 
-def _tokenizer(name: str | None, columns: dict[str, list]) -> Any:
+def _tokenizer(name: str | None, columns: dict[str, list]) -> "PreTrainedTokenizerBase | None":
     """The tokenizer that counts a completion's tokens, where one is named and the rows do not bring their own."""
     if name is None or "completion_ids" in columns:
         return None
@@ -110,7 +113,7 @@ def _tokenizer(name: str | None, columns: dict[str, list]) -> Any:
     return load_tokenizer(name)
 
 
-def _scored_row(row: dict[str, Any], judgement: Judgement, with_lenient: bool) -> dict[str, Any]:
+def _scored_row(row: dict, judgement: Judgement, with_lenient: bool) -> dict:
     lenient = {"lenient_score": judgement.lenient} if with_lenient else {}
     return {**row, "score": judgement.score, **lenient, "verdict": judgement.verdict}
 

@@ -4,7 +4,6 @@ Everything here takes time linear in the text: completions are hostile.
 """
 
 import re
-from typing import Any
 
 # The first of these ends the turn; what a model writes after it (often a conversation with itself) does not count.
 END_OF_TURN = re.compile(
@@ -137,7 +136,7 @@ def without_emphasis(text: str) -> str:
     return match[2].strip() + stop if match else text
 
 
-def gold_text(gold: Any) -> str | None:
+def gold_text(gold: object) -> str | None:
     """Text of a gold answer: what its marker holds (GSM8K's ``#### 72``, MATH's solutions), else all of it.
 
     Numbers are written out; None, booleans and empty text are no gold answer.

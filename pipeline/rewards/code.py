@@ -11,7 +11,8 @@ import functools
 import re
 import symtable
 import sys
-from typing import Any, NamedTuple
+from types import CodeType
+from typing import NamedTuple
 
 from pipeline.rewards.answers import visible_text
 from pipeline.rewards.judging import Judgement, Sample, error, right, timeout, unscorable, wrong
@@ -28,7 +29,7 @@ _STARTUP_SECONDS = 10.0
 class Tests(NamedTuple):
     """Compiled tests: the names they take from the completion; ``problem`` says why there is nothing to run."""
 
-    code: Any = None
+    code: CodeType | None = None
     names: tuple[str, ...] = ()
     problem: str = ""
 
@@ -152,7 +153,7 @@ def _called_built_in(outside: set[str], entry_point: str | None) -> set[str]:
     return functions if len(functions) == 1 else set()
 
 
-def _tests_text(tests: Any, setup: Any) -> str | None:
+def _tests_text(tests: object, setup: object) -> str | None:
     """The tests of a row as one program, or None where there are none."""
     if isinstance(tests, list | tuple) and all(isinstance(test, str) for test in tests):
         tests = "\n".join(tests)

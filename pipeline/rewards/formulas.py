@@ -13,9 +13,8 @@ the rest are:
 
 import itertools
 import re
-from typing import Any
 
-Tree = str | list[Any]
+Tree = str | list["Tree"]
 
 _LAYOUT = re.compile(
     r"\\(?:left|right|displaystyle|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])|(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|\\?\$"

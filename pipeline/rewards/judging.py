@@ -17,11 +17,12 @@ verdict        score        meaning
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from pipeline.runtime.messages import as_answer, text_of
+from pipeline.runtime.messages import Turn, as_answer, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Row = dict[str, Any]  # the columns of one row of the data, by name
 VERDICTS = ("right", "wrong", "timeout", "scored", "unscorable", "error")
 
 
@@ -37,10 +38,10 @@ class Judgement(NamedTuple):
 class Sample(NamedTuple):
     """What a judge sees of one row: the prompt as given, the completion as given and as text, the other columns."""
 
-    prompt: Any
-    completion: Any
+    prompt: Turn | None
+    completion: Turn
     text: str
-    row: dict[str, Any]
+    row: Row
 
 
 class Reward(Protocol):
@@ -58,7 +59,7 @@ class Reward(Protocol):
     def judge(self, prompts: list | None, completions: list, **columns: Any) -> list[Judgement]:
         """One judgement per completion."""
 
-    def require_columns(self, rows: Iterable[dict[str, Any]]) -> None:
+    def require_columns(self, rows: Iterable[Row]) -> None:
         """Refuse rows of which none has a column it cannot do without."""
 
     def no_scores(self) -> str | None:
@@ -101,11 +102,11 @@ def judged(is_right: bool, reason: str = "") -> Judgement:
 
 
 def call_arguments(
-    rows: Sequence[dict[str, Any]],
-    completions: Sequence[Any],
+    rows: Sequence[Row],
+    completions: Sequence[Turn],
     token_ids: Sequence[list[int]] | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
-) -> dict[str, Any]:
+) -> Row:
     """What a reward is called with for one completion per row, in the form that TRL's trainers give it.
 
     Completions are messages where the prompt is a dialogue, else text; every column of the rows is a list with one
@@ -119,7 +120,7 @@ def call_arguments(
             ``completion_ids`` is the rows', if they have one.
     """
     names = dict.fromkeys(name for row in rows for name in row if name not in ("prompt", "completion"))
-    columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in names}
+    columns = {name: [row.get(name) for row in rows] for name in names}
     if token_ids is None and tokenizer is not None:
         token_ids = [completion_tokens(tokenizer, text_of(completion)) for completion in completions]
     if token_ids is not None:
@@ -139,8 +140,8 @@ def completion_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[i
 
 def score(
     reward: Reward,
-    rows: Sequence[dict[str, Any]],
-    completions: Sequence[Any],
+    rows: Sequence[Row],
+    completions: Sequence[Turn],
     token_ids: Sequence[list[int]] | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> list[float | None]:
@@ -150,8 +151,8 @@ def score(
 
 def judge(
     reward: Reward,
-    rows: Sequence[dict[str, Any]],
-    completions: Sequence[Any],
+    rows: Sequence[Row],
+    completions: Sequence[Turn],
     token_ids: Sequence[list[int]] | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> list[Judgement]:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pipeline.rewards.judging import Judgement, Reward, Sample, error, scored
-from pipeline.rewards.spec import terms_of
+from pipeline.rewards.judging import Judgement, Reward, Row, Sample, error, scored
+from pipeline.rewards.spec import Options, terms_of
 from pipeline.runtime.errors import UserError, did_you_mean
-from pipeline.runtime.messages import text_of
+from pipeline.runtime.messages import Turn, text_of
 from pipeline.runtime.registry import import_function, require_known
 
 
@@ -95,14 +95,14 @@ class _Counted:
         """One judgement per completion."""
         raise NotImplementedError
 
-    def require_columns(self, rows: Iterable[dict[str, Any]]) -> None:
+    def require_columns(self, rows: Iterable[Row]) -> None:
         """Refuse rows of which none has a column it cannot do without, by a UserError; before anything is sampled."""
         _require_columns(self.__name__, self.columns, {name: None for row in rows for name in row if name != "prompt"})
 
     def __call__(self, prompts: list | None, completions: list, **columns: Any) -> list[float | None]:
         return [judgement.score for judgement in self.judge(prompts, completions, **columns)]
 
-    def _recorded(self, judgements: list[Judgement], columns: dict[str, Any]) -> list[Judgement]:
+    def _recorded(self, judgements: list[Judgement], columns: Row) -> list[Judgement]:
         """The judgements, counted and their failures logged."""
         self._count(judgements)
         _log_verdicts(self.__name__, judgements, columns.get("log_metric"))
@@ -133,7 +133,7 @@ class BuiltInReward(_Counted):
     Picklable: it holds only its name and its options; pools and models are built where they are used.
     """
 
-    def __init__(self, name: str, options: dict[str, Any]):
+    def __init__(self, name: str, options: Options):
         super().__init__()
         verifier = BUILT_IN[name]
         self.__name__, self.options = name, options
@@ -171,7 +171,7 @@ class BuiltInReward(_Counted):
 class CustomReward(_Counted):
     """A user's function, given as ``package.module:function`` with TRL's signature."""
 
-    def __init__(self, path: str, options: dict[str, Any]):
+    def __init__(self, path: str, options: Options):
         super().__init__()
         self.path, self.options = path, options
         self._function = import_function(path, "reward")
@@ -262,7 +262,7 @@ def get_reward(spec: str | list[str], *, allow_unsafe_code_execution: bool = Fal
     )
 
 
-def _single(name: str, options: dict[str, Any], allow_unsafe: bool) -> Reward:
+def _single(name: str, options: Options, allow_unsafe: bool) -> Reward:
     if ":" in name:
         return CustomReward(name, options)
     require_known(name, BUILT_IN, "reward", also="package.module:function, or the folder of a reward model")
@@ -271,7 +271,7 @@ def _single(name: str, options: dict[str, Any], allow_unsafe: bool) -> Reward:
     return BuiltInReward(name, options)
 
 
-def _require_known(function: Callable[..., Any], options: dict[str, Any]) -> None:
+def _require_known(function: Callable, options: Options) -> None:
     """Refuse an option that a judging function does not take."""
     accepted = list(inspect.signature(function).parameters)[1:]
     for option in options:
@@ -280,7 +280,7 @@ def _require_known(function: Callable[..., Any], options: dict[str, Any]) -> Non
             raise UserError(f"reward: unknown option '{option}'; {known}{did_you_mean(option, accepted)}")
 
 
-def _rows(count: int, columns: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows(count: int, columns: Row) -> list[Row]:
     """The columns row by row. Only lists with one entry per completion are columns."""
     listed = {
         name: values
@@ -290,7 +290,7 @@ def _rows(count: int, columns: dict[str, Any]) -> list[dict[str, Any]]:
     return [{name: values[index] for name, values in listed.items()} for index in range(count)]
 
 
-def _require_columns(reward: str, needed: tuple[str, ...], columns: dict[str, Any]) -> None:
+def _require_columns(reward: str, needed: tuple[str, ...], columns: Row) -> None:
     for column in needed:
         if column not in columns:
             present = ", ".join(sorted(set(columns) - _NOT_COLUMNS - {"completion_ids"})) or "none"
@@ -300,7 +300,7 @@ def _require_columns(reward: str, needed: tuple[str, ...], columns: dict[str, An
             )
 
 
-def _sample(prompt: Any, completion: Any, row: dict[str, Any]) -> Sample:
+def _sample(prompt: Turn | None, completion: Turn, row: Row) -> Sample:
     return Sample(prompt, completion, text_of(completion), row)
 
 
@@ -313,7 +313,7 @@ def _guarded(judge: Callable[[Sample], Judgement], sample: Sample) -> Judgement:
         return error(f"{type(failure).__name__}: {failure}")
 
 
-def _judgement_of(path: str, index: int, score: Any) -> Judgement:
+def _judgement_of(path: str, index: int, score: object) -> Judgement:
     if score is None:
         return error("it returned None")
     try:
@@ -325,7 +325,7 @@ def _judgement_of(path: str, index: int, score: Any) -> Judgement:
     return scored(number) if math.isfinite(number) else error(f"it returned {number}")
 
 
-def _listed(path: str, scores: Any, count: int) -> list:
+def _listed(path: str, scores: object, count: int) -> list:
     """What a user's function returned, as a list with one entry per completion; arrays and tensors are taken too."""
     shape = getattr(scores, "shape", None)
     if isinstance(scores, list | tuple) and len(scores) == count:
@@ -341,7 +341,7 @@ def _listed(path: str, scores: Any, count: int) -> list:
     )
 
 
-def _failure_text(path: str, failure: Exception, columns: dict[str, Any]) -> str:
+def _failure_text(path: str, failure: Exception, columns: Row) -> str:
     """One line on an exception in a user's function: what, where, and the columns that it was given."""
     place = traceback.extract_tb(failure.__traceback__)[-1]
     given = ", ".join(sorted(set(columns) - _NOT_COLUMNS)) or "none"

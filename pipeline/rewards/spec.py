@@ -6,12 +6,13 @@ from typing import Any
 
 from pipeline.runtime.errors import UserError
 
+Options = dict[str, Any]  # of a reward, by name; values are Python literals
 # A name, package.module:function, or the path of a Python file and a function of it.
 _NAME = r"[\w./~-]*\.py:\w+|[A-Za-z_][\w.]*(?::\w+)?"
 _TERM = re.compile(rf"\s*(?:(?P<weight>[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*\*\s*)?(?P<name>{_NAME})\s*")
 
 
-def terms_of(text: str) -> list[tuple[float, str, dict[str, Any]]]:
+def terms_of(text: str) -> list[tuple[float, str, Options]]:
     """``"numeric - 0.5*length(limit=9)"`` as ``[(1.0, "numeric", {}), (-0.5, "length", {"limit": 9})]``.
 
     Raises:
@@ -39,7 +40,7 @@ def terms_of(text: str) -> list[tuple[float, str, dict[str, Any]]]:
     return terms
 
 
-def _options(text: str, start: int) -> tuple[dict[str, Any], int]:
+def _options(text: str, start: int) -> tuple[Options, int]:
     """Options in the parentheses that open at ``start``, and where they end."""
     for end in (match.end() for match in re.finditer(r"\)", text[start:])):
         try:
@@ -51,7 +52,7 @@ def _options(text: str, start: int) -> tuple[dict[str, Any], int]:
     raise UserError(f"reward: cannot read the options in '{text}'; write them like 'length(limit=128)'")
 
 
-def parse_options(text: str) -> dict[str, Any]:
+def parse_options(text: str) -> Options:
     """Options of the command line: ``"limit=128, buffer=16"`` with Python literals as values."""
     return _options(f"({text})", 0)[0] if text.strip() else {}
 

@@ -19,7 +19,7 @@ from pipeline.data.arrow import to_dataset
 from pipeline.data.loading import Data, load_data
 from pipeline.data.preparation import encode, learned_of, settle_pairs, supervised
 from pipeline.inference.stopping import declare_stops
-from pipeline.model.adapters import attach, backbone_sha256, has_own_adapter
+from pipeline.model.adapters import attach, backbone_sha256, has_narlm_adapter
 from pipeline.model.loading import engine
 from pipeline.model.policy import ModelArguments, Policy
 from pipeline.model.routing import Router, load_routed, prompt_features, save_routed
@@ -236,7 +236,7 @@ class Corpus(Leg):
 
 def _method_of(model: Any) -> str | None:
     """The method of the adapter that a model carries; None where it carries none."""
-    if has_own_adapter(model):
+    if has_narlm_adapter(model):
         return model.narlm_adapter["method"]
     if hasattr(model, "peft_config"):
         kind = str(getattr(model.peft_config["default"].peft_type, "value", ""))

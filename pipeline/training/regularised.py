@@ -10,7 +10,7 @@ import datasets
 import torch
 
 from pipeline.inference.likelihood import last_hidden_states
-from pipeline.model.adapters import has_own_adapter, load_adapter, save_adapter
+from pipeline.model.adapters import has_narlm_adapter, load_adapter, save_adapter
 from pipeline.objectives import regularisers
 from pipeline.runtime.compat import require
 from pipeline.runtime.errors import UserError
@@ -176,14 +176,14 @@ class Regularised:
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Adapters of our own are saved alone, as PEFT's are."""
-        if not has_own_adapter(self.model):
+        if not has_narlm_adapter(self.model):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
             save_adapter(self.model, output_dir or self.args.output_dir)
             self.processing_class.save_pretrained(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if has_own_adapter(self.model):
+        if has_narlm_adapter(self.model):
             load_adapter(self.model, resume_from_checkpoint, trainable=True)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -141,6 +141,7 @@ def test_every_stage_reads_every_kind_of_reward_before_any_model(stage, reward, 
     there, which is the only complaint. A misspelt name is complained about first.
     """
     (tmp_path / "rm").mkdir()
+    (tmp_path / "rm" / "config.json").write_text("{}")
     (tmp_path / "my_rewards.py").write_text("def f(prompts, completions, **columns): return [1.0] * len(completions)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
