@@ -222,7 +222,11 @@ def test_evaluation_documents_are_not_in_the_stream(corpus):
         ("a.json", b'[{"text": "w1"}, {"text":' + b"[" * 9999, r"a\.json, row 2: JSON nested too deeply"),
         ("a.jsonl", b'{"text": "w1"}\n{"text": "w', r"a\.jsonl, row 2: not valid JSON.*is it cut"),
         ("a.jsonl.gz", b'{"text": "w1"}\n', r"a\.jsonl\.gz is not a gzip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "w1"}\n' * 9)[:-9], r"a\.jsonl\.gz is a cut or damaged gzip file"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "w1"}\n' * 9, mtime=0)[:-9],
+            r"a\.jsonl\.gz is a cut or damaged gzip file",
+        ),
         ("a.txt", "w1\n".encode("utf-16"), r"a\.txt is in UTF-16"),
         ("a.parquet", b"PAR1", r"a\.parquet is not a parquet file"),
     ],
