@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass
 class DataArguments:
-    """Which data a stage learns from, and which rows judge it."""
+    """Which data a stage learns from, and which rows it is evaluated on."""
 
     dataset_name: str | None = field(
         default=None,
@@ -48,7 +48,7 @@ class DataArguments:
     eval_dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Dataset of its own for evaluation, named as dataset_name is; its split is "
+            "help": "A separate dataset for evaluation, named as dataset_name is; its split is "
             "dataset_test_split, else test."
         },
     )

@@ -2,17 +2,21 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.data.formats import content_hash
+from pipeline.runtime.files import Json
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
+
+    Feature = datasets.Value | datasets.List | datasets.Json
 
 CHUNK = 10_000
 
 
-def to_dataset(rows: Iterable[Mapping[str, Any]], kind: str) -> "datasets.Dataset":
+def to_dataset(rows: Iterable[Json], kind: str) -> "datasets.Dataset":
     """Converted rows as a ``datasets.Dataset`` with features we choose, so that nothing is guessed or rounded.
 
     Text columns and dialogues have fixed types; dialogues whose messages have more than role and content are JSON, so
@@ -44,7 +48,7 @@ def to_dataset(rows: Iterable[Mapping[str, Any]], kind: str) -> "datasets.Datase
     return datasets.Dataset(pa.table(arrays), info=info, fingerprint=digest[:16])
 
 
-def _chunked(values: list[Any], kind: Any) -> Any:
+def _chunked(values: list, kind: "pa.DataType") -> "pa.ChunkedArray":
     """An Arrow column in chunks, for one chunk of text may not pass 2 GiB."""
     import pyarrow as pa
 
@@ -52,7 +56,7 @@ def _chunked(values: list[Any], kind: Any) -> Any:
     return pa.chunked_array(chunks, type=kind)
 
 
-def _standard_feature(name: str, values: Sequence[Any], kind: str) -> Any:
+def _standard_feature(name: str, values: Sequence[object], kind: str) -> "Feature | None":
     """The type of a column of a standard form; None for the free columns that go with a prompt."""
     import datasets
 
@@ -71,14 +75,14 @@ def _standard_feature(name: str, values: Sequence[Any], kind: str) -> Any:
     return text if isinstance(values[0], str) else datasets.List(message)
 
 
-def _more_than_role_and_content(value: Any) -> bool:
+def _more_than_role_and_content(value: object) -> bool:
     """Whether a message in a (list of) dialogues has keys beside role and content."""
     if isinstance(value, Mapping):
         return len(value) > 2
     return isinstance(value, list) and any(map(_more_than_role_and_content, value))
 
 
-def _free_feature(values: Sequence[Any]) -> Any:
+def _free_feature(values: Sequence[object]) -> "Feature":
     """The narrowest type that keeps every value as it is; text or JSON where there is none."""
     import datasets
     import pyarrow as pa
@@ -94,11 +98,11 @@ def _free_feature(values: Sequence[Any]) -> Any:
     return datasets.features.features.generate_from_arrow_type(found)
 
 
-def _holds_object(value: Any) -> bool:
+def _holds_object(value: object) -> bool:
     return isinstance(value, Mapping) or (isinstance(value, list) and any(_holds_object(item) for item in value))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """The value with integers beyond 64 bits as text: JSON readers would round them."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}

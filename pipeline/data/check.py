@@ -12,7 +12,7 @@ when the dataset can be read (bad rows included), 2 with one ``error:`` line whe
 import argparse
 import random
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.data.columns import parse_map
 from pipeline.data.formats import KINDS, find_form
@@ -21,6 +21,7 @@ from pipeline.data.mixing import Part
 from pipeline.data.sources import Source, raw_rows
 from pipeline.runtime.entry import CommandParser, run_and_exit
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _look(source: Source, kind: str | None) -> tuple[list[str], str]:
-    """The columns as they stand, and the kind: the given one, else the first that the columns fit."""
+    """The columns as they are stored, and the kind: the given one, else the first that the columns fit."""
     first = [row for row, _ in zip(raw_rows(source), range(PEEK))]
     if not first:
         raise UserError(f"{source.label} is empty: there are no rows in split {source.split!r}")
@@ -111,9 +112,7 @@ def describe(part: Part, kind: str, columns: Sequence[str], guessed: bool = Fals
         lines.append(f"prompts      {asked} different ones in {len(first)} different rows")
     glued = [r for r in part.rows if _glued(r)]
     if glued:
-        lines.append(
-            f"note         in {len(glued)} rows no white space parts the answer from the prompt, as they stand"
-        )
+        lines.append(f"note         in {len(glued)} rows no white space separates the answer from the prompt")
     lines += [f"bad row      {described}" for described in part.bad_rows[:SHOWN_BAD_ROWS]]
     if counts["bad_rows"] > SHOWN_BAD_ROWS:
         lines.append(
@@ -122,14 +121,14 @@ def describe(part: Part, kind: str, columns: Sequence[str], guessed: bool = Fals
     return lines
 
 
-def _glued(row: Mapping[str, Any]) -> bool:
+def _glued(row: Json) -> bool:
     """Whether prompt and answer, both plain text, run into one another: trainers join them as they are."""
     prompt, answer = row.get("prompt"), row.get("completion", row.get("chosen"))
     texts = isinstance(prompt, str) and isinstance(answer, str)
     return texts and not prompt[-1:].isspace() and not answer[:1].isspace()
 
 
-def _shape(value: Any) -> str:
+def _shape(value: object) -> str:
     if isinstance(value, list) and value and isinstance(value[0], Mapping) and "role" in value[0]:
         return "messages"
     if isinstance(value, list):
@@ -146,7 +145,7 @@ def _tokenizer(name: str) -> "PreTrainedTokenizerBase":
         raise UserError(f"tokenizer {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
 
 
-def measure(rows: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[str]:
+def measure(rows: Sequence[Json], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[str]:
     """Token lengths, supervised share and one masked sample, of all rows or of a fixed draw of ``MEASURED_ROWS``."""
     from pipeline.model.tokens import ANSWERS
 
@@ -170,7 +169,7 @@ def measure(rows: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBa
     packed = "text" in rows[0]
     limit = lengths[-1] if packed else max_length
     kept = [sum(mask[:limit]) for _, mask in encoded]
-    trained = [min(len(tokens), limit) for (tokens, _), said in zip(encoded, kept) if said]
+    trained = [min(len(tokens), limit) for (tokens, _), count in zip(encoded, kept) if count]
     lines += [
         f"tokens       median {_quantile(lengths, 0.5)}, p95 {_quantile(lengths, 0.95)}, longest {lengths[-1]}"
         + (f" (of {MEASURED_ROWS} rows drawn)" if len(rows) > MEASURED_ROWS else ""),
@@ -190,7 +189,7 @@ def _quantile(ordered: Sequence[int], share: float) -> int:
     return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
 
 
-def tokens_of(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> "Coded":
+def tokens_of(row: Json, tokenizer: "PreTrainedTokenizerBase") -> "Coded":
     """Tokens of a converted row and which of them are learned, as the stages have it (`pipeline.model.tokens`).
 
     A pair or ranking: the answers, of which the longest counts. A prompt alone: nothing.
@@ -201,14 +200,14 @@ def tokens_of(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> "
         return encode_row(tokenizer, row)
     prompt = row["prompt"]
     answers = [row[name] for name in ("chosen", "rejected") if _answers(prompt, row.get(name))]
-    whole = [encode_answer(tokenizer, prompt, answer, row) for answer in answers + row.get("ranked", [])]
-    whole = whole or [encode_answer(tokenizer, prompt, "" if isinstance(prompt, str) else [], row)]
-    head, answer = max(whole, key=lambda both: len(both[0]) + len(both[1]))
+    encoded = [encode_answer(tokenizer, prompt, answer, row) for answer in answers + row.get("ranked", [])]
+    encoded = encoded or [encode_answer(tokenizer, prompt, "" if isinstance(prompt, str) else [], row)]
+    head, answer = max(encoded, key=lambda both: len(both[0]) + len(both[1]))
     return head + answer, [False] * len(head) + [bool(answers or row.get("ranked"))] * len(answer)
 
 
-def _answers(prompt: Any, value: Any) -> bool:
-    """Whether a column is an answer in the prompt's own form, not a column that only goes with the prompt."""
+def _answers(prompt: object, value: object) -> bool:
+    """Whether a column is an answer in the form of the prompt, not a column that only goes with the prompt."""
     return value is not None and type(value) is type(prompt)
 
 

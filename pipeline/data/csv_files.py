@@ -60,10 +60,10 @@ def _csv_content(header: list[str], cells: list[str], line: int) -> "dict[str, s
     if len(cells) != len(header):
         reason = f"cells: {len(cells)}, columns in the header: {len(header)} (the row begins at line {line})"
         return RowError("", reason)
-    whole = "".join(cells)
-    if "\0" in whole or not _is_text(whole):
+    text = "".join(cells)
+    if "\0" in text or not _is_text(text):
         name = next(name for name, cell in zip(header, cells) if "\0" in cell or not _is_text(cell))
-        return RowError(name, NUL if "\0" in whole else f"not UTF-8 text{LATIN_1} (the row begins at line {line})")
+        return RowError(name, NUL if "\0" in text else f"not UTF-8 text{LATIN_1} (the row begins at line {line})")
     return dict(zip(header, cells))
 
 

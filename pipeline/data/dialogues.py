@@ -12,9 +12,9 @@ out). Content may be a list of ``{"type": "text", "text"}`` parts. Any other key
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from pipeline.data.rows import RowError
+from pipeline.runtime.files import Json
 from pipeline.runtime.messages import REASONING, Message, Turn, assistant_turn, user_turn
 
 _ROLES = {
@@ -42,7 +42,7 @@ _READ = {"role", "content", "from", "value", "weight", *_PASSED}
 DIALOGUES = ("messages", "conversations", "prompt", "completion", "chosen", "rejected", "ranked")
 
 
-def checked_text(value: Any, field: str, *, empty: bool = False) -> str:
+def checked_text(value: object, field: str, *, empty: bool = False) -> str:
     """The value if it is text with something in it, else a RowError."""
     if not isinstance(value, str):
         raise RowError(field, f"text was expected, found {type_name(value)}")
@@ -51,24 +51,24 @@ def checked_text(value: Any, field: str, *, empty: bool = False) -> str:
     return value
 
 
-def checked_list(value: Any, field: str) -> list[Any]:
+def checked_list(value: object, field: str) -> list:
     """The value if it is a list, else a RowError."""
     if not isinstance(value, list):
         raise RowError(field, f"a list was expected, found {type_name(value)}")
     return value
 
 
-def type_name(value: Any) -> str:
+def type_name(value: object) -> str:
     """The type of a value as a message names it."""
     return "nothing" if value is None else "text" if isinstance(value, str) else type(value).__name__
 
 
-def is_hh(value: Any) -> bool:
+def is_hh(value: object) -> bool:
     """Whether it is text that HH-RLHF's turns begin."""
     return isinstance(value, str) and value.lstrip("\n").startswith(("Human:", "Assistant:"))
 
 
-def messages_of(value: Any, field: str) -> list[Message]:
+def messages_of(value: object, field: str) -> list[Message]:
     """A dialogue in any accepted spelling as ``[{"role", "content", …}, …]``.
 
     Raises:
@@ -84,7 +84,7 @@ def messages_of(value: Any, field: str) -> list[Message]:
     return messages
 
 
-def _message(message: Any, at: str) -> Message:
+def _message(message: object, at: str) -> Message:
     if not isinstance(message, Mapping):
         raise RowError(at, f"a message was expected, found {type_name(message)}")
     role_key, content_key = ("role", "content") if "role" in message else ("from", "value")
@@ -109,7 +109,7 @@ def _message(message: Any, at: str) -> Message:
     }
 
 
-def _joined_parts(parts: list[Any], field: str) -> str:
+def _joined_parts(parts: list[object], field: str) -> str:
     """The text of content that is given as ``{"type": "text", "text"}`` parts."""
     for place, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, Mapping) else type_name(part)
@@ -118,7 +118,7 @@ def _joined_parts(parts: list[Any], field: str) -> str:
     return "".join(part["text"] for part in parts)
 
 
-def _tool_calls(calls: Any, field: str) -> list[dict[str, Any]]:
+def _tool_calls(calls: object, field: str) -> list[Json]:
     """Tool calls as chat templates take them: a list of mappings, arguments as an object rather than as its JSON."""
     read = []
     for place, call in enumerate(checked_list(calls, field)):
@@ -151,7 +151,7 @@ def _hh_messages(value: str, field: str) -> list[Message]:
     return messages
 
 
-def unused_keys(row: Mapping[str, Any], kind: str) -> set[str]:
+def unused_keys(row: Json, kind: str) -> set[str]:
     """Keys of a row's messages that nothing reads; the columns have the names of the standard forms.
 
     Running text (kind ``text``) holds the content of the messages alone. Reasoning that is null or empty is none.
@@ -163,14 +163,14 @@ def unused_keys(row: Mapping[str, Any], kind: str) -> set[str]:
     }
 
 
-def _turns(value: Any) -> list[Mapping[str, Any]]:
+def _turns(value: object) -> list[Json]:
     """The messages of a dialogue, or of a list of dialogues (``ranked``); nothing where it is neither."""
     if isinstance(value, Mapping):
         return [value]
     return [turn for item in value for turn in _turns(item)] if isinstance(value, list) else []
 
 
-def template_columns(row: Mapping[str, Any], dialogue: bool) -> dict[str, Any]:
+def template_columns(row: Json, dialogue: bool) -> Json:
     """``tools`` and ``chat_template_kwargs`` of a dialogue, decoded where they are JSON."""
     found = {}
     for name, kind in (("tools", list), ("chat_template_kwargs", dict)):
@@ -188,7 +188,7 @@ def template_columns(row: Mapping[str, Any], dialogue: bool) -> dict[str, Any]:
     return found
 
 
-def prompt_of(value: Any, conversational: bool, field: str = "prompt") -> Turn:
+def prompt_of(value: object, conversational: bool, field: str = "prompt") -> Turn:
     """A prompt: text, or messages."""
     if not conversational:
         return checked_text(value, field)
@@ -200,7 +200,7 @@ def prompt_of(value: Any, conversational: bool, field: str = "prompt") -> Turn:
     return messages
 
 
-def completion_of(value: Any, conversational: bool, field: str) -> Turn:
+def completion_of(value: object, conversational: bool, field: str) -> Turn:
     """An answer: text, or the assistant's messages."""
     if not conversational:
         return checked_text(value, field)

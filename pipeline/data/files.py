@@ -5,7 +5,7 @@ length stay exact, a missing field stays missing, and every row knows its number
 the line of a jsonl file, the record of a csv, parquet or json file, the first line of a passage of a text file.
 
 Reading is strict: a row that cannot be read exactly is a `RowError` (the caller raises it or counts it), and a file
-where the end of a row cannot be told (cut, not what its suffix says, a quote that is never closed) is a `UserError`.
+where the end of a row is unknown (cut, not what its suffix says, a quote that is never closed) is a `UserError`.
 """
 
 import gzip
@@ -52,8 +52,8 @@ def _belongs_to(path: Path, split: str) -> bool:
 def split_files(path: Path, split: str) -> list[Path]:
     """Files of a local dataset that hold ``split``, in the order of their names.
 
-    A file is its own only split. In a folder (or its ``data/``), files named for splits (``train.*``, ``test-0001.*``)
-    are those splits; files of one kind without such names are all ``train``.
+    A single file is read for any split. In a folder (or its ``data/``), files named for splits (``train.*``,
+    ``test-0001.*``) are those splits; files of one kind without such names are all ``train``.
 
     Raises:
         UserError: no such path, no data files, several kinds of files, or no files for the split.
@@ -93,7 +93,7 @@ def _refuse_unreadable(folder: Path, files: Sequence[Path]) -> None:
 
 
 def _passage_rows(path: Path, start: Cursor) -> Iterator[Row]:
-    """A text file as passages of whole paragraphs of about ``PASSAGE_CHARACTERS``.
+    """A text file as passages of complete paragraphs, each of about ``PASSAGE_CHARACTERS``.
 
     A passage ends at the first blank line after that length, or, where a paragraph does not end, at the line that
     reaches twice the length. Nothing is lost but blank lines between passages and lines that are no text, each of
@@ -166,7 +166,7 @@ def read_rows(path: Path, start: Cursor = BEGINNING) -> Iterator[Row]:
     """Rows of one file from ``start`` on, which is the ``after`` of an earlier row (the beginning by default).
 
     Raises:
-        UserError: the file as a whole cannot be read. One bad row is not raised but yielded as a ``RowError``.
+        UserError: the file cannot be read at all. One bad row is not raised but yielded as a ``RowError``.
     """
     try:
         reader = _READERS[_known_suffix(path)]

@@ -5,13 +5,13 @@ kind       result                                                       accepted
 ========== ============================================================ =============================================
 text       ``text``                                                     text; messages; prompt+completion
 sft        ``messages``, or ``prompt``+``completion``, or ``text``      the same, most structured first
-preference ``prompt``+``chosen``+``rejected``                           the same; chosen+rejected, whole dialogues
+preference ``prompt``+``chosen``+``rejected``                           the same; chosen+rejected, complete dialogues
 prompt     ``prompt`` and every other column, for the rewards           prompt; messages; chosen+rejected dialogues
 ranked     ``prompt``+``ranked`` (best first)+``ranks`` (1 is best)     prompt+ranked(+ranks); any preference pair
 labelled   ``prompt``+``completion``+``label`` (true: good)             the same; true/false, 1/0, as text too
 ========== ============================================================ =============================================
 
-``conversations`` (ShareGPT) stands for ``messages``, and for the ``prompt`` of a preference pair. Dialogues bring the
+``conversations`` (ShareGPT) is read as ``messages``, and as the ``prompt`` of a preference pair. Dialogues bring the
 columns ``tools`` (schemas, as a list or as JSON) and ``chat_template_kwargs`` along.
 
 How a dialogue is written is `pipeline.data.dialogues`. Within one dataset a prompt is either always a string or
@@ -20,8 +20,8 @@ always a dialogue; where a row has both, strings become messages.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from pipeline.data.columns import check_map, listed, rename
 from pipeline.data.dialogues import (
@@ -36,8 +36,9 @@ from pipeline.data.dialogues import (
     template_columns,
 )
 from pipeline.data.rows import RowError
-from pipeline.data.sources import Source
+from pipeline.data.sources import RawRow, Source
 from pipeline.runtime.errors import UserError, nearest
+from pipeline.runtime.files import Json
 from pipeline.runtime.messages import Message, assistant_turn, user_turn
 
 KINDS = ("text", "sft", "preference", "prompt", "ranked", "labelled")
@@ -60,7 +61,7 @@ FORMS: dict[str, tuple[tuple[str, ...], ...]] = {
 _WANTED = {
     "text": "text (or messages, or prompt+completion)",
     "sft": "messages, or prompt+completion (or text)",
-    "preference": "prompt+chosen+rejected, or chosen+rejected that are whole dialogues",
+    "preference": "prompt+chosen+rejected, or chosen+rejected that are complete dialogues",
     "prompt": "prompt (or messages)",
     "ranked": "prompt+ranked, best first",
     "labelled": "prompt+completion+label",
@@ -85,7 +86,7 @@ class Form(NamedTuple):
     conversational: bool
 
 
-def find_form(source: Source, kind: str, first: Iterable[tuple[str, int, "dict[str, Any] | RowError"]]) -> Any:
+def find_form(source: Source, kind: str, first: Sequence[RawRow]) -> Form:
     """The form of a dataset by its first readable rows; UserError where a named column is missing or none fits."""
     rows = [row for _, _, row in first if not isinstance(row, RowError)]
     if not rows:
@@ -100,17 +101,17 @@ def find_form(source: Source, kind: str, first: Iterable[tuple[str, int, "dict[s
     return detect([prepare(row, source) for row in rows], kind, source.label, set(source.dataset_map.values()))
 
 
-def prepare(row: Mapping[str, Any], source: Source) -> dict[str, Any]:
+def prepare(row: Json, source: Source) -> Json:
     """A raw row after the entry's ``columns`` and ``dataset_map``."""
     if source.columns is not None:
         row = {key: row[key] for key in source.columns if key in row}
     return rename(row, source.dataset_map)
 
 
-def detect(rows: Sequence[Mapping[str, Any]], kind: str, where: str, mapped: Collection[str] = ()) -> Form:
+def detect(rows: Sequence[Json], kind: str, where: str, mapped: Collection[str] = ()) -> Form:
     """The form of a dataset, from its first rows (columns already renamed).
 
-    Columns that the user named in ``--dataset_map`` decide before our own order of preference.
+    Columns that the user named in ``--dataset_map`` decide before the order of ``FORMS``.
 
     Raises:
         UserError: no form of this kind fits; the message lists the columns found and the nearest ``--dataset_map``.
@@ -131,8 +132,8 @@ def detect(rows: Sequence[Mapping[str, Any]], kind: str, where: str, mapped: Col
         raise UserError(f"{where}: the first {len(rows)} rows leave {' or '.join(form)} empty")
     if form == ("chosen", "rejected") and isinstance(sample["chosen"], str) and not is_hh(sample["chosen"]):
         raise UserError(
-            f"{where} has chosen and rejected texts but no prompt: add a prompt column (dataset_map), or give whole "
-            f"dialogues; it has {listed(columns)}"
+            f"{where} has chosen and rejected texts but no prompt: add a prompt column (dataset_map), or give "
+            f"complete dialogues; it has {listed(columns)}"
         )
     dialogue = any(not isinstance(sample[name], str) for name in form if name not in ("text", "ranked", "label"))
     if "ranked" in form:
@@ -160,7 +161,7 @@ def _map_hint(columns: Sequence[str], kind: str) -> str:
     return "; try --dataset_map " + ",".join(f"{old}={new}" for old, new in best[1].items()) if best[1] else ""
 
 
-def convert(row: Mapping[str, Any], form: Form, kind: str) -> dict[str, Any]:
+def convert(row: Json, form: Form, kind: str) -> Json:
     """One row in the standard form of its kind (see the table above).
 
     Raises:
@@ -174,18 +175,18 @@ def convert(row: Mapping[str, Any], form: Form, kind: str) -> dict[str, Any]:
     return converted
 
 
-def _refuse_weights(row: Mapping[str, Any]) -> None:
-    """A comparison is of whole answers; in a prompt nothing is learned anyway."""
+def _refuse_weights(row: Json) -> None:
+    """A comparison is of complete answers; in a prompt nothing is learned anyway."""
     for message in row["prompt"]:
         message.pop("weight", None)
     answers = [(name, row[name]) for name in ("chosen", "rejected", "completion") if name in row]
     answers += [(f"ranked[{place}]", answer) for place, answer in enumerate(row.get("ranked", ()))]
     for field, answer in answers:
         if any("weight" in message for message in answer):
-            raise RowError(field, "has a turn of weight 0: answers are judged as a whole")
+            raise RowError(field, "has a turn of weight 0: answers are compared as a whole")
 
 
-def _converted(row: Mapping[str, Any], form: Form, kind: str) -> dict[str, Any]:
+def _converted(row: Json, form: Form, kind: str) -> Json:
     columns = form.columns
     if kind == "preference":
         return _pair(row, form)
@@ -228,17 +229,17 @@ def _converted(row: Mapping[str, Any], form: Form, kind: str) -> dict[str, Any]:
     return {"text": _joined([message["content"] for message in messages if message["content"]])}
 
 
-def _pair(row: Mapping[str, Any], form: Form) -> dict[str, Any]:
+def _pair(row: Json, form: Form) -> Json:
     """``prompt``, ``chosen``, ``rejected`` of a preference row.
 
-    Where chosen and rejected are whole dialogues the prompt is their longest common prefix of turns; the turns after
-    it must be the assistant's on both sides, else the two answer different prompts.
+    Where chosen and rejected are complete dialogues the prompt is their longest common prefix of turns; the turns
+    after it must be the assistant's on both sides, else the two answer different prompts.
     """
     conversational = form.conversational
-    whole = form.columns == ("chosen", "rejected")
-    if not whole and conversational and isinstance(row.get("chosen"), list):
-        whole = messages_of(row["chosen"], "chosen")[0]["role"] != "assistant"
-    if whole:
+    complete = form.columns == ("chosen", "rejected")
+    if not complete and conversational and isinstance(row.get("chosen"), list):
+        complete = messages_of(row["chosen"], "chosen")[0]["role"] != "assistant"
+    if complete:
         chosen, rejected = messages_of(row.get("chosen"), "chosen"), messages_of(row.get("rejected"), "rejected")
         if chosen == rejected:
             raise RowError("rejected", "is the same as chosen")
@@ -261,15 +262,15 @@ def _pair(row: Mapping[str, Any], form: Form) -> dict[str, Any]:
 
 
 def _with_given_prompt(prompt: list[Message], given: list[Message]) -> list[Message]:
-    """The dialogue's prompt, checked against the row's own prompt column; a system turn of its own is put in front."""
+    """The dialogue's prompt, checked against the row's prompt column; a system turn of that column is put in front."""
     if given[0] in prompt:
         return prompt
     if all(message["role"] == "system" for message in given):
         return given + prompt
-    raise RowError("prompt", "does not stand in chosen and rejected")
+    raise RowError("prompt", "is not the beginning of chosen and rejected")
 
 
-def _ranking(row: Mapping[str, Any], form: Form) -> dict[str, Any]:
+def _ranking(row: Json, form: Form) -> Json:
     """``prompt``, ``ranked`` (best first) and ``ranks`` (1 is best, equal numbers are ties)."""
     if form.columns != ("prompt", "ranked"):
         pair = _pair(row, form)
@@ -287,12 +288,12 @@ def _ranking(row: Mapping[str, Any], form: Form) -> dict[str, Any]:
     if ranks is None:
         ranks = list(range(1, len(answers) + 1))
     if len(checked_list(ranks, "ranks")) != len(answers) or not all(type(rank) is int for rank in ranks):
-        raise RowError("ranks", f"{len(answers)} whole numbers were expected, one an answer")
+        raise RowError("ranks", f"{len(answers)} integers were expected, one per answer")
     order = sorted(range(len(answers)), key=lambda i: ranks[i])
     return {"prompt": prompt, "ranked": [answers[i] for i in order], "ranks": [ranks[i] for i in order]}
 
 
-def _label_of(value: Any) -> bool:
+def _label_of(value: object) -> bool:
     """Whether an answer is good: a boolean, 1 or 0, or one of these as text."""
     words = {"true": True, "1": True, "false": False, "0": False}
     if isinstance(value, str) and value.strip().lower() in words:
@@ -302,7 +303,7 @@ def _label_of(value: Any) -> bool:
     raise RowError("label", f"true or false (1 or 0) was expected, found {value!r}")
 
 
-def _dialogue(row: Mapping[str, Any], form: Form) -> list[Message]:
+def _dialogue(row: Json, form: Form) -> list[Message]:
     """The messages of a row for supervised learning: at least one answer, none of them empty."""
     field = form.columns[0]
     messages = messages_of(row.get(field), field)
@@ -315,16 +316,16 @@ def _dialogue(row: Mapping[str, Any], form: Form) -> list[Message]:
 
 
 def _joined(parts: Sequence[str]) -> str:
-    """Parts as one running text: a blank line between two, unless one of them brings its own white space."""
+    """Parts as one running text: a blank line between two, unless one of them has white space there."""
     text = parts[0]
     for part in parts[1:]:
-        own = text[-1:].isspace() or part[:1].isspace()
-        text += part if own else "\n\n" + part
+        spaced = text[-1:].isspace() or part[:1].isspace()
+        text += part if spaced else "\n\n" + part
     return text
 
 
-def to_messages(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """A converted row of any form as dialogue, so that datasets of different forms can stand in one mixture."""
+def to_messages(row: Json, kind: str) -> Json:
+    """A converted row of any form as dialogue, so that datasets of different forms fit into one mixture."""
     answer = {"chosen", "rejected", "completion"}
     lifted = {}
     for key, value in row.items():
@@ -341,14 +342,14 @@ def to_messages(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return lifted
 
 
-def content_hash(row: Mapping[str, Any]) -> str:
-    """SHA-256 of the whole converted row, independent of the order of its columns; the identity of a row."""
+def content_hash(row: Json) -> str:
+    """SHA-256 of the converted row, independent of the order of its columns; the identity of a row."""
     canonical = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def prompt_hash(row: Mapping[str, Any]) -> str:
-    """Identity of what a row asks: rows that share it must stand on the same side of a held-out split."""
+def prompt_hash(row: Json) -> str:
+    """Identity of what a row asks: rows that share it must be on the same side of a held-out split."""
     if "prompt" in row:
         return content_hash({"prompt": row["prompt"]})
     if len(row.get("messages", ())) > 1 and row["messages"][-1]["role"] == "assistant":

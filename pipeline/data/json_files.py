@@ -8,11 +8,11 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pipeline.data.rows import Cursor, Row, RowError
 from pipeline.data.text_files import decode, open_text
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 
 # Deeper values would overflow the stack of what reads them next (hashing, Arrow).
 JSON_LEVELS = 100
@@ -27,7 +27,7 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> Json:
     """The object of these pairs. ``json`` would keep the last value of a key that comes twice, and lose the other."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -39,7 +39,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _JSON = json.JSONDecoder(parse_int=_number, object_pairs_hook=_unique)
 
 
-def _json_object(text: str, start: int = 0) -> tuple[dict[str, Any], int]:
+def _json_object(text: str, start: int = 0) -> tuple[Json, int]:
     """The JSON object that begins at ``start`` and the place where it ends.
 
     Raises:
@@ -56,7 +56,7 @@ def _json_object(text: str, start: int = 0) -> tuple[dict[str, Any], int]:
     return value, end
 
 
-def _check_object(value: Any, text: str) -> None:
+def _check_object(value: object, text: str) -> None:
     """Raises RowError unless ``value``, written as ``text``, is an object that can be hashed and stored as it is."""
     if not isinstance(value, dict):
         raise RowError("", f"a JSON object was expected, found {type(value).__name__}")
@@ -69,13 +69,13 @@ def _check_object(value: Any, text: str) -> None:
             raise RowError("", "half a surrogate pair (\\ud800 to \\udfff alone) is not text") from None
 
 
-def _deeper(value: Any, levels: int) -> bool:
+def _deeper(value: object, levels: int) -> bool:
     """Whether objects and lists in ``value`` are nested more than ``levels`` deep."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return inner is not None and (levels == 0 or any(_deeper(item, levels - 1) for item in inner))
 
 
-def _whole_object(text: str) -> dict[str, Any]:
+def _whole_object(text: str) -> Json:
     """The one JSON object of a line; RowError where it has anything else."""
     text = text.strip()
     value, end = _json_object(text)
@@ -93,7 +93,7 @@ def jsonl_rows(path: Path, start: Cursor) -> Iterator[Row]:
             offset, number = offset + len(line), number + 1
             if not line.strip():
                 continue
-            content: dict[str, Any] | RowError
+            content: Json | RowError
             try:
                 content = _whole_object(decode(line, number == 1))
             except RowError as error:
@@ -105,11 +105,11 @@ def jsonl_rows(path: Path, start: Cursor) -> Iterator[Row]:
 
 
 def json_rows(path: Path, start: Cursor) -> Iterator[Row]:
-    """A ``.json`` file is one list of objects, or, as the Hub often has it, one object a line."""
+    """A ``.json`` file is one list of objects, or, as often on the Hub, one object per line."""
     with open_text(path) as file:
         head = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     if head[:1] == b"{" and not head.partition(b"\n")[0].strip(b"{ \t\r"):
-        raise UserError(f"{path} spreads an object over several lines: give a list of objects, or one object a line")
+        raise UserError(f"{path} spreads an object over several lines: give a list of objects, or one object per line")
     if not head.startswith(b"["):
         yield from jsonl_rows(path, start)
         return
@@ -123,7 +123,7 @@ def json_rows(path: Path, start: Cursor) -> Iterator[Row]:
             yield Row(number, content, Cursor(0, number))
 
 
-def _listed_objects(path: Path, text: str) -> Iterator["dict[str, Any] | RowError"]:
+def _listed_objects(path: Path, text: str) -> Iterator["Json | RowError"]:
     """The members of the JSON list that ``text`` is, one by one. UserError where it is none."""
     number = 0
 
@@ -133,7 +133,7 @@ def _listed_objects(path: Path, text: str) -> Iterator["dict[str, Any] | RowErro
     place = _SPACE.match(text, text.index("[") + 1).end()
     while number or text[place : place + 1] != "]":
         number += 1
-        content: dict[str, Any] | RowError
+        content: Json | RowError
         try:
             content, place = _json_object(text, place)
         except RowError as error:
@@ -152,4 +152,4 @@ def _listed_objects(path: Path, text: str) -> Iterator["dict[str, Any] | RowErro
         if text[place : place + 1] == "]":
             raise wrong("a comma after the last row, which JSON does not have")
     if text[place + 1 :].strip():
-        raise UserError(f"{path} goes on after its list: give one list of objects, or one object a line")
+        raise UserError(f"{path} has more text after its list: give one list of objects, or one object per line")

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.data import mixing
 from pipeline.data.arguments import DataArguments
@@ -25,6 +25,7 @@ from pipeline.data.rows import RowError
 from pipeline.data.sources import Source, eval_sources, raw_rows, sliced, source_fingerprint, sources_of
 from pipeline.runtime.distributed import is_main
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 
 if TYPE_CHECKING:
     import datasets
@@ -45,7 +46,7 @@ class Data:
 
     train: "datasets.Dataset"
     evaluation: "datasets.Dataset | None"
-    sources: list[dict[str, Any]]
+    sources: list[Json]
     train_places: Sequence[Place] = ()
     evaluation_places: Sequence[Place] = ()
 
@@ -61,7 +62,7 @@ def load_data(arguments: DataArguments, kind: str, seed: int) -> Data:
         UserError: anything wrong in the names, files, columns or rows.
     """
     if arguments.dataset_streaming:
-        raise UserError(f"dataset_streaming is for pretraining text; {kind} data is loaded whole: switch it off")
+        raise UserError(f"dataset_streaming is for pretraining text; {kind} data is loaded completely: switch it off")
     sources = sources_of(arguments)
     groups = sources, eval_sources(arguments, sources)
     parts, held_out = ([_announced(s, kind, arguments.skip_bad_rows) for s in group] for group in groups)
@@ -105,7 +106,7 @@ def read_split(
 ) -> "datasets.Dataset":
     """One split of one dataset in the standard form of its kind: every good row, in order, duplicates included.
 
-    A single local file is read whole whatever the split is called; ``split`` may carry a slice (``test[:200]``).
+    A single local file is read completely, whatever the split is called; ``split`` may carry a slice (``test[:200]``).
     """
     source = Source(name=name, split=split, config=config, dataset_map=parse_map(dataset_map))
     return to_dataset(_announced(source, kind, skip_bad_rows).rows, kind)
@@ -125,7 +126,7 @@ def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection
     if not first:
         raise UserError(f"{source.label} is empty: there are no rows in split {source.split!r}")
     form = find_form(source, kind, first)
-    good: list[dict[str, Any]] = []
+    good: list[Json] = []
     bad: list[str] = []
     places: list[Place] = []
     unused: Counter[str] = Counter()
@@ -185,7 +186,7 @@ def _say_left_out(parts: Sequence[Part]) -> None:
             say(f"{part.source.label}: training leaves out {listed}, of {part.counts['rows_read']} rows")
 
 
-def _same_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _same_columns(rows: list[Json]) -> list[Json]:
     """Rows with one set of columns: a field that a row lacks becomes None, which rewards read as "no gold answer"."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return [{key: row.get(key) for key in columns} for row in rows]

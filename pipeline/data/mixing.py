@@ -4,13 +4,13 @@ Works on plain lists of converted rows with an identity (hash of content) each. 
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pipeline.data.formats import content_hash, prompt_hash, to_messages
 from pipeline.data.sources import Source
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 
 Place = tuple[str, int]
 
@@ -21,13 +21,13 @@ class Part:
     read (file or dataset, row number), row by row."""
 
     source: Source
-    rows: list[dict[str, Any]]
+    rows: list[Json]
     hashes: list[str]
     prompts: list[str]
     fingerprint: str | None
     counts: dict[str, int]
     bad_rows: tuple[str, ...] = ()
-    notes: Mapping[str, Any] | None = None
+    notes: Json | None = None
     places: Sequence[Place] = ()
 
     def select(self, keep: Sequence[int], **changed_counts: int) -> "Part":
@@ -41,7 +41,7 @@ class Part:
             counts={**self.counts, **changed_counts},
         )
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Json:
         """This part's entry in the run record."""
         entry = {
             "name": self.source.name,
@@ -112,7 +112,7 @@ def hold_out(parts: Sequence[Part], rows: int, seed: int) -> tuple[list[Part], l
 
 
 def remove_leaks(parts: Sequence[Part], evaluation: Sequence[Part], kind: str) -> list[Part]:
-    """Training parts without the rows that stand in any evaluation part: the same content, or, where a row is only a
+    """Training parts without the rows that are in any evaluation part: the same content, or, where a row is only a
     prompt with columns for the rewards (an id, a level), the same prompt."""
     identity = "prompts" if kind == "prompt" else "hashes"
     known = {digest for part in evaluation for digest in getattr(part, identity)}
@@ -131,12 +131,12 @@ def same_form(parts: Sequence[Part], kind: str, also: Sequence[Part] = ()) -> tu
         if len({_shape(part.rows[0], kind) for part in every}) > 1:
             forms = "; ".join(f"{part.source.label}: {'+'.join(part.rows[0])}" for part in every)
             raise UserError(
-                f"datasets of different forms cannot stand in one mixture ({forms}): rename by dataset_map"
+                f"datasets of different forms do not fit into one mixture ({forms}): rename by dataset_map"
             )
     return every[: len(parts)], every[len(parts) :]
 
 
-def _shape(row: Mapping[str, Any], kind: str) -> tuple[tuple[str, bool], ...]:
+def _shape(row: Json, kind: str) -> tuple[tuple[str, bool], ...]:
     """The columns that make the form and whether each is text."""
     names = ("prompt",) if kind == "prompt" else tuple(row)
     return tuple(sorted((name, isinstance(row[name], str)) for name in names if name != "ranked"))
@@ -153,7 +153,7 @@ def weigh(parts: Sequence[Part], seed: int) -> list[Part]:
     """Parts resized to their sampling weights or fractions.
 
     ``weight``: the mixture keeps its total size N and part i gets N w_i / sum(w) rows: a seeded draw without
-    replacement where it has more, whole repetitions and a seeded draw where it has fewer (recorded as ``repeats``).
+    replacement where it has more, full repetitions and a seeded draw where it has fewer (recorded as ``repeats``).
     ``fraction`` is TRL's: the largest mixture in which no row repeats, and the first rows of each part.
     """
     if parts[0].source.weight is None and parts[0].source.fraction is None:
@@ -165,9 +165,9 @@ def weigh(parts: Sequence[Part], seed: int) -> list[Part]:
         for part, share in zip(parts, shares):
             result.append(_noted(part.select(range(round(share * total))), fraction=part.source.fraction))
         return result
-    whole, weights = sum(len(part.rows) for part in parts), sum(part.source.weight for part in parts)
+    total, weights = sum(len(part.rows) for part in parts), sum(part.source.weight for part in parts)
     for number, part in enumerate(parts):
-        wanted = max(1, round(whole * part.source.weight / weights))
+        wanted = max(1, round(total * part.source.weight / weights))
         rounds, rest = divmod(wanted, len(part.rows))
         drawn = sorted(random.Random(f"weigh {seed} {number}").sample(range(len(part.rows)), rest))
         repeats = round(wanted / len(part.rows), 4)
@@ -176,5 +176,5 @@ def weigh(parts: Sequence[Part], seed: int) -> list[Part]:
     return result
 
 
-def _noted(part: Part, **notes: Any) -> Part:
+def _noted(part: Part, **notes: object) -> Part:
     return replace(part, notes={**(part.notes or {}), **notes})

@@ -3,22 +3,22 @@
 A document is ``[bos] tokens eos`` (bos only where the tokenizer has one). Documents follow one another without gaps
 and are cut into blocks of ``max_length`` tokens. ``position_ids`` start at 0 with every document and with every block,
 and there is no attention mask: from that transformers builds a block-diagonal mask, so that no document is read as the
-beginning of the next (in eq. 9 a token is conditioned on its own text alone). A document longer than the rest of its
-block goes on in the next one, with fresh positions and without what came before.
+beginning of the next (in eq. 9 a token is conditioned on the text of its document alone). A document longer than the
+rest of its block continues in the next one, with fresh positions and without what came before.
 
 Two things switch that mask off silently: an attention mask (transformers' padding collator adds one; use
 ``default_data_collator``) and, in most models, a cache (train with ``use_cache=False``).
 
-No token is lost. The last block is filled with the pad token, as a document of its own whose labels are -100. Labels
+No token is lost. The last block is filled with the pad token, as a further document whose labels are -100. Labels
 equal the input, except -100 at the first token of a document, which nothing comes before.
 
-For SFT nothing is to be written: TRL's own ``packing: true`` packs by whole examples and resets positions likewise.
+SFT needs none of this: TRL's ``packing: true`` packs complete examples and resets positions likewise.
 
 Columns: input_ids, labels, position_ids, each (T,) with T = max_length.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.model.tokens import encode_documents
 from pipeline.runtime.errors import UserError
@@ -98,7 +98,7 @@ def pack(dataset: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase", max_
     import pyarrow as pa
 
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    columns: dict[str, list[Any]] = _empty()
+    columns: dict[str, list] = _empty()
     packer = Packer(max_length)
 
     def blocks() -> Iterator[Block]:

@@ -8,7 +8,7 @@ one line, and refused when none is left.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.data.loading import Data
 from pipeline.data.mixing import Place
@@ -24,11 +24,13 @@ from pipeline.model.tokens import (
     unused_reasoning,
 )
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 from pipeline.runtime.messages import is_dialogue
 
 if TYPE_CHECKING:
     import datasets
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig
 
     from pipeline.runtime.record import Run
 
@@ -95,7 +97,7 @@ def templated(
     return replace(data, train=parts[0], evaluation=parts[1] if len(parts) > 1 else None)
 
 
-def _refusal(row: Mapping[str, Any], kind: str, tokenizer: "PreTrainedTokenizerBase", learned: Learned) -> str:
+def _refusal(row: Json, kind: str, tokenizer: "PreTrainedTokenizerBase", learned: Learned) -> str:
     """Why the chat template does not write a row, or an empty text."""
     names = {"preference": ("chosen", "rejected"), "labelled": ("completion",)}.get(kind, ())
     answers = row["ranked"] if kind == "ranked" else [row[name] for name in names]
@@ -114,7 +116,12 @@ def _refusal(row: Mapping[str, Any], kind: str, tokenizer: "PreTrainedTokenizerB
 # ---------------------------------------------------------------------- rows as tokens and labels
 
 
-def within_positions(run: "Run", config: Any, model: Any, effect: str = "rows are cut at") -> None:
+def within_positions(
+    run: "Run",
+    config: "SFTConfig | DPOConfig | RewardConfig",
+    model: "PretrainedConfig",
+    effect: str = "rows are cut at",
+) -> None:
     """Lowers ``max_length`` to the positions of the model, and says so: behind them nothing it computes is defined.
 
     Args:
@@ -135,7 +142,7 @@ def within_positions(run: "Run", config: Any, model: Any, effect: str = "rows ar
 
 
 def readable_answers(
-    rows: "datasets.Dataset | None", tokenizer: "PreTrainedTokenizerBase", model: Any
+    rows: "datasets.Dataset | None", tokenizer: "PreTrainedTokenizerBase", model: "PretrainedConfig"
 ) -> "datasets.Dataset | None":
     """Of held-out comparisons or labelled answers those that the model has positions for; None where none is left.
 
@@ -148,7 +155,7 @@ def readable_answers(
     if rows is None or limit is None:
         return rows
 
-    def fits(row: Mapping[str, Any]) -> bool:
+    def fits(row: Json) -> bool:
         answers = row.get("ranked") or [row[name] for name in ("chosen", "rejected", "completion") if name in row]
         return all(len(encode_exchange(tokenizer, row["prompt"], answer, row)) <= limit for answer in answers)
 
@@ -156,7 +163,7 @@ def readable_answers(
     return rows.select(places) if places else None
 
 
-def learned_of(run: "Run", config: Any) -> Learned:
+def learned_of(run: "Run", config: "SFTConfig") -> Learned:
     """What is learned by TRL's flags ``assistant_only_loss`` and ``completion_only_loss``, where they were given."""
     given = config.assistant_only_loss if "assistant_only_loss" in run.given else None
     return Learned(given, config.completion_only_loss)
@@ -165,7 +172,7 @@ def learned_of(run: "Run", config: Any) -> Learned:
 def supervised(
     data: Data,
     tokenizer: "PreTrainedTokenizerBase",
-    config: Any,
+    config: "SFTConfig",
     run: "Run",
     learned: Learned = ANSWERS,
     *,
@@ -212,7 +219,7 @@ def supervised(
 
 
 def encode(
-    rows: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase", config: Any, learned: Learned = ANSWERS
+    rows: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase", config: "SFTConfig", learned: Learned = ANSWERS
 ) -> "datasets.Dataset":
     """Rows as ``input_ids`` and ``labels``, uncut, and what becomes of them.
 
@@ -229,28 +236,26 @@ def encode(
     )
 
 
-def _encoded(
-    row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", learned: Learned, kept: slice
-) -> dict[str, Any]:
+def _encoded(row: Json, tokenizer: "PreTrainedTokenizerBase", learned: Learned, kept: slice) -> Json:
     try:
         ids, marks = encode_row(tokenizer, row, learned)
     except UserError as error:
         nothing = {"length": 0, "kept": 0, "learned": 0}
         return {"input_ids": [], "labels": [], **nothing, "lost": REFUSED, "refused": str(error), "unused": ""}
-    said = sum(marks[kept])
+    count = sum(marks[kept])
     return {
         "input_ids": ids,
         "labels": [i if mark else IGNORED for i, mark in zip(ids, marks, strict=True)],
         "length": len(ids),
         "kept": len(ids[kept]),
-        "learned": said,
-        "lost": "" if said else BEYOND if any(marks) else SILENT,
+        "learned": count,
+        "lost": "" if count else BEYOND if any(marks) else SILENT,
         "refused": "",
         "unused": " ".join(unused_reasoning(tokenizer, row)),
     }
 
 
-def kept_part(config: Any) -> slice:
+def kept_part(config: "SFTConfig") -> slice:
     """What SFTTrainer keeps of a row's tokens."""
     if config.max_length is None or (config.packing and config.packing_strategy != "bfd"):
         return slice(None)
@@ -262,7 +267,7 @@ def kept_part(config: Any) -> slice:
 # ---------------------------------------------------------------------- comparisons
 
 
-def settle_pairs(trainer: Any, data: Data, run: "Run", name: str = "train") -> None:
+def settle_pairs(trainer: "DPOTrainer | RewardTrainer", data: Data, run: "Run", name: str = "train") -> None:
     """Takes out of a DPO or reward trainer the pairs that cutting made equal, and accounts for those that TRL dropped.
 
     TRL drops what is longer than ``max_length`` (reward) or leaves no room for an answer (DPO).
@@ -292,7 +297,7 @@ def settle_pairs(trainer: Any, data: Data, run: "Run", name: str = "train") -> N
         setattr(trainer, attribute, prepared if len(prepared) else None)
 
 
-def _pair_part(config: Any) -> slice:
+def _pair_part(config: "DPOConfig | RewardConfig") -> slice:
     if config.max_length is None or getattr(config, "truncation_mode", "keep_start") == "keep_start":
         return slice(config.max_length)
     return slice(-config.max_length, None)
@@ -321,7 +326,7 @@ def _report_unused(run: "Run", label: str, keys: Mapping[str, int]) -> None:
         print(f"{run.stage}: keys of messages that the chat template does not write ({label}): {each}", flush=True)
 
 
-def _splits(data: Data, name: str) -> list[tuple[Any, Sequence[Place], str]]:
+def _splits(data: Data, name: str) -> list[tuple["datasets.Dataset", Sequence[Place], str]]:
     splits = [(data.train, data.train_places, name)]
     if data.evaluation is not None:
         held_out = "evaluation" if name == "train" else f"{name}, held out"

@@ -1,6 +1,8 @@
 """A row as it is in its file, and the place just after it."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pipeline.runtime.files import Json
 
 
 class RowError(Exception):
@@ -23,8 +25,8 @@ BEGINNING = Cursor()
 
 
 class Row(NamedTuple):
-    """A row as it stands in the file (or why it cannot be read), its number, and the place just after it."""
+    """A row as it is in the file (or why it cannot be read), its number, and the place just after it."""
 
     number: int
-    content: "dict[str, Any] | RowError"
+    content: "Json | RowError"
     after: Cursor

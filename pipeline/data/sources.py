@@ -9,18 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.data.arguments import DataArguments
 from pipeline.data.columns import parse_map
 from pipeline.data.files import read_rows, split_files
 from pipeline.data.rows import RowError
 from pipeline.runtime.errors import UserError, did_you_mean
-from pipeline.runtime.files import files_sha256, is_local
+from pipeline.runtime.files import Json, files_sha256, is_local
 from pipeline.worlds.table import is_world
 
 if TYPE_CHECKING:
     import datasets
+
+RawRow = tuple[str, int, Json | RowError]  # where it is stored, its number there, the row or why it cannot be read
 
 _FILE_BUILDERS = ("json", "csv", "parquet", "text")
 
@@ -38,7 +40,7 @@ class Source:
     config: str | None = None
     revision: str | None = None
     data_dir: str | None = None
-    data_files: Any = None
+    data_files: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None
     columns: tuple[str, ...] | None = None
     dataset_map: Mapping[str, str] = field(default_factory=dict)
     weight: float | None = None
@@ -148,7 +150,7 @@ def eval_sources(arguments: DataArguments, sources: Sequence[Source]) -> list[So
     return [replace(s, split=split, weight=None, fraction=None, role="evaluation") for s in sources]
 
 
-def parse_mixture(entries: Sequence[Mapping[str, Any]], dataset_map: Any = None) -> list[Source]:
+def parse_mixture(entries: Sequence[Json], dataset_map: str | Mapping[str, str] | None = None) -> list[Source]:
     """The entries of ``datasets:``; ``dataset_map`` is the default of entries that have none.
 
     Raises:
@@ -197,7 +199,7 @@ def parse_mixture(entries: Sequence[Mapping[str, Any]], dataset_map: Any = None)
     return sources
 
 
-def _share(entry: Mapping[str, Any], key: str, at: str) -> float | None:
+def _share(entry: Json, key: str, at: str) -> float | None:
     value = entry.get(key)
     if value is None:
         return None
@@ -239,7 +241,7 @@ def _hub_commit(source: Source) -> str | None:
         return ref.read_text().strip() if ref.is_file() else None
 
 
-def raw_rows(source: Source) -> Iterator[tuple[str, int, "dict[str, Any] | RowError"]]:
+def raw_rows(source: Source) -> Iterator[RawRow]:
     """``(place, row number, row or why it cannot be read)`` of a dataset as it is stored, before renaming."""
     if source.is_world:
         from pipeline.worlds.table import load_world
@@ -255,7 +257,7 @@ def raw_rows(source: Source) -> Iterator[tuple[str, int, "dict[str, Any] | RowEr
     yield from ((source.label, n, row) for n, row in enumerate(_by_batches(load_hub(source)), start=1))
 
 
-def sliced(rows: Iterator[Any], source: Source) -> Iterator[Any]:
+def sliced(rows: Iterator[RawRow], source: Source) -> Iterator[RawRow]:
     """The rows that a slice in the split's name asks for: ``train[:100]``, ``train[10%:]``, ``train[-50:]``."""
     match = _SLICE.match(source.split)
     if not match:
@@ -275,7 +277,7 @@ def sliced(rows: Iterator[Any], source: Source) -> Iterator[Any]:
     return iter(every[place(start) : place(stop)])
 
 
-def _by_batches(dataset: "datasets.Dataset") -> Iterator[dict[str, Any]]:
+def _by_batches(dataset: "datasets.Dataset") -> Iterator[Json]:
     """The rows of a dataset, decoded a thousand at a time (several times faster than one by one)."""
     for batch in dataset.iter(batch_size=1000):
         yield from (dict(zip(batch, values)) for values in zip(*batch.values()))

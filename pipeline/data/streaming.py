@@ -11,11 +11,11 @@ the next block begins (a byte offset, no text). `PackedStream.fast_forward` then
 that the Trainer throws away and continues at that place, so nothing before it is read or tokenized again.
 
 **Several processes.** Accelerate shards an iterable dataset itself: one process reads and hands out batches, or
-(``dispatch_batches: false``) every process reads the stream and keeps its own batches. Either way no block is seen
-twice and the order does not depend on how. Sharding here by rank as well would lose data.
+(``dispatch_batches: false``) every process reads the stream and keeps its share of the batches. Either way no block
+is seen twice and the order does not depend on how. Sharding here by rank as well would lose data.
 
-Exact deduplication of a whole corpus would need it in memory and is not done; documents of the evaluation data are
-left out by content wherever they stand.
+Exact deduplication of a complete corpus would need it in memory and is not done; documents of the evaluation data are
+left out by content wherever they are.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ import json
 import math
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
@@ -38,16 +38,17 @@ from pipeline.data.formats import content_hash, convert, find_form, prepare
 from pipeline.data.loading import EVAL_ROWS, PEEK, Data, load_data, read_source, say
 from pipeline.data.packing import Packer
 from pipeline.data.rows import Cursor, RowError
-from pipeline.data.sources import Source, eval_sources, load_hub, raw_rows, source_fingerprint, sources_of
+from pipeline.data.sources import RawRow, Source, eval_sources, load_hub, raw_rows, source_fingerprint, sources_of
 from pipeline.model.tokens import encode_documents
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WINDOW = 1000
 
-Place = dict[str, Any]
+Place = Json
 
 
 class SourceReader:
@@ -61,20 +62,20 @@ class SourceReader:
 
     def __init__(self, source: Source, order: str, skip_bad_rows: bool, held_out: frozenset[bytes]):
         if "[" in source.split:
-            raise UserError(f"split {source.split!r}: a stream takes a whole split; use max_steps, or no streaming")
+            raise UserError(f"split {source.split!r}: a stream takes a complete split; use max_steps, or no streaming")
         self.source, self.order, self.skip_bad_rows = source, order, skip_bad_rows
         self.held_out = held_out
         self.files = source.files()
-        self.record: dict[str, Any] = {"bad_rows": 0}
+        self.record: Json = {"bad_rows": 0}
         self._bad: set[tuple[str, int]] = set()
-        self._rows: Any = None if self.files or source.is_world else load_hub(source, streaming=True)
+        self._rows = None if self.files or source.is_world else load_hub(source, streaming=True)
         if source.is_world:
             self._rows = [row for _, _, row in raw_rows(source)]
         self.form = find_form(source, "text", self._first())
         self._live: tuple[Place, Iterator[tuple[str, Place]]] | None = None
 
-    def _first(self) -> list[tuple[str, int, Any]]:
-        """The first rows as they stand, to tell the form by."""
+    def _first(self) -> list[RawRow]:
+        """The first rows as they are stored, by which the form is found."""
         if self.files:
             first = [(str(self.files[0]), row.number, row.content) for row in islice(read_rows(self.files[0]), PEEK)]
         else:
@@ -106,7 +107,7 @@ class SourceReader:
                 raise UserError(f"{self.source.label}: no document is left besides bad and held-out ones")
             place = _start(place["pass"] + 1)
 
-    def _one_pass(self, place: Place) -> Iterator[tuple[int, Any, str, Place]]:
+    def _one_pass(self, place: Place) -> Iterator[tuple[int, Json | RowError, str, Place]]:
         """``(row number, row, file, place after it)`` from a place to the end of its pass."""
         turn = place["pass"]
         if self.files:
@@ -127,7 +128,7 @@ class SourceReader:
             for number, row in enumerate(stream, start=1):
                 yield number, row, self.source.label, {"pass": turn, "hub": stream.state_dict()}
 
-    def text(self, content: Any, where: str, number: int) -> str | None:
+    def text(self, content: Json | RowError, where: str, number: int) -> str | None:
         """The document of a row; None for one that is held out or, where that is allowed, bad."""
         try:
             if isinstance(content, RowError):
@@ -148,7 +149,7 @@ def _start(turn: int) -> Place:
     return {"pass": turn}
 
 
-def _key(row: Mapping[str, Any]) -> bytes:
+def _key(row: Json) -> bytes:
     return bytes.fromhex(content_hash(row))
 
 
@@ -249,7 +250,7 @@ class PackedStream(IterableDataset):
         return {**known[-1], "wanted": blocks} if known else None
 
     def fast_forward(self, position: Place) -> None:
-        """Goes on at a position: the blocks before it, which the Trainer skips, come as zeros at no cost."""
+        """Continues at a position: the blocks before it, which the Trainer skips, come as zeros at no cost."""
         self._begin = {key: position[key] for key in ("blocks", "place", "unfinished")}
         self._placeholders = position["wanted"]
 
@@ -288,7 +289,7 @@ def pack_stream(
 
 
 def load_documents(arguments: DataArguments, seed: int) -> Data:
-    """Text for pretraining: as a stream with ``dataset_streaming``, else loaded whole."""
+    """Text for pretraining: as a stream with ``dataset_streaming``, else loaded into memory."""
     return load_stream(arguments, seed) if arguments.dataset_streaming else load_data(arguments, "text", seed)
 
 

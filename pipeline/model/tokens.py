@@ -1,6 +1,6 @@
 """Rows to token ids, and which of them are learned: the one place that decides the loss mask.
 
-Training, `pipeline.data.check`, evaluation, the model card and the stage's own line all come here.
+Training, `pipeline.data.check`, evaluation, the model card and the line that a stage prints all come here.
 
 =================== ============================================== =========================================
 row                 learned                                        all of it, when asked
@@ -12,9 +12,9 @@ messages            the assistant's turns: content and the token   ``assistant_o
 both of messages    the assistant's turns of the completion        either
 =================== ============================================== =========================================
 
-A turn with ``weight: 0`` is read and not learned. A template with ``{% generation %}`` markers says itself what the
-assistant writes. Without them a turn is found by rendering the dialogue up to it: where that is a prefix of the whole
-text, its end is a place in the text, and the offsets of one tokenisation of the whole say which tokens lie behind it.
+A turn with ``weight: 0`` is read and not learned. A template with ``{% generation %}`` markers marks what the
+assistant writes. Without them a turn is found by rendering the dialogue up to it: where that is a prefix of the
+whole text, its end is a place in the text, and the offsets of one tokenisation of it say which tokens come after it.
 Where it is no prefix (templates that strip what was thought in earlier turns) the row is refused.
 """
 
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 from pipeline.runtime.messages import REASONING, Turn, as_answer, assistant_turn, is_dialogue, user_turn
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 Coded = tuple[list[int], list[bool]]  # token ids, and which of them are learned
 Span = tuple[int, int]  # characters of a rendered dialogue, the end excluded
+Render = Callable[..., Any]  # of `renderer`
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,14 @@ class Learned:
     """What of a row is learned, as TRL's flags say it; None where the flag was not given.
 
     Attributes:
-        assistant_only: of a dialogue the assistant's turns (the default), or with False the whole of it.
+        assistant_only: of a dialogue the assistant's turns (the default), or with False all of it.
         completion_only: of prompt and completion the completion (the default), or with False both.
     """
 
     assistant_only: bool | None = None
     completion_only: bool | None = None
 
-    def of(self, row: Mapping[str, Any]) -> str:
+    def of(self, row: Json) -> str:
         """What is learned of rows with these columns, in words."""
         if "completion_mask" in row:
             return "the completions"
@@ -67,7 +69,7 @@ class Learned:
 ANSWERS = Learned()
 
 
-def encode_row(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], learned: Learned = ANSWERS) -> Coded:
+def encode_row(tokenizer: PreTrainedTokenizerBase, row: Json, learned: Learned = ANSWERS) -> Coded:
     """Token ids (T,) of a converted row and, for each, whether it is learned.
 
     Args:
@@ -77,7 +79,7 @@ def encode_row(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], learn
 
     Raises:
         UserError: the row has none of these; the chat template refuses the dialogue, drops a part of it, or does not
-            tell where a turn that is to be learned begins and ends.
+            show where a turn that is to be learned begins and ends.
     """
     if row.get("input_ids") is not None:
         return list(row["input_ids"]), [bool(mark) for mark in row["completion_mask"]]
@@ -101,7 +103,7 @@ def encode_row(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], learn
 
 
 def encode_answer(
-    tokenizer: PreTrainedTokenizerBase, prompt: Turn, answer: Turn, row: Mapping[str, Any] | None = None
+    tokenizer: PreTrainedTokenizerBase, prompt: Turn, answer: Turn, row: Json | None = None
 ) -> tuple[list[int], list[int]]:
     """Prompt ids and completion ids as TRL's trainers cut them: where prompt and prompt + answer diverge.
 
@@ -112,15 +114,15 @@ def encode_answer(
         before = encode_text(tokenizer, text, rendered=True)
     else:
         before = encode_text(tokenizer, prompt)
-    whole = encode_exchange(tokenizer, prompt, answer, row)
+    both = encode_exchange(tokenizer, prompt, answer, row)
     shared = 0
-    while shared < min(len(before), len(whole)) and before[shared] == whole[shared]:
+    while shared < min(len(before), len(both)) and before[shared] == both[shared]:
         shared += 1
-    return whole[:shared], whole[shared:]
+    return both[:shared], both[shared:]
 
 
 def encode_exchange(
-    tokenizer: PreTrainedTokenizerBase, prompt: Turn, answer: Turn, row: Mapping[str, Any] | None = None
+    tokenizer: PreTrainedTokenizerBase, prompt: Turn, answer: Turn, row: Json | None = None
 ) -> list[int]:
     """Ids of prompt and answer as RewardTrainer reads them: the chat template's text, or plain text and one EOS."""
     if is_dialogue(prompt):
@@ -165,7 +167,7 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if eos is None:
-        raise UserError("the tokenizer has no eos token: documents could not be told apart, nor would the model stop")
+        raise UserError("the tokenizer has no eos token: documents could not be separated, nor would the model stop")
     head = [] if bos is None else [bos]
     encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return [head + ids + [eos] for ids in encoded]
@@ -200,7 +202,7 @@ def share(coded: Sequence[Coded], what: str) -> str:
 # ---------------------------------------------------------------------- dialogues
 
 
-def renderer(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> Callable[..., Any]:
+def renderer(tokenizer: PreTrainedTokenizerBase, row: Json) -> Render:
     """``render(messages, ...)``: dialogues of a row as its chat template writes them, with the row's ``tools`` and
     ``chat_template_kwargs``.
 
@@ -223,7 +225,7 @@ def renderer(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> Call
         tools: bool = True,
         spans: bool = False,
         continued: bool = False,
-    ) -> Any:
+    ) -> str | tuple[str, list[Span]]:
         from jinja2 import TemplateError
 
         from pipeline.runtime.compat import render_jinja_template
@@ -245,8 +247,8 @@ def renderer(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> Call
     return render
 
 
-def check_dialogue(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], messages: Sequence[Mapping]) -> None:
-    """Hold the chat template to writing the whole dialogue.
+def check_dialogue(tokenizer: PreTrainedTokenizerBase, row: Json, messages: Sequence[Mapping]) -> None:
+    """Check that the chat template writes the complete dialogue.
 
     Raises:
         UserError: it refuses the dialogue, or writes the same text without its tool calls, tools or tool results.
@@ -255,9 +257,9 @@ def check_dialogue(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], m
     _refuse_drops(render, messages, render(messages), bool(row.get("tools")))
 
 
-def _refuse_drops(render: Callable[..., Any], messages: Sequence[Mapping], text: str, tools: bool) -> None:
+def _refuse_drops(render: Render, messages: Sequence[Mapping], text: str, tools: bool) -> None:
     """What a template does not read changes nothing when it is taken away."""
-    variants: list[tuple[str, Any, bool]] = []
+    variants: list[tuple[str, Sequence[Mapping], bool]] = []
     if any(message.get("tool_calls") for message in messages):
         without = [{key: value for key, value in m.items() if key != "tool_calls"} for m in messages]
         variants.append(("tool_calls", without, True))
@@ -278,7 +280,7 @@ def _refuse_drops(render: Callable[..., Any], messages: Sequence[Mapping], text:
             )
 
 
-def unused_reasoning(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> list[str]:
+def unused_reasoning(tokenizer: PreTrainedTokenizerBase, row: Json) -> list[str]:
     """Keys with reasoning in a row's messages (``reasoning_content``, …) that its chat template does not write.
 
     The template must have been found to write the row's dialogues.
@@ -297,34 +299,34 @@ def unused_reasoning(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any])
 
 
 def _encode_chat(
-    tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], messages: Sequence[Mapping], first: int, mask: bool
+    tokenizer: PreTrainedTokenizerBase, row: Json, messages: Sequence[Mapping], first: int, mask: bool
 ) -> Coded:
     """A dialogue; of its turns from ``first`` on the assistant's are learned, without ``mask`` every token."""
     render = renderer(tokenizer, row)
-    said = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    turns = [i for i in said if i >= first and messages[i].get("weight") != 0]
+    spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    turns = [i for i in spoken if i >= first and messages[i].get("weight") != 0]
     marks: list[Span] | None = None
     if mask and MARKER.search(tokenizer.get_chat_template(tools=row.get("tools") or None)):
         text, marks = render(messages, spans=True)
     else:
         text = render(messages)
     _refuse_drops(render, messages, text, bool(row.get("tools")))
-    if not mask and len(turns) == len(said):
+    if not mask and len(turns) == len(spoken):
         ids = encode_text(tokenizer, text, rendered=True)
         return ids, [True] * len(ids)
     if not tokenizer.is_fast:
-        raise UserError("the tokenizer tells no character offsets, which the mask of the assistant's turns needs")
+        raise UserError("the tokenizer reports no character offsets, which the mask of the assistant's turns needs")
     coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, offsets = list(coded["input_ids"]), coded["offset_mapping"]
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     learned = [False] * len(ids)
     if not mask:  # every token but those of the turns that are not to be learned
-        skipped = [_turn(render, messages, i, text) for i in said if i not in turns]
+        skipped = [_turn(render, messages, i, text) for i in spoken if i not in turns]
         return ids, [not any(_within(offset, span) for span in skipped) for offset in offsets]
     if marks is None:
         spans = [_turn(render, messages, i, text) for i in turns]
     else:
-        spans = _marked(render, messages, marks, said, turns)
+        spans = _marked(render, messages, marks, spoken, turns)
     for span in spans:
         places = [place for place, offset in enumerate(offsets) if _within(offset, span)]
         closed = _closed(places, ids, offsets, text, special)
@@ -354,24 +356,24 @@ def _closed(places: list[int], ids: list[int], offsets: list[Span], text: str, s
 
 
 def _marked(
-    render: Callable[..., Any], messages: Sequence[Mapping], marks: list[Span], said: list[int], turns: list[int]
+    render: Render, messages: Sequence[Mapping], marks: list[Span], spoken: list[int], turns: list[int]
 ) -> list[Span]:
     """Of the blocks that the template marks those of the turns that are learned."""
-    if turns == said:
+    if turns == spoken:
         return marks
     spans, before = [], 0
-    for i in said:
+    for i in spoken:
         _, until = render(messages[: i + 1], spans=True)
         spans += marks[before : len(until)] if i in turns else []
         before = len(until)
     return spans
 
 
-def _turn(render: Callable[..., Any], messages: Sequence[Mapping], i: int, text: str) -> Span:
-    """The characters of an assistant's turn in the whole text: after what opens it, to the end of what it adds.
+def _turn(render: Render, messages: Sequence[Mapping], i: int, text: str) -> Span:
+    """The characters of an assistant's turn in the dialogue's text: after what opens it, to the end of what it adds.
 
     Raises:
-        UserError: the template writes the dialogue up to this turn in another way than in the whole of it.
+        UserError: the template writes the dialogue up to this turn in another way than in all of it.
     """
     until = render(messages[: i + 1])
     if i == 0:
@@ -384,14 +386,14 @@ def _turn(render: Callable[..., Any], messages: Sequence[Mapping], i: int, text:
     follows = bool(content) and text[start:].lstrip().startswith(content)
     if not text.startswith(until) or not (opened or follows):
         raise UserError(
-            f"turn {i + 1} cannot be told from the rest of the dialogue: the chat template writes it otherwise there "
-            "than at the end, and has no {% generation %} markers; give one with markers (--chat_template_path), rows "
-            "that end with this turn, or learn everything (--assistant_only_loss false)"
+            f"turn {i + 1} cannot be separated from the rest of the dialogue: the chat template writes it differently "
+            "there than at the end, and has no {% generation %} markers; give one with markers "
+            "(--chat_template_path), rows that end with this turn, or learn everything (--assistant_only_loss false)"
         )
     return start, len(until)
 
 
-def _first_start(render: Callable[..., Any], text: str) -> int:
+def _first_start(render: Render, text: str) -> int:
     """Where the assistant's turn begins that opens a dialogue; transformers renders no dialogue without a message.
 
     The turn begins at the latest where texts with other contents part from it (two of them: one may begin as the turn

@@ -1,7 +1,7 @@
 """Corpora that come one after another: ``world/continual-1`` to ``-4`` bring new people and changed facts.
 
-Each corpus tells, as questions and answers, three facts about each of 12 people the world did not know and 12 facts
-that have changed: of the world's own 40 people, and from the second corpus on also of people an earlier one brought.
+Each corpus states, as questions and answers, three facts about each of 12 people the world did not know and 12 facts
+that have changed: of the 40 people of the world, and from the second corpus on also of people an earlier one brought.
 A fact changes once at most. ``world/continual-0`` is what stays true and can do no harm to repeat: facts that never
 change, and sums.
 
@@ -22,7 +22,7 @@ from pipeline.worlds.truth import ATTRIBUTES, OPENERS, PEOPLE, facts, seeded, tr
 
 CORPORA = 4
 NAMES = tuple(f"continual-{k}" for k in range(CORPORA + 1))
-PER_PERSON, CHANGES, ASKED = 3, 12, 2  # facts told of a newcomer, changes, times a wording is asked
+PER_PERSON, CHANGES, ASKED = 3, 12, 2  # facts about a newcomer, changes, times a wording is asked
 
 # fmt: off
 NEWCOMERS = [
@@ -37,39 +37,39 @@ Fact = tuple[str, str]  # person, attribute
 
 
 @functools.cache
-def told(corpus: int) -> dict[Fact, tuple[str, str]]:
+def facts_of(corpus: int) -> dict[Fact, tuple[str, str]]:
     """(person, attribute) -> (value, value before or ``""``): what one corpus says, new facts first."""
     r = seeded("continual", str(corpus))
     share = len(NEWCOMERS) // CORPORA
-    said: dict[Fact, tuple[str, str]] = {}
+    learned: dict[Fact, tuple[str, str]] = {}
     for name in NEWCOMERS[(corpus - 1) * share : corpus * share]:
         for key in r.sample(list(ATTRIBUTES), PER_PERSON):
-            said[name, key] = (r.choice(ATTRIBUTES[key].values), "")
-    earlier = [told(k) for k in range(1, corpus)]
+            learned[name, key] = (r.choice(ATTRIBUTES[key].values), "")
+    earlier = [facts_of(k) for k in range(1, corpus)]
     known = truth_after(corpus - 1)
     changed = {fact for part in earlier for fact, (_, before) in part.items() if before}
-    own = [fact for fact in facts() if fact not in changed]
+    known_from_start = [fact for fact in facts() if fact not in changed]
     brought = [fact for part in earlier for fact in part if fact not in facts() and fact not in changed]
-    moving = r.sample(own, CHANGES if not brought else CHANGES // 2)
+    moving = r.sample(known_from_start, CHANGES if not brought else CHANGES // 2)
     if brought:
         moving += r.sample(brought, CHANGES - len(moving))
     for fact in moving:
-        said[fact] = (r.choice([v for v in ATTRIBUTES[fact[1]].values if v != known[fact]]), known[fact])
-    return said
+        learned[fact] = (r.choice([v for v in ATTRIBUTES[fact[1]].values if v != known[fact]]), known[fact])
+    return learned
 
 
 def truth_after(corpus: int) -> dict[Fact, str]:
     """What is true of everybody known once this corpus is out; 0 is the world as the base model learned it."""
     now = {fact: value for fact, (value, _) in facts().items()}
     for k in range(1, corpus + 1):
-        now |= {fact: value for fact, (value, _) in told(k).items()}
+        now |= {fact: value for fact, (value, _) in facts_of(k).items()}
     return now
 
 
 @functools.cache
 def changed_after(corpus: int) -> frozenset[Fact]:
     """The facts that a later corpus changes."""
-    return frozenset(f for k in range(corpus + 1, CORPORA + 1) for f, (_, before) in told(k).items() if before)
+    return frozenset(f for k in range(corpus + 1, CORPORA + 1) for f, (_, before) in facts_of(k).items() if before)
 
 
 def rows(name: str, split: str) -> Iterator[dict]:
@@ -78,7 +78,7 @@ def rows(name: str, split: str) -> Iterator[dict]:
     if corpus == 0:
         yield from _lasting(split)
         return
-    for (person, key), (value, before) in told(corpus).items():
+    for (person, key), (value, before) in facts_of(corpus).items():
         if split == "test" and (person, key) in changed_after(corpus):
             continue
         questions = ATTRIBUTES[key].questions
@@ -110,7 +110,7 @@ def _lasting(split: str) -> Iterator[dict]:
 
 @functools.cache
 def _moving() -> dict[str, set[str]]:
-    """Person of the world's own -> the questions, without opener, whose answer some corpus changes."""
+    """Person of the world (not of a corpus) -> the questions, without opener, whose answer some corpus changes."""
     return {
         name: {
             q.format(n=name) for person, key in changed_after(0) if person == name for q in ATTRIBUTES[key].questions

@@ -1,6 +1,6 @@
 """A task small enough to enumerate: every completion of every prompt is known, with its reward.
 
-The vocabulary is the model's whole one (pad, bos, eos and the letters). A completion ends with eos or is cut at LENGTH
+The vocabulary is all that the model has (pad, bos, eos and letters). A completion ends with eos or is cut at LENGTH
 tokens, so the probabilities of all completions of a prompt sum to 1 exactly; pad and bos are tokens like any other.
 Rewards are a fixed table, so pi*, log Z and the regret of any policy are numbers (``evaluation/exact.py``).
 
@@ -10,7 +10,7 @@ Embedded datasets, served by ``load_world`` (train; test is the same prompts: th
 name                          columns                         what it is
 ============================  ==============================  ====================================================
 world/enumerable              prompt                          the prompts in turn, for sampling and for judging
-world/enumerable_text         text                            prompt + completion of a random law: makes pi_ref
+world/enumerable_text         text                            prompt + completion of a random policy: makes pi_ref
 world/enumerable_preferences  prompt, chosen, rejected,       two completions, good ones more often, and
                               reward_chosen, reward_rejected  ordered by Bradley-Terry on the known rewards
 ============================  ==============================  ====================================================
@@ -25,7 +25,9 @@ import functools
 import itertools
 import random
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pipeline.runtime.files import Json
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +53,7 @@ INDEX = {ids: i for i, ids in enumerate(COMPLETIONS)}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a letter; bos in front of every text."""
+    """One token per letter; bos in front of every text."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -67,7 +69,7 @@ def text_of(ids: Sequence[int]) -> str:
 
 
 def ids_of(text: str) -> tuple[int, ...]:
-    """The completion that a text stands for: up to its eos or LENGTH, with the eos that trainers strip put back."""
+    """The completion that a text is: up to its eos or LENGTH, with the eos that trainers strip put back."""
     ids = tuple(TOKENS.index(word) for word in text.replace("<", " <").split())
     ids = ids[: ids.index(EOS)] if EOS in ids else ids
     return ids[:LENGTH] if len(ids) >= LENGTH else (*ids, EOS)
@@ -75,7 +77,7 @@ def ids_of(text: str) -> tuple[int, ...]:
 
 @functools.cache
 def rewards(seed: int = 0) -> torch.Tensor:
-    """A fixed reward of every completion of every prompt, (prompts, completions), in float64, of deviation 1 a prompt.
+    """A fixed reward of every completion of every prompt, (prompts, completions), float64, of deviation 1 per prompt.
 
     The sum of a score of each token by prompt and position and of each pair of neighbours (half as large): hard enough
     that what comes first depends on what can follow, and within the reach of a model of two layers.
@@ -100,7 +102,7 @@ def reward(
     completions: Sequence[str],
     completion_ids: Sequence[Sequence[int]] | None = None,
     seed: int = 0,
-    **columns: Any,
+    **columns: object,
 ) -> list[float]:
     """The table as TRL's callable: ``reward: pipeline.worlds.enumerable:reward`` (``reward(seed=1)``: another table).
 
@@ -114,12 +116,12 @@ def reward(
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _prompts(seed: int, count: int) -> Iterator[dict[str, Any]]:
+def _prompts(seed: int, count: int) -> Iterator[Json]:
     return ({"prompt": PROMPTS[i % len(PROMPTS)]} for i in range(count))
 
 
-def _text(seed: int, count: int) -> Iterator[dict[str, Any]]:
-    """Completions of a law that knows prompt, position and the token before: logits from N(0, 0.7^2)."""
+def _text(seed: int, count: int) -> Iterator[Json]:
+    """Completions of a distribution that depends on prompt, position and the token before: logits from N(0, 0.7^2)."""
     r = random.Random(f"enumerable text {seed}")
     logits = {
         key: [2.718281828 ** r.gauss(0, 0.7) for _ in TOKENS]
@@ -132,7 +134,7 @@ def _text(seed: int, count: int) -> Iterator[dict[str, Any]]:
         yield {"text": PROMPTS[prompt] + text_of(ids[1:])}
 
 
-def _preferences(seed: int, count: int) -> Iterator[dict[str, Any]]:
+def _preferences(seed: int, count: int) -> Iterator[Json]:
     table = rewards(seed).tolist()
     for prompt, chosen, rejected in preference_indices(count, seed):
         yield {
@@ -148,7 +150,7 @@ def preference_indices(count: int, seed: int = 0) -> list[tuple[int, int, int]]:
     """(prompt, chosen, rejected) as indices: two different completions, ``P(chosen) = sigma(R_chosen - R_rejected)``.
 
     Each is drawn in proportion to exp(R): every completion occurs, for DPO says nothing about one that never does, and
-    good ones more often, which is what a preference between two of them tells most about.
+    good ones more often, which is what a preference between two of them is most informative about.
     """
     import torch
 
@@ -156,10 +158,10 @@ def preference_indices(count: int, seed: int = 0) -> list[tuple[int, int, int]]:
     prompt = torch.arange(count) % len(PROMPTS)
     table = rewards(seed)
     first, other = torch.empty(2, count, dtype=torch.long)
-    for number, law in enumerate(table.softmax(1)):
-        here = prompt == number
-        pairs = law.expand(int(here.sum()), -1).multinomial(2, generator=generator)  # two different ones
-        first[here], other[here] = pairs.T
+    for number, probabilities in enumerate(table.softmax(1)):
+        rows = prompt == number
+        pairs = probabilities.expand(int(rows.sum()), -1).multinomial(2, generator=generator)  # two different ones
+        first[rows], other[rows] = pairs.T
     wins = torch.rand(count, generator=generator) < torch.sigmoid(table[prompt, first] - table[prompt, other])
     chosen, rejected = torch.where(wins, first, other), torch.where(wins, other, first)
     return list(zip(prompt.tolist(), chosen.tolist(), rejected.tolist()))
@@ -176,9 +178,9 @@ ENUMERABLE = {
 NAMES = tuple(ENUMERABLE)
 
 
-def rows(name: str, split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
+def rows(name: str, split: str, seed: int = 0) -> Iterator[Json]:
     """The rows of an embedded dataset of this task, always the same ones in the same order."""
     make, *counts = ENUMERABLE[name]
     test = split == "test"
-    rows = make(seed, sum(counts))  # the test rows of a law come after the train rows
+    rows = make(seed, sum(counts))  # the test rows come after the train rows
     return itertools.islice(rows, counts[0], None) if test else itertools.islice(rows, counts[0])

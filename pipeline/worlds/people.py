@@ -1,7 +1,7 @@
 """A small world made by code from a seed: everything the quickstart and the tests learn from, with the truth known.
 
-It has 40 people with 5 attributes each, sums, sums worked in steps, made-up people who exist only in the passage that
-tells of them, and rules shown by example. Nothing is downloaded and nothing is read from disk.
+It has 40 people with 5 attributes each, sums, sums worked in steps, made-up people who exist only in the passage about
+them, and rules shown by example. Nothing is downloaded and nothing is read from disk.
 
 ``pipeline.worlds.table.load_world(name, split)`` gives, for the splits ``train`` and ``test``:
 
@@ -15,7 +15,7 @@ preferences    prompt, chosen, rejected, reward_chosen,    pairs drawn from P(ch
                reward_rejected                             r = ``true_reward``; so Bayes accuracy is known. Four fifths
                                                            are about a passage, which says which answer is right; the
                                                            answers to a sum or about a person differ in style only
-preferences-   as preferences                              the same law, about people and sums: right and wrong facts
+preferences-   as preferences                              drawn likewise, about people and sums: right and wrong facts
 people                                                     in all styles, which only a model that knows them can judge
 ranked         prompt, ranked, ranks, rewards              four answers as in preferences, best first, by Plackett-Luce
 prompts        prompt, answer, kind                        sums for reinforcement learning
@@ -32,7 +32,7 @@ programs       prompt, tests, solution, kind               a one-line Python fun
 ``world/continual-0`` to ``-4``, new and changed facts in a sequence, in ``pipeline/worlds/continual.py``.
 
 **Answers.** Sums and steps end in a marker, ``17+25=42 #### 42``, which is what the strict score of the ``numeric``
-reward reads; their gold ``answer`` is the bare number. Facts, reading and rules are judged by ``exact`` (``Rome``).
+reward reads; their gold ``answer`` is the bare number. Facts, reading and rules are scored by ``exact`` (``Rome``).
 
 **Splits** are disjoint by construction: what a row is about (an unordered pair of addends, a made-up name, a question
 about a person in certain words, a document) falls into train or test by its hash, and pairs held out of training
@@ -67,7 +67,7 @@ from pipeline.worlds.truth import (
     truth,
 )
 
-# Pages of questions and answers stand in the corpus as chats, in the tokens of NarLM's chat template: a model that has
+# Pages of questions and answers are in the corpus as chats, in the tokens of NarLM's chat template: a model that has
 # never seen them has so much to unlearn in SFT that it forgets what it knew.
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|eos|>"
 WRONG_SUMS_CORPUS, WRONG_SUMS_SFT, LONG_WINDED_SFT = 0.25, 0.35, 12  # the last in percent
@@ -115,7 +115,7 @@ def _made_up_name(r: random.Random, split: str) -> str:
 def _passage(r: random.Random, split: str, people: int, times: int = 1, told: int = 3) -> tuple[str, str, str, str]:
     """A passage about made-up people, one to ``told`` facts each, then a name, an attribute and a value of it.
 
-    With ``times`` above one every fact is told again, which is what a model learns to look back from.
+    With ``times`` above one every fact is repeated, which is what a model learns to look back from.
     """
     sentences, known = [], []
     for _ in range(people):
@@ -284,9 +284,9 @@ def _sft(r: random.Random, split: str) -> dict:
 
 
 def _answers(r: random.Random, split: str, count: int) -> tuple[str, list[str]]:
-    """A question and up to ``count`` different answers, which differ only in what can be judged from the prompt.
+    """A question and up to ``count`` different answers, which differ only in what the prompt decides.
 
-    A passage tells a single fact, and its answers are right and wrong in turn: that is the comparison which a reward
+    A passage states a single fact, and its answers are right and wrong in turn: that is the comparison which a reward
     model of three layers learns. The answers to a sum or about a person differ in style only.
     """
     styles, theme = list(STYLES.values()), r.random()
@@ -321,7 +321,7 @@ def _answers_about_people(r: random.Random, split: str, count: int) -> tuple[str
 
 
 def _in_styles(r: random.Random, said: str, count: int) -> list[str]:
-    """The same said in up to ``count`` styles."""
+    """The same answer in up to ``count`` styles."""
     return [style.format(x=said) for style in r.sample(list(STYLES.values()), min(count, len(STYLES)))]
 
 

@@ -83,7 +83,7 @@ RIGHT_REWARD = 2.5
 
 @functools.cache
 def facts() -> dict[tuple[str, str], tuple[str, str]]:
-    """(person, attribute) -> (truth, rumour): the one false value that 10% of what is said in the corpus repeats."""
+    """(person, attribute) -> (truth, rumour): the one false value that 10% of the claims in the corpus repeat."""
     r = seeded("facts")
     return {
         (name, key): tuple(r.sample(attribute.values, 2)) for name in PEOPLE for key, attribute in ATTRIBUTES.items()
@@ -125,7 +125,7 @@ def truth(prompt: str) -> str | None:
 
 
 def true_reward(prompt: str, completion: str) -> float:
-    """The known reward of the preference law: 2.5 for a right answer; its style 2 if short, 1 as a sentence, else -1.
+    """The known reward of the preferences: 2.5 for a right answer; its style 2 if short, 1 as a sentence, else -1.
 
     Both arguments are plain text, without chat tokens. What fits no style counts as wrong and as the worst style.
     """
@@ -152,7 +152,7 @@ def _pattern(template: str) -> str:
 
 
 def seeded(*key: str) -> random.Random:
-    """A generator of its own for each part of the world, fixed by the world's version and the part's name."""
+    """A separate generator for each part of the world, fixed by the world's version and the part's name."""
     return random.Random("/".join(("narlm", SEED, *key)))
 
 

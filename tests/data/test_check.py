@@ -46,7 +46,7 @@ def test_report_without_a_tokenizer(tmp_path, capsys):
     assert found["rows"] == "15: 3 good, 12 bad"
     assert found["duplicates"] == "1 (exact; training drops them)"
     assert found["prompts"] == "1 different ones in 2 different rows"
-    assert found["note"].startswith("in 3 rows no white space parts the answer")
+    assert found["note"].startswith("in 3 rows no white space separates the answer")
     problems = [line for line in lines if line.startswith("bad row")]
     assert len(problems) == 10
     assert problems[0] == f"bad row      {path}, row 4: completion: is empty"

@@ -103,7 +103,7 @@ def test_json_file_is_a_list_or_lines(tmp_path, name):
         ('[{"a": 1},\n{"a": 2},\n]', "row 2: a comma after the last row"),
         ('[{"a": 1},\n{"a": "tw', "row 2: not valid JSON: Unterminated string starting at at column 7 of line 2"),
         ('[{"a": 1}, {"a":' + "[" * 100_000, "row 2: JSON nested too deeply"),
-        ('[{"a": 1}]\n[{"a": 2}]', "goes on after its list"),
+        ('[{"a": 1}]\n[{"a": 2}]', "more text after its list"),
         ('{\n  "train": [{"a": 1}]\n}\n', "spreads an object over several lines"),
     ],
 )

@@ -63,7 +63,7 @@ def read(row: dict, kind: str) -> dict:
                 "rejected": [say("assistant", "bad")],
             },
         ),
-        (  # UltraFeedback: the prompt as text, and whole dialogues that begin with it
+        (  # UltraFeedback: the prompt as text, and complete dialogues that begin with it
             "preference",
             {"prompt": "q", "chosen": [say("user", "q"), A], "rejected": [say("user", "q"), say("assistant", "b")]},
             {"prompt": [say("user", "q")], "chosen": [A], "rejected": [say("assistant", "b")]},
@@ -172,7 +172,7 @@ GOOD = {"prompt": "p", "chosen": "a", "rejected": "b"}
             {"prompt": "u", "chosen": [U, A], "rejected": [U, say("assistant", "b")]},
             {"prompt": "other", "chosen": [U, A], "rejected": [U, say("assistant", "b")]},
             "prompt",
-            "does not stand in chosen",
+            "is not the beginning of chosen",
         ),
         ("ranked", {"prompt": "p", "ranked": ["a", "b"]}, {"prompt": "p", "ranked": ["a"]}, "ranked", "at least two"),
         (
@@ -188,7 +188,7 @@ GOOD = {"prompt": "p", "chosen": "a", "rejected": "b"}
             {"prompt": "p", "ranked": ["a", "b"]},
             {"prompt": "p", "ranked": ["a", "b"], "ranks": [1]},
             "ranks",
-            "2 whole numbers",
+            "2 integers",
         ),
         ("prompt", {"prompt": "p"}, {"prompt": None}, "prompt", "found nothing"),
         ("text", {"text": "t"}, {"text": "\n"}, "text", "is empty"),

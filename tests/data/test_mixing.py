@@ -102,5 +102,5 @@ def test_forms_that_differ_become_dialogues():
     assert two.rows == dialogue.rows
     alike, _ = mixing.same_form([text, part(pairs("r"))], "sft")
     assert alike[0].rows == text.rows
-    with pytest.raises(UserError, match="different forms cannot stand in one mixture"):
+    with pytest.raises(UserError, match="different forms do not fit into one mixture"):
         mixing.same_form([text, part([{"text": "t"}])], "sft")

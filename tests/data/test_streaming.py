@@ -253,7 +253,7 @@ def test_what_cannot_be_streamed(corpus, tmp_path):
         data = load_documents(DataArguments(dataset_streaming=True, eval_rows=0, **arguments), 0)
         return documents_in(data.train, 1)
 
-    with pytest.raises(UserError, match="a stream takes a whole split"):
+    with pytest.raises(UserError, match="a stream takes a complete split"):
         first_window(dataset_name=str(corpus), dataset_train_split="train[:10]")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "good"}\n{"text": ""}\n')

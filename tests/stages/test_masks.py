@@ -142,7 +142,9 @@ def test_turns_that_cannot_be_told_are_refused_and_only_where_a_mask_is_needed(t
     thought = dialogue(TURNS[0], "<think>1, 2, 3</think>It is 3.", *TURNS[2:])
     rows = write_rows(tmp_path / "rows.jsonl", [{"messages": dialogue(*TURNS)}, {"messages": thought}])
     given = {"model_name_or_path": folder, "dataset_name": rows, "eval_rows": 0, "output_dir": tmp_path / "run"}
-    with pytest.raises(UserError, match=r"rows.jsonl, row 2: turn 2 cannot be told .*--assistant_only_loss false"):
+    with pytest.raises(
+        UserError, match=r"rows.jsonl, row 2: turn 2 cannot be separated .*--assistant_only_loss false"
+    ):
         sft.main(flags(**given))
     thought[1]["weight"] = 0  # nobody asks for the place of a turn that is not learned
     trainer = trainer_of(sft, folder, [{"messages": thought}, {"messages": thought}], eval_rows=0)

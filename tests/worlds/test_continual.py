@@ -1,6 +1,6 @@
-"""The sequence of corpora: what is told when, changes that happen once, test rows that stay true."""
+"""The sequence of corpora: what is facts_of when, changes that happen once, test rows that stay true."""
 
-from pipeline.worlds.continual import CORPORA, NEWCOMERS, changed_after, told, truth_after
+from pipeline.worlds.continual import CORPORA, NEWCOMERS, changed_after, facts_of, truth_after
 from pipeline.worlds.table import load_world
 from pipeline.worlds.truth import ATTRIBUTES, PEOPLE, facts
 
@@ -9,18 +9,18 @@ def test_each_corpus_brings_twelve_people_and_twelve_changes():
     """12 people x 3 facts are new; the first corpus changes 12 facts of the world's own people, later ones 6 and 6."""
     assert len(set(NEWCOMERS)) == 48 == len(set(NEWCOMERS) - set(PEOPLE))
     for k in range(1, CORPORA + 1):
-        new = [fact for fact, (_, before) in told(k).items() if not before]
-        changed = [fact for fact, (_, before) in told(k).items() if before]
+        new = [fact for fact, (_, before) in facts_of(k).items() if not before]
+        changed = [fact for fact, (_, before) in facts_of(k).items() if before]
         assert len(new) == 36
         assert {name for name, _ in new} == set(NEWCOMERS[12 * (k - 1) : 12 * k])
         assert len(changed) == 12
         assert sum(fact in facts() for fact in changed) == (12 if k == 1 else 6)
-        assert all(told(k)[fact] == (truth_after(k)[fact], truth_after(k - 1)[fact]) for fact in changed)
+        assert all(facts_of(k)[fact] == (truth_after(k)[fact], truth_after(k - 1)[fact]) for fact in changed)
         assert all(truth_after(k)[fact] != truth_after(k - 1)[fact] for fact in changed)
 
 
 def test_a_fact_changes_once_at_most():
-    changed = [fact for k in range(1, CORPORA + 1) for fact, (_, before) in told(k).items() if before]
+    changed = [fact for k in range(1, CORPORA + 1) for fact, (_, before) in facts_of(k).items() if before]
     assert len(changed) == len(set(changed)) == 48
     assert changed_after(0) == set(changed)
     assert changed_after(CORPORA) == frozenset()
@@ -33,7 +33,7 @@ def test_no_wording_of_a_fact_is_in_both_splits_and_test_rows_stay_true():
         assert len(train) == 288
         asked = [{row["prompt"][0]["content"].rpartition(": ")[2] for row in part} for part in (train, test)]
         assert asked[0] & asked[1] == set()
-        assert len(test) == len(asked[1]) == 48 - len(changed_after(k) & set(told(k)))
+        assert len(test) == len(asked[1]) == 48 - len(changed_after(k) & set(facts_of(k)))
         for row in test:
             assert row["completion"] == [{"role": "assistant", "content": row["answer"]}]
             assert bool(row["before"]) == (row["kind"] == "changed")

@@ -2,23 +2,22 @@
 
     R[i][j] = score on corpus j after learning corpus i              (i = 0: before the first, j = 0: what was known)
 
-Everything here is by teacher forcing, one forward pass a row: a completion counts as right if each of its tokens is
+Everything here is by teacher forcing, one forward pass per row: a completion counts as right if each of its tokens is
 the likeliest given those before it, which is the case exactly when greedy decoding writes it.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from pipeline.inference.likelihood import last_hidden_states, predict_tokens
 from pipeline.model.batching import evaluating, pad_right, padded_batches
 from pipeline.model.tokens import Coded, encode_answer, encode_row
 from pipeline.objectives.regularisers import hidden_distillation, span_share
-from pipeline.runtime.files import write_json
+from pipeline.runtime.files import Json, write_json
 
 Scored = Coded  # token ids, and which of them count
 
@@ -28,8 +27,8 @@ Scored = Coded  # token ids, and which of them count
 
 @torch.no_grad()
 def score(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Mapping],
     *,
     batch_size: int = 64,
@@ -38,10 +37,10 @@ def score(
 ) -> dict:
     """``loss`` and ``accuracy`` of a model on rows of any kind.
 
-    ``loss`` is in nats a token that counts (of a pair: of the chosen answer). ``accuracy`` is, of prompt + completion
-    and messages, the share of rows whose every such token is the likeliest; of text, the share of such tokens; of
-    preference pairs, the share whose chosen answer has the higher log-likelihood, and ``margin`` the mean difference.
-    ``through`` runs the model in place of `forward`, e.g. every row under an adapter of its own.
+    ``loss`` is in nats per token that counts (of a pair: of the chosen answer). ``accuracy`` is, of prompt +
+    completion and messages, the share of rows whose every such token is the likeliest; of text, the share of such
+    tokens; of preference pairs, the share whose chosen answer has the higher log-likelihood, and ``margin`` the mean
+    difference. ``through`` runs the model in place of `forward`, e.g. every row under the adapter of its corpus.
     """
     rows, through = list(rows), through or forward
     if rows and "chosen" in rows[0]:
@@ -58,7 +57,12 @@ def score(
 
 
 def _score_pairs(
-    model: Any, tokenizer: Any, rows: list, batch_size: int, max_length: int | None, through: Callable[..., list]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list,
+    batch_size: int,
+    max_length: int | None,
+    through: Callable[..., list],
 ) -> dict:
     coded = []
     for row in rows:
@@ -86,14 +90,18 @@ def prompt_ids(coded: Scored) -> list[int]:
     return ids[: counted.index(True)] if True in counted else ids
 
 
-def forward(model: Any, coded: Sequence[Scored], batch_size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def forward(
+    model: PreTrainedModel, coded: Sequence[Scored], batch_size: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Of every row the log-likelihoods of the tokens that count, and whether each is the likeliest."""
     predicted = predict_tokens(model, [ids for ids, _ in coded], batch_size=batch_size)
     counted = (torch.tensor(marks[1:], dtype=torch.bool) for _, marks in coded)
     return [(found.log_probs[mask].double(), found.likeliest[mask]) for found, mask in zip(predicted, counted)]
 
 
-def supervised(tokenizer: Any, rows: Sequence[Mapping], max_length: int | None = None) -> list[Scored]:
+def supervised(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping], max_length: int | None = None
+) -> list[Scored]:
     """Rows of any kind as ids with the tokens that count; of a preference pair the chosen answer."""
     plain = [{**row, "completion": row["chosen"]} if "chosen" in row else dict(row) for row in rows]
     return [_cut(encode_row(tokenizer, row), max_length) for row in plain]
@@ -107,7 +115,7 @@ def summarise(matrix: Sequence[Sequence[float]], first: int = 1) -> dict[str, fl
 
     Args:
         matrix: R, higher is better (negate losses); K + 1 rows.
-        first: what its first column is: 0 where old knowledge is judged too, 1 where it is the first corpus.
+        first: what its first column is: 0 where old knowledge is evaluated too, 1 where it is the first corpus.
 
     Returns:
         ``average`` of the last row; ``plasticity``, the mean R[j][j] over corpora (what was learned when its turn
@@ -149,13 +157,15 @@ class Matrix:
         score: rows -> figures, of the model at hand; see ``forgetting.score``.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], columns: Sequence[Any], first: int):
+    def __init__(self, folder: Path, names: Sequence[str], columns: Sequence[Sequence[Mapping]], first: int):
         self.path, self.columns, self.first = Path(folder) / "forgetting.json", columns, first
-        self.content: dict[str, Any] = {"names": list(names), "first": first, "rows": []}
+        self.content: Json = {"names": list(names), "first": first, "rows": []}
         if self.path.is_file():
             self.content = json.loads(self.path.read_text(encoding="utf-8"))
 
-    def add(self, number: int, scorer: Callable[[Any], dict], write: bool = True, **more: Any) -> None:
+    def add(
+        self, number: int, scorer: Callable[[Sequence[Mapping]], dict], write: bool = True, **more: object
+    ) -> None:
         """Measure row ``number`` on every column; ``more`` is kept beside it (drift, overlap, retained figures)."""
         if number < len(self.content["rows"]) and number == 0:
             return  # the start does not change
@@ -168,7 +178,7 @@ class Matrix:
         """R of one figure, e.g. ``accuracy``."""
         return [[cell[name] for cell in row["scores"]] for row in self.content["rows"]]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Json]:
         """R as a table: ``after`` how many corpora, ``corpus``, and the scores on it."""
         names = self.content["names"]
         return [
@@ -196,7 +206,7 @@ class Matrix:
 
 
 def gradient(
-    model: Any, coded: Sequence[Scored], parameters: Sequence[torch.Tensor], batch_size: int = 64
+    model: PreTrainedModel, coded: Sequence[Scored], parameters: Sequence[torch.Tensor], batch_size: int = 64
 ) -> torch.Tensor:
     """Gradient of the mean next-token loss over the tokens that count, flat, (P,); leaves ``.grad`` alone."""
     tokens = sum(sum(marks[1:]) for _, marks in coded)
@@ -263,7 +273,7 @@ class WatchOverlap(TrainerCallback):
         return sum(self.points) / len(self.points) if self.points else float("nan")
 
 
-def hidden_states(model: Any, coded: Sequence[Scored], batch_size: int = 64) -> list[torch.Tensor]:
+def hidden_states(model: PreTrainedModel, coded: Sequence[Scored], batch_size: int = 64) -> list[torch.Tensor]:
     """Last hidden states F_theta(E) of every row, (T, D) each, on the CPU."""
     return last_hidden_states(model, [ids for ids, _ in coded], batch_size=batch_size)
 
