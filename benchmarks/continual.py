@@ -4,7 +4,7 @@
     python benchmarks/continual.py --out benchmarks/continual.jsonl --table --figures docs/figures
     python benchmarks/continual.py --model runs/quickstart/sft --text FOLDER --out benchmarks/continual_text.jsonl
 
-One JSON line a run (a variant and a seed), written as it is done: an interrupted benchmark goes on where it was, and
+One JSON line per run (a variant and a seed), written as it is done: an interrupted benchmark resumes where it was, and
 ``--minutes`` ends it after the run in progress. Every run is the stage itself, called in this process.
 """
 

@@ -3,7 +3,7 @@
     python benchmarks/memory.py [CASE …]
 
 Each case runs in a process of its own, and the first of its stage once more with a model of no size, whose peak is
-that of Python and its libraries; the difference stands beside the formula's sum (without its share for the runtime).
+that of Python and its libraries; the difference is beside the formula's sum (without its share for the runtime).
 What is freed is given back at once, so that the peak is what is in use, as ``torch.cuda.max_memory_allocated`` has it
 on a GPU; left to itself, glibc keeps freed memory and holes between what is in use.
 The shapes: SmolLM2-135M's (30 narrow layers, tied head, grouped keys), and 6 wide layers with a head of their own.
@@ -95,7 +95,7 @@ def peak(stage: str, given: dict, model: Path, folder: Path) -> float:
     """Peak memory of a run in bytes, from its record; every row is as long as the stage takes."""
     long = " ".join(map(str, range(400)))
     of_stage = {"sft": {"completion": long}, "pretrain": {"text": long}, "grpo": {}, "ppo": {}}
-    # Rows that are too long are cut, but by the reward model dropped: two tokens a digit make 254 of 256.
+    # Rows that are too long are cut, but by the reward model dropped: two tokens per digit make 254 of 256.
     of_stage["reward_model"] = {"chosen": "7 " * 122 + "7", "rejected": "8 " * 122 + "8"}
     rows = [
         {"prompt": f"What is it? {i}"} | row
@@ -117,7 +117,7 @@ def peak(stage: str, given: dict, model: Path, folder: Path) -> float:
 
 
 def main() -> None:
-    """Print one line a case: formula, measured, ratio."""
+    """Print one line per case: formula, measured, ratio."""
     with tempfile.TemporaryDirectory() as scratch:
         models = {
             shape: Path(scratch) / name for name, shape in (("nothing", NOTHING), ("deep", DEEP), ("wide", WIDE))

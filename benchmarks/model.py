@@ -1,4 +1,4 @@
-"""Speed of NarLM against the library's model of the same shape: training steps and cached generation, tokens a second.
+"""Speed of NarLM against the library's model of the same shape: training and cached generation, tokens per second.
 
     python benchmarks/model.py                    # 5 interleaved runs of everything, table and JSON
     python benchmarks/model.py --device cuda --dtype bfloat16 --compile

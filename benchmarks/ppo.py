@@ -5,7 +5,7 @@
 
 Every variant starts from the same random Llama, optimises the same reward (a random LoRA reward model of the same
 base; merged where it cannot be an adapter), samples the same number of completions in the same batches, and runs in a
-process of its own, in turn. TRL 1.12.0 stands in an environment of its own, which this script makes: the present one
+process of its own, in turn. TRL 1.12.0 is in an environment of its own, which this script makes: the present one
 with that one package laid over it. Weights are the bytes of every distinct parameter in memory, against those of DPO
 with LoRA.
 """

@@ -6,7 +6,7 @@
 The testers (model, generation, causal-LM, training, export, tensor-parallel, FSDP) are transformers' and stay out of
 this repository; the source distribution on the package index holds only some of them, hence the tag. ``--checkout``
 may name several folders, later ones laid over earlier ones. Further arguments go to pytest, e.g. ``-k beam``. At the
-end stand the counts of each class and the tests that NarLM skips though Llama runs them. The exit code is pytest's.
+end are the counts of each class and the tests that NarLM skips though Llama runs them. The exit code is pytest's.
 """
 
 import argparse

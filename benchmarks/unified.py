@@ -1,6 +1,6 @@
 """How far is each method from the optimum? PPO, RLOO, DPO, RSFT and GRPO on a task whose every completion is known.
 
-    python benchmarks/unified.py                     # 75 minutes of one core; goes on where it was stopped
+    python benchmarks/unified.py                     # 75 minutes of one core; resumes where it was stopped
     python benchmarks/unified.py --seeds 0 --betas 0.5 --methods ppo rloo     # some of it
     python benchmarks/unified_figures.py             # table and figures of docs/unified.md
 
@@ -249,7 +249,7 @@ def compact(value: Any) -> Any:
 
 
 def main() -> None:
-    """Run what is not there yet, one line a result."""
+    """Run what is not there yet, one line per result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     parser.add_argument("--betas", type=float, nargs="*", default=[0.5, 0.1, 1.0])

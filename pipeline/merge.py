@@ -187,7 +187,7 @@ def load_base(base: str, args: MergeArguments) -> "tuple[PreTrainedModel, torch.
     """The adapter's base at full precision (or in 4 bits, where that was asked for), and the dtype to save.
 
     Raises:
-        UserError: the adapter belongs to a 4-bit base and nobody said what to do about it, or it is of a kind that
+        UserError: the adapter belongs to a 4-bit base and ``allow_4bit`` is not given, or it is of a kind that
             has no merged form, or one of a reward model with ``--as``.
     """
     import torch

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def whole_weights() -> Iterator[None]:
-    """Inside, models load whole: once a trainer is set up for ZeRO-3, transformers partitions whatever it loads."""
+    """Inside, models load unsplit: once a trainer is set up for ZeRO-3, transformers splits whatever it loads."""
     from transformers.integrations import deepspeed
 
     configured = deepspeed._hf_deepspeed_config_weak_ref

@@ -217,7 +217,7 @@ def _check_mode(args: ModelArguments, peft_config: PeftConfig | None, *, scores:
 
 
 def _fit_vocabulary(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, adapter: bool) -> None:
-    """Grow the embedding of a model that is trained whole where its tokenizer has more tokens.
+    """Grow the embedding of a model all of whose weights are trained where its tokenizer has more tokens.
 
     Raises:
         UserError: an adapter is trained, which would not load onto the base as it is.

@@ -145,7 +145,7 @@ def on_route(model: "PeftModel", route: int) -> Iterator[None]:
 
 
 def routed(router: Router, function: Callable[..., list], prompt_of: Callable[..., list[int]]) -> Callable[..., list]:
-    """``function(model, rows, batch_size) -> one result a row``, with every row under the route of its prompt.
+    """``function(model, rows, batch_size) -> one result per row``, with every row under the route of its prompt.
 
     ``prompt_of`` gives a row's prompt as token ids: the rule never sees an answer.
     """

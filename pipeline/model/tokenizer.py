@@ -6,8 +6,8 @@ everywhere. The tokenizer sees to it itself (a text that does not start with a s
 token too), so neither data nor template has to. Decoded text therefore starts with one space: joined to a prompt it
 reads as written, alone it wants ``str.strip``.
 
-Digits stand alone by default (the paper's footnote 5: a number cut by frequency hides its digits from the model), and
-the space before a number is a token of its own, so that a digit is the same token wherever it stands.
+Digits are single tokens by default (the paper's footnote 5: a number cut by frequency hides its digits from the
+model), and the space before a number is its own token, so that a digit is the same token in every place.
 
 ``tokenizer(text)`` puts one BOS in front. The chat template writes that BOS as well, so a text that the template made
 is tokenized with ``add_special_tokens=False``, as transformers and TRL do.

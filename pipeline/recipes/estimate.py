@@ -53,7 +53,7 @@ class Estimate:
         gradients: of a pass that is a step.
         accumulated: the gradients in their place, where they stay from one pass to the next.
         reference: pi_ref where it is a model of its own, and a separate critic's backbone.
-        head: the head's gradient, which stands before any other does and, at last, beside that of the embedding.
+        head: the head's gradient, which comes before any other and is, at last, beside that of the embedding.
     """
 
     weights: float
@@ -68,7 +68,7 @@ class Estimate:
 
     @property
     def used(self) -> float:
-        """The most that stands at one time."""
+        """The most that is held at one time."""
         stays = self.weights + self.reference + self.optimizer + self.head + self.accumulated
         return stays + max(self.activations + self.logits, self.gradients, self.rollout)
 
@@ -96,7 +96,7 @@ def estimate(stage: str, given: Given, shape: Shape, *, processes: int = 1, shar
     given = {**defaults(stage), **given}
     four_bit = bool(given.get("load_in_4bit"))
     lora = bool(given.get("use_peft")) or four_bit  # nobody trains NF4 weights themselves
-    word = 2 if given.get("dtype") in ("bfloat16", "float16") else 4  # TRL loads float32 unless told otherwise
+    word = 2 if given.get("dtype") in ("bfloat16", "float16") else 4  # TRL loads float32 by default
     # TRL's configs turn a bf16 that is not given into True.
     mixed = bool(given["fp16"] or (given["bf16"] is None or given["bf16"]))
     compute = 2 if mixed or word == 2 else 4
@@ -112,7 +112,7 @@ def estimate(stage: str, given: Given, shape: Shape, *, processes: int = 1, shar
     in_blocks = shape.num_hidden_layers * shape.block_weights
     blocks = in_blocks * (NF4_BYTES if four_bit else word)
     weights = (blocks + (shape.parameters - in_blocks) * word) / split + (trained * 4 if lora else 0)
-    if split > 1:  # two matrices' worth is whole at a time: the block that computes, and the one that is fetched
+    if split > 1:  # two matrices' worth is gathered at a time: the block that computes, and the one that is fetched
         weights += 2 * compute * max(shape.block_weights, shape.vocab_size * shape.hidden_size)
     trained_word = 4 if lora else word
     # DeepSpeed keeps float32 masters of weights that are not float32; torch's Adam keeps moments in the weights' type.
@@ -201,7 +201,7 @@ def _autocast_copies(stage: str, given: Given, shape: Shape, lora: bool) -> floa
 
 
 def _kept_by_a_layer(stage: str, given: Given, shape: Shape, word: int, compute: int, lora: bool) -> float:
-    """Bytes a token, by what its operations save (counted in tests with autograd's own hooks).
+    """Bytes per token, by what its operations save (counted in tests with autograd's own hooks).
 
     Both norms: their input in float32, and what they multiply by a weight that is trained. Attention: queries and keys
     as rotated, values, output. Feed-forward: gate, its activation, the other branch. Matrices: their inputs; the same
@@ -228,7 +228,7 @@ def _logits(stage: str, given: Given, shape: Shape, compute: int) -> float:
     """The head's outputs and their gradient in the backward pass.
 
     Whole in pretraining, with two copies in float32. In TRL's trainers a tile of 4,096 tokens (of completions, where
-    these are sampled) and 32,768 words, in place on a GPU; on the CPU eight float32 tiles and a mask stand at once.
+    these are sampled) and 32,768 words, in place on a GPU; on the CPU eight float32 tiles and a mask are held at once.
     """
     if stage == "reward_model":
         return 0.0

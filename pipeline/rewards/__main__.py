@@ -119,7 +119,7 @@ def _scored_row(row: dict, judgement: Judgement, with_lenient: bool) -> dict:
 
 
 def summary(judgements: list[Judgement]) -> list[str]:
-    """One line a verdict given, then the mean scores over the rows that have one."""
+    """One line per verdict given, then the mean scores over the rows that have one."""
     counts = Counter(judgement.verdict for judgement in judgements)
     lines = [
         f"{v}: {counts[v]} of {len(judgements)} ({counts[v] / len(judgements):.1%})" for v in VERDICTS if counts[v]

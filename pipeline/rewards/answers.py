@@ -1,4 +1,4 @@
-"""Where the answer stands in a completion: outside its thoughts, before the end of its turn, behind a marker.
+"""Where the answer is in a completion: outside its thoughts, before the end of its turn, behind a marker.
 
 Everything here takes time linear in the text: completions are hostile.
 """
@@ -68,7 +68,7 @@ def _boxes(text: str) -> tuple[list[tuple[int, int, int]], int]:
 
 
 def _outermost(boxes: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Boxes that stand in no other box, in the order of the text."""
+    """Boxes that are in no other box, in the order of the text."""
     outer: list[tuple[int, int, int]] = []
     for box in sorted(boxes):
         if not outer or box[0] >= outer[-1][2]:

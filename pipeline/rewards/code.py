@@ -73,7 +73,7 @@ def _top_level(table: symtable.SymbolTable) -> set[str]:
 
 
 def _modules_used(tree: ast.AST, outside: set[str]) -> set[str]:
-    """Names outside the tests that stand only before a dot and name a module of the standard library (``math.sqrt``).
+    """Names outside the tests that occur only before a dot and name a module of the standard library (``math.sqrt``).
 
     These are the module itself, whatever the completion calls by that name.
     """
@@ -85,7 +85,7 @@ def _modules_used(tree: ast.AST, outside: set[str]) -> set[str]:
 
 
 def _is_heading(node: ast.stmt) -> bool:
-    """A docstring or ``from __future__``, before which nothing may stand."""
+    """A docstring or ``from __future__``, before which nothing may come."""
     future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
     return future or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
@@ -173,7 +173,7 @@ def run_job(job: dict) -> tuple[str, str]:
         return "unscorable", tests.problem
     source = program_text(text, tests.names)
     if entry_point and not _defines(source, entry_point) and _defines(prompt, entry_point):
-        source = prompt + source  # the completion goes on where the prompt stops, inside the function
+        source = prompt + source  # the completion continues where the prompt stops, inside the function
     details = {"source": source, "code": tests.code, "names": list(tests.names)}
     return boxes.run_pair({**details, "deadline": job["deadline"], "bubblewrap": job["bubblewrap"]})
 

@@ -1,7 +1,7 @@
 """The learned reward: a reward model's score of prompt and completion, R_phi of the paper's Part 2.
 
-In the registry it is ``reward_model(model='<folder or Hub id>')``, and so may stand in a weighted sum. A folder is a
-full sequence classifier of one output or an adapter with a score head, as ``reward_model.py`` saves them.
+In the registry it is ``reward_model(model='<folder or Hub id>')``, and so may be a term of a weighted sum. A folder is
+a full sequence classifier of one output or an adapter with a score head, as ``reward_model.py`` saves them.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def _statement(part: Tree) -> str:
 def refusal(answer: str, gold: str) -> str | None:
     """Why ``answer`` must not even be compared with ``gold``, or None; both canonical.
 
-    math-verify adds numbers that stand side by side (``4 1`` is 5), rescales percents both ways, drops the base of a
+    math-verify adds numbers that are side by side (``4 1`` is 5), rescales percents both ways, drops the base of a
     number and takes the last side of any equation: all of these are ways to several answers at once.
     """
     if _SPLIT_NUMBER.search(answer) and not _SPLIT_NUMBER.search(gold):
@@ -223,7 +223,7 @@ def parse_formula(text: str) -> Formula:
             output.append((kind, "") if kind else ("variable", word))
             value_expected = False
         else:
-            raise ValueError(f"{match.group().strip()!r} does not fit where it stands")
+            raise ValueError(f"{match.group().strip()!r} does not fit where it is")
     _unwind(waiting, output, lambda top: top != "(")
     if value_expected or waiting:
         raise ValueError("the formula is incomplete")

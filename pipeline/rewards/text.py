@@ -40,7 +40,7 @@ def _letter(answer: object) -> str | None:
 def choice_judge(sample: Sample) -> Judgement:
     """Multiple choice: right if the one letter given is the column ``answer`` (a letter, or an index from 0).
 
-    The letter stands behind a marker, in ``<answer>``, or is all that the visible text says (``B``, ``(B)``, ``B.``,
+    The letter comes after a marker, in ``<answer>``, or is all that the visible text says (``B``, ``(B)``, ``B.``,
     ``The answer is B.``). Two letters are wrong, and so is a letter somewhere in a sentence.
     """
     gold = _letter(sample.row.get("answer"))

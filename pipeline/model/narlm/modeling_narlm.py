@@ -313,7 +313,7 @@ class NarLMModel(NarLMPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """input_ids (B, T) -> hidden states S = F_theta(W_emb[x]) (B, T, D).
 
-        Packed documents are told apart by position_ids that start anew (leave attention_mask out); padded ones by a
+        Packed documents are distinguished by position_ids that start anew (leave attention_mask out); padded ones by a
         2D attention_mask on either side. Without position_ids a token's position counts the unmasked tokens before it.
 
         Raises:
@@ -380,7 +380,7 @@ class NarLMModel(NarLMPreTrainedModel):
 
 
 class NarLMForCausalLM(NarLMPreTrainedModel, GenerationMixin):
-    """The next-token law (8): softmax of the logits (7)."""
+    """The next-token distribution (8): softmax of the logits (7)."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -408,7 +408,7 @@ class NarLMForCausalLM(NarLMPreTrainedModel, GenerationMixin):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
-        """input_ids (B, T) -> logits (B, T, V) and, with labels (B, T), the mean of (9) in nats a token.
+        """input_ids (B, T) -> logits (B, T, V) and, with labels (B, T), the mean of (9) in nats per token.
 
         Labels are the input itself, shifted inside; -100 leaves a token out. ``logits_to_keep`` n keeps the last n
         positions only (0: all), a tensor the positions that it names.

@@ -166,7 +166,7 @@ def _interpreter() -> str:
 def _box_command(bubblewrap: str, as_root: bool) -> list[str]:
     """bubblewrap's arguments up to the descriptors and the program."""
     prefix = os.path.realpath(sys.base_prefix)
-    # Python stands under /python in the box: its own path may lead through folders that only this user may enter.
+    # Python is mounted at /python in the box: its own path may lead through folders that only this user may enter.
     shown = [(path, path) for path in ("/usr/lib", "/usr/lib64")]
     shown += [(f"{prefix}/{folder}", f"/python/{folder}") for folder in ("lib", "lib64")]
     command = [
@@ -257,7 +257,7 @@ def _start(runner: str, job: dict, descriptors: list[int], bubblewrap: str | Non
 
 
 def _first_process(descriptor: int) -> int | None:
-    """A handle on the first process of the box that bubblewrap tells of, or None where it failed before."""
+    """A handle on the first process of the box that bubblewrap reports, or None where it failed before."""
     told = b""
     with os.fdopen(descriptor, "rb") as file:
         while b"}" not in told and (chunk := file.read1(512)):

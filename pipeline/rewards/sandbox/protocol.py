@@ -143,7 +143,7 @@ _BUILDERS = {b"l": list, b"t": tuple, b"S": set, b"Z": frozenset}
 
 
 def decode(data, resolve):
-    """The value that ``data`` holds; ``resolve(reference)`` gives what stands for a Reference on this side.
+    """The value that ``data`` holds; ``resolve(reference)`` gives the object of a Reference on this side.
 
     Raises ProtocolError on anything that :func:`encode` would not have written.
     """
