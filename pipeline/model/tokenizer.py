@@ -174,8 +174,8 @@ def require_end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> No
     tail = tokenizer.decode(ids).strip()
     lacking = ", ".join(_lacking(tokenizer))
     raise UserError(
-        f"{template} ends the assistant's turn with {f'the plain text {tail!r}' if tail else 'nothing'}, no token of "
-        f"the tokenizer of {_name(tokenizer)}"
+        f"{template} ends the assistant's turn with "
+        f"{f'the plain text {tail!r}' if tail else 'nothing'}, not with a token of the tokenizer of {_name(tokenizer)}"
         + (f", which lacks {lacking}" if lacking else "")
         + ": the model would never learn to stop; choose --chat_template_path narlm, or a template that ends the turn "
         f"with {tokenizer.eos_token}, or a tokenizer with these tokens"

@@ -28,7 +28,9 @@ _DIGIT_BASE = re.compile(r"\\log\s*_\s*([0-9])")
 _EMPTY = re.compile(r"\\varnothing(?![A-Za-z])|∅|^\s*\\\{\s*\\\}\s*$")
 _MEMBER = re.compile(r"^\s*[A-Za-z](?:_\{?\w+\}?)?\s*(?:\\in(?![A-Za-z])|∈)")
 _BUILDER = re.compile(r"^\s*\\\{\s*[A-Za-z]\s*(?:\\mid(?![A-Za-z])|\\?\||:)(.*)\\\}\s*$", re.DOTALL)
+_NAME = r"[A-Za-z](?:_\{?\w++\}?)?+"
 _ASSIGNED = re.compile(r"^\s*([A-Za-z](?:_\{?\w+\}?)?)\s*=(?!=)")
+_POINT = re.compile(rf"(^|[,;])\s*+\(\s*+({_NAME}(?:\s*+,\s*+{_NAME})++)\s*+\)\s*+=\s*+(?=\()")
 _INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:le|ge|leq|geq|leqslant|geqslant|lt|gt|ne|neq)(?![A-Za-z])")
 _SIGNS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])|±|∓")
 _BRACKETS = re.compile(r"\\[{}]|[()\[\]{}]|\\[A-Za-z]+|\\.|,|;", re.DOTALL)
@@ -62,6 +64,29 @@ def tree(latex: str) -> Tree:
     values = [value for part in _without_variable(parts) for value in _both_signs(part)]
     items = [_item(value) for value in values]
     return items[0] if len(items) == 1 else ["set", *items]
+
+
+def leaves(form: Tree) -> list[str]:
+    """The single formulas of an outer form."""
+    if isinstance(form, str):
+        return [form]
+    return [leaf for part in form[4 if form[0] == "sequence" else 1 :] for leaf in leaves(part)]
+
+
+def without_names(answer: str, gold: str) -> tuple[str, str]:
+    """Both without a leading ``(x, y) =`` before their points, where the names say nothing about the order.
+
+    That is where both name the same variables, or one names them and has them in the order of the alphabet.
+    """
+    names = [{re.sub(r"\s", "", match[2]) for match in _POINT.finditer(text)} for text in (answer, gold)]
+    found = names[0] | names[1]
+    if len(found) != 1:
+        return answer, gold
+    listed = found.pop().split(",")
+    if names[0] != names[1] and listed != sorted(set(listed)):
+        return answer, gold
+    first, second = (_POINT.sub(r"\1", text).strip() for text in (answer, gold))
+    return first, second
 
 
 def variables(latex: str) -> set[str]:

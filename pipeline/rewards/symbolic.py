@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from pipeline.rewards.answers import gold_text, marked_answer, visible_text, without_emphasis
-from pipeline.rewards.formulas import Tree, canonical, tree, variables
+from pipeline.rewards.formulas import Tree, canonical, leaves, tree, variables, without_names
 from pipeline.rewards.judging import Judgement, Sample, error, judged, right, timeout, unscorable, wrong
 from pipeline.rewards.numeric import read_number, same_number
 from pipeline.rewards.sandbox.workers import Outcome, WorkerPool, core_share
@@ -23,7 +23,9 @@ _ASSIGNMENT = re.compile(r"\s*[A-Za-z](?:_\{?\w+\}?)?\s*=(?!=)")
 _BASE_SIGN = re.compile(r"[0-9]\s*_")
 _IN_BASE = re.compile(r"\s*([0-9A-Fa-f]+)\s*_\s*(?:([0-9])|\{\s*(?:\\text\s*\{)?\s*(\w+)\s*\}?\s*\})\s*")
 _LN, _BARE_LOG = re.compile(r"\\ln(?![A-Za-z])"), re.compile(r"\\log(?![A-Za-z])(?!\s*_)")
-_NOT_A_NUMBER = re.compile(r"\W*(?:\\(?:text|mathrm)\s*\{)?\s*nan\W*", re.IGNORECASE)
+_NOT_A_NUMBER = re.compile(r"\W*(?:\\(?:text|mathrm)\s*\{)?\s*(?:nan|inf)\W*", re.IGNORECASE)
+_BY_ZERO = re.compile(r"[^/]*(?:/|\\frac\s*\{[^{}]*\})\s*\{?\s*0+(?:\.0*)?\s*\}?")
+_RATIO = re.compile(r"[0-9})]\s*[:∶]\s*[0-9\\({-]")
 
 
 def _squeezed(latex: str) -> str:
@@ -43,8 +45,12 @@ def refusal(answer: str, gold: str) -> str | None:
     math-verify adds numbers that are side by side (``4 1`` is 5), rescales percents both ways, drops the base of a
     number and takes the last side of any equation: all of these are ways to several answers at once.
     """
-    if _SPLIT_NUMBER.search(answer) and not _SPLIT_NUMBER.search(gold):
+    form = tree(answer)
+    values, wanted = leaves(form), leaves(tree(gold))
+    if any(map(_SPLIT_NUMBER.search, values)) and not any(map(_SPLIT_NUMBER.search, wanted)):
         return "numbers side by side"
+    if any(map(_RATIO.search, values)) != any(map(_RATIO.search, wanted)):
+        return "a ratio on one side only"
     if _HEDGES.search(answer) and not _HEDGES.search(gold):
         return "alternatives"
     if ("%" in answer) != ("%" in gold):
@@ -53,7 +59,7 @@ def refusal(answer: str, gold: str) -> str | None:
         return "a base on one side only"
     if len(variables(answer)) > 1 and not variables(gold):
         return "values of several variables"
-    stated = _statement(tree(answer))
+    stated = _statement(form)
     if _RELATION.search(stated) and not _RELATION.search(gold) and ("=" in stated or not _REGION.search(gold)):
         return "an equation"
     return None
@@ -98,9 +104,9 @@ def _at_once(sample: Sample) -> Judgement | Pair:
     gold_number, number = read_number(gold), read_number(answer)
     if gold_number is not None and number is not None:
         return judged(same_number(gold_number, number), "another number")
-    if _NOT_A_NUMBER.fullmatch(gold):
-        return unscorable("the gold answer is not a number (nan)")
-    answer, gold = canonical(without_emphasis(answer)), canonical(gold)
+    answer, gold = without_names(canonical(without_emphasis(answer)), canonical(gold))
+    if _NOT_A_NUMBER.fullmatch(gold) or _BY_ZERO.fullmatch(gold):
+        return unscorable("the gold answer is not a number (nan, inf, or a division by zero)")
     if _squeezed(answer) == _squeezed(gold):
         return right()
     same = _same_base(answer, gold)

@@ -182,9 +182,9 @@ def test_a_template_is_taken_from_a_file_a_folder_or_narlm_by_name(tokenizer, tm
     [
         (
             "<|im_end|>\\n",
-            r"ends the assistant's turn with the plain text '<\|im_end\|>', no token .* lacks <\|im_end\|>",
+            r"ends the assistant's turn with the plain text '<\|im_end\|>', not with a token .* lacks <\|im_end\|>",
         ),
-        ("", "ends the assistant's turn with nothing, no token of the tokenizer"),
+        ("", "ends the assistant's turn with nothing, not with a token of the tokenizer"),
         ("\\n", "ends the assistant's turn with nothing"),
         ("<|im_end|><|eos|>", None),  # EOS is learned behind the plain text
         ("<|user|>", None),  # a token of its own

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pipeline.rewards.formulas import canonical, tree
+from pipeline.rewards.formulas import canonical, tree, without_names
 from pipeline.rewards.registry import get_reward
 from pipeline.rewards.symbolic import refusal
 
@@ -51,12 +51,18 @@ EXACT = [
     ("2", r"\log 100"), (r"\ln 2", r"\log 2"), (r"\log 2", r"\ln 2"), ("1024_8", "1024_{8}"), ("1024_8", "01024_8"),
     (r"\begin{pmatrix}1\\0.5\end{pmatrix}", r"\begin{pmatrix}1\\\frac12\end{pmatrix}"), ("90", r"90^\circ"),
     (r"5\sqrt{2}", r"5\sqrt{2}\text{ cm}"), (r"5\sqrt{2}", r"**5\sqrt{2}**"), ("x^2-1", "(x-1)(x+1)"),
+    ("1/3", r"0.\overline{3}"), (r"0.\overline{142857}", r"\frac17"), ("1/6", r"0.1\overline{6}"), ("1", r"0.\bar{9}"),
+    ("-1/3", r"-.\overline{3}"), ("2i", r"2\sqrt{-1}"), (r"\sqrt{-4}", "2i"), ("3+4i", r"3+\sqrt{-16}"),
+    ("2:1", "4:2"),
 ]  # fmt: skip
 SETS = [
     ("1,2", "x=1, x=2"), ("1,2", r"x = 2 \text{ or } x = 1"), ("1,2", r"\{2, 1\}"), (r"\{1,2\}", r"x \in \{1,2\}"),
     (r"\pm 7", "-7, 7"), ("-7, 7", r"x = \pm 7"), ("0, 1, -1", r"\pm 1, 0"), (r"3\pm\sqrt2", r"3-\sqrt2, 3+\sqrt2"),
     (r"\frac{1\pm\sqrt{5}}{2}", r"\frac{1-\sqrt5}{2}, \frac{1+\sqrt5}{2}"), (r"\emptyset", r"\varnothing"),
     (r"\emptyset", r"\{\}"), ("(1,2),(3,4)", "(3,4),(1,2)"), ("x=1,y=2", "y=2,x=1"), ("(1,2)", r"(1, \frac42)"),
+    ("1,2", r"1 \text{ or } 2"), ("1,2", r"1\text{ and }2"), ("1,2,3", r"\{1, 2 \text{ or } 3\}"),
+    ("(1,2)", "(x,y)=(1,2)"), (r"(x, y) = \left(1, 2\right)", "(1,2)"), ("(y,x)=(1,2)", "(y, x) = (1, 2)"),
+    ("(1,2),(3,4)", "(x,y)=(3,4), (x,y)=(1,2)"),
 ]  # fmt: skip
 REGIONS = [
     ("(2, 5]", r"2 < x \le 5"), ("(2,5]", r"5 \ge x > 2"), ("(2,5]", r"x \in (2,5]"), (r"2 < x \le 5", "(2,5]"),
@@ -82,6 +88,11 @@ WRONG = [
     ("(1,2)", "(2,1)"), ("(2,1)", "(3,1)"), ("(2,5]", "[2,5]"), ("(2,5]", "2 < x < 5"), ("(2,5]", "x > 2"),
     (r"[0,\infty)", r"(0,\infty)"), (r"(-\infty,1)\cup(2,\infty)", r"x<1 \text{ and } x>2"), ("(0,1)", "0=x"),
     (r"(-\infty,1)\cup(2,\infty)", r"(-\infty,1]\cup(2,\infty)"), ("5", r"x \ge 5"), (r"\infty", r"-\infty"),
+    # words, bars, names and colons that must not help
+    ("5", r"1 \text{ or } 5"), ("5", r"(4 \text{ and } 1)"), ("41", r"4 \text{ and } 1"), ("1/3", r"0.\overline{4}"),
+    ("1/3", r"0.3\overline{0}"), ("16/3", r"5 0.\overline{3}"), ("(1,2)", "(y,x)=(1,2)"), ("(2,1)", "(x,y)=(1,2)"),
+    ("(x,y)=(1,2)", "(a,b)=(1,2)"), ("(1,2)", "(x,y)=(3,4)=(1,2)"), ("(1,2)", "f(x,y)=(1,2)"), ("2i", r"\sqrt{-1}"),
+    ("2i", r"-2\sqrt{-1}"), ("2", "2:1"), ("2:1", "2"), (r"\sqrt2", r"\sqrt{2}:1"), ("2", r"\{2:1\}"),
 ]  # fmt: skip
 RIGHT = [*EXACT, *SETS, *REGIONS]
 
@@ -104,9 +115,14 @@ def test_another_value_is_wrong_however_near(verdicts, pair):
     assert verdicts[pair][:2] == ("wrong", 0.0)
 
 
-@pytest.mark.parametrize("gold", ["nan", "NaN", r"\text{nan}", float("nan"), "0/0"])
+@pytest.mark.parametrize(
+    "gold",
+    ["nan", "NaN", r"\text{nan}", float("nan"), "0/0", "1/0", r"$\frac{1}{0}$", r"\frac10", "inf", float("-inf")],
+)
 def test_a_gold_answer_that_is_no_number_makes_nothing_right(gold):
-    judgements = get_reward("math").judge(None, [r"\boxed{5}", r"\boxed{nan}", r"\boxed{n^2 a}"], answer=[gold] * 3)
+    judgements = get_reward("math").judge(
+        None, [r"\boxed{5}", rf"\boxed{{{gold}}}", r"\boxed{n^2 a}"], answer=[gold] * 3
+    )
     assert {j.verdict for j in judgements} == {"unscorable"}
 
 
@@ -117,7 +133,7 @@ def test_linear_time_in_hostile_answers(hostile):
     """A quadratic pass over 1e5 repetitions would take minutes."""
     start = time.perf_counter()
     text = canonical(hostile * 100_000)
-    refusal(text, "5")
+    refusal(*without_names(text, "5"))
     tree(text)
     tree(canonical(hostile * 1000 + "1" + ")" * 1000))
     assert time.perf_counter() - start < 3

@@ -7,17 +7,23 @@ difference that rounds to zero equality: 1/2006! is then 1/2004!.)
 
 import functools
 import logging
+import re
 import resource
 
 import sympy
 from math_verify import LatexExtractionConfig, grader, parse, verify
 
-from pipeline.rewards.formulas import Tree
+from pipeline.rewards.formulas import Tree, leaves
 from pipeline.runtime.compat import require
 
 _MEMORY = 4 << 30
 # Constants whose difference no simplification decides count as equal if they agree to so many digits.
 _DIGITS = 300
+
+_REPEATING = re.compile(
+    r"\s*([+−-]?)\s*([0-9]{0,100})\.([0-9]{0,100})\s*\\(?:overline|bar)\s*\{\s*([0-9]{1,100})\s*\}\s*"
+)
+_ROOT_OF_NEGATIVE = re.compile(r"\\sqrt\s*\{?\s*[-−]\s*[0-9]")
 
 logging.disable(
     logging.WARNING
@@ -26,6 +32,13 @@ resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
 
 
 def _parsed(latex: str) -> list:
+    """What math-verify reads, numbers exact; a decimal that repeats is a fraction: 0.1(6) = (16 - 1) / 90."""
+    repeating = _REPEATING.fullmatch(latex)
+    if repeating:
+        sign, whole, fixed, period = repeating.groups()
+        ninths = (10 ** len(period) - 1) * 10 ** len(fixed)
+        value = sympy.Rational(int(whole + fixed + period) - int((whole + fixed) or 0), ninths)
+        return [-value if sign in ("-", "−") else value]
     found = parse(
         f"\\boxed{{{latex}}}",
         extraction_config=[LatexExtractionConfig()],
@@ -81,12 +94,6 @@ def _read(latex: str) -> tuple:
     return tuple(_parsed(latex))
 
 
-def _leaves(tree: Tree) -> list[str]:
-    if isinstance(tree, str):
-        return [tree]
-    return [leaf for part in tree[4 if tree[0] == "sequence" else 1 :] for leaf in _leaves(part)]
-
-
 def _same(gold: Tree, answer: Tree) -> bool:
     """Whether two answers are equal, given their outer form."""
     if gold == answer:
@@ -118,8 +125,15 @@ def _same_values(gold: list[Tree], answer: list[Tree]) -> bool:
 
 def _same_formula(gold: str, answer: str) -> bool:
     options = {"timeout_seconds": None, "raise_on_error": True, "allow_set_relation_comp": True}
-    found = _read(answer)
-    return bool(found) and verify(list(_read(gold)), list(found), **options)
+    wanted, found = list(_read(gold)), list(_read(answer))
+    if _ROOT_OF_NEGATIVE.search(gold + " " + answer):  # there i is the imaginary unit, and no variable
+        wanted, found = ([_with_unit(item) for item in items] for items in (wanted, found))
+    return bool(found) and verify(wanted, found, **options)
+
+
+def _with_unit(item: sympy.Basic | sympy.MatrixBase) -> sympy.Basic | sympy.MatrixBase:
+    """The formula with the imaginary unit for a free variable i."""
+    return item.subs({symbol: sympy.I for symbol in item.free_symbols if symbol.name == "i"})
 
 
 def _same_region(gold: Tree, answer: Tree) -> bool:
@@ -175,10 +189,10 @@ def compare(job: dict) -> str:
 
 
 def _gold_verdict(gold: Tree) -> str:
-    leaves = _leaves(gold)
-    if any(_is_undefined(leaf) for leaf in leaves):
+    values = leaves(gold)
+    if any(_is_undefined(leaf) for leaf in values):
         return "unscorable"
-    for leaf in leaves:
+    for leaf in values:
         try:
             verify(list(_read(leaf)), [sympy.Integer(0)], timeout_seconds=None, raise_on_error=True)
         except (MemoryError, RecursionError):
