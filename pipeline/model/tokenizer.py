@@ -169,7 +169,9 @@ def require_end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> No
         UserError: neither a special token follows the answer, nor is EOS in what follows.
     """
     ids = turn_end(tokenizer)
-    if ids is None or closing_token(tokenizer, tokenizer.get_chat_template()) or tokenizer.eos_token_id in ids:
+    if ids is None or tokenizer.eos_token_id in ids:
+        return
+    if closing_token(tokenizer, tokenizer.get_chat_template()) is not None:
         return
     tail = tokenizer.decode(ids).strip()
     lacking = ", ".join(_lacking(tokenizer))
