@@ -33,7 +33,8 @@ def dependent_defaults(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if stage in LORA_LEARNING_RATE and trains_lora(stage, values):
         found["learning_rate"] = LORA_LEARNING_RATE[stage]
-    if is_true(values.get("use_peft")) and needs_targets(values):
+    new_lora = is_true(values.get("use_peft")) or (stage == "continual" and trains_lora(stage, values))
+    if new_lora and needs_targets(values):
         found["lora_target_modules"] = "all-linear"
     if not has_accelerator():  # said to accelerate too: without it each of several processes would train alone
         found["use_cpu"] = True

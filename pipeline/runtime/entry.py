@@ -35,7 +35,7 @@ COMMON_FLAGS = {
     "use_peft": "train a LoRA adapter instead of all weights",
     "lora_r": "rank of the adapter",
     "lora_alpha": "scale of the adapter (alpha / r)",
-    "lora_target_modules": "modules to adapt, or all-linear",
+    "lora_target_modules": "modules to adapt, or all-linear [PEFT's for the type of model, else all-linear]",
     "load_in_4bit": "QLoRA: NF4 base weights",
     "learning_rate": "peak learning rate",
     "num_train_epochs": "passes over the data",

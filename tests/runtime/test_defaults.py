@@ -73,3 +73,11 @@ def test_lora_without_targets_adapts_all_where_peft_has_no_list(model, given, ne
         (folder / "config.json").write_text(json.dumps({"model_type": model}))
     found = dependent_defaults("sft", {"model_name_or_path": str(folder), "use_peft": True} | given)
     assert found.get("lora_target_modules") == ("all-linear" if needed else None)
+
+
+@pytest.mark.parametrize(("method", "targets"), [("lora", "all-linear"), ("bias", None)])
+def test_continual_learning_says_what_its_lora_adapts(method, targets, tmp_path, with_bf16):
+    """It needs no use_peft."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "narlm"}))
+    found = dependent_defaults("continual", {"model_name_or_path": str(tmp_path), "method": method})
+    assert found.get("lora_target_modules") == targets
