@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -71,7 +70,7 @@ def has_narlm_adapter(model: nn.Module) -> bool:
     return hasattr(model, "narlm_adapter")
 
 
-def is_narlm_config(config: dict[str, Any] | None) -> bool:
+def is_narlm_config(config: dict | None) -> bool:
     """Whether an ``adapter_config.json`` is of one of this module's adapters."""
     return bool(config) and config.get("peft_type") == PEFT_TYPE
 

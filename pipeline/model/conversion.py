@@ -5,8 +5,6 @@ output bias that is not zero, a window in some layers only, another FFN) is a ``
 `python -m pipeline.merge --as` is the command.
 """
 
-from typing import Any
-
 import torch
 from transformers import (
     GPT2Config,
@@ -255,18 +253,18 @@ def convert(model: PreTrainedModel, target: str) -> PreTrainedModel:
     return narlm if target == "narlm" else _TO[target](narlm)
 
 
-def _shared(config: PretrainedConfig) -> dict[str, Any]:
+def _shared(config: PretrainedConfig) -> dict[str, object]:
     return {**{name: getattr(config, name) for name in _SHARED}, "dtype": config.dtype}
 
 
-def _from_llama_config(config: LlamaConfig | MistralConfig, **others: Any) -> NarLMConfig:
+def _from_llama_config(config: LlamaConfig | MistralConfig, **others: object) -> NarLMConfig:
     shared = {"mlp_bias": False, **_shared(config), **others}
     return NarLMConfig(
         **shared, norm_type="rmsnorm", ffn_type="swiglu", output_bias=False, norm_eps=config.rms_norm_eps
     )
 
 
-def _demand(config: NarLMConfig, target: str, **values: Any) -> None:
+def _demand(config: NarLMConfig, target: str, **values: object) -> None:
     for name, value in values.items():
         if getattr(config, name) != value:
             raise UserError(f"{target} needs {name}={value!r}, but this NarLM has {name}={getattr(config, name)!r}")

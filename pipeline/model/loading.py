@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -76,7 +76,7 @@ def load_model(
     dtype: str = "float32",
     trust_remote_code: bool = False,
     auto_class: type = AutoModelForCausalLM,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> PreTrainedModel:
     """A model for use, not for training: adapters are merged into their base, the model is in evaluation mode.
 
@@ -223,7 +223,7 @@ def adapter_base(name: str, revision: str | None = None) -> str | None:
     return base
 
 
-def adapter_config(name: str, revision: str | None = None) -> dict[str, Any] | None:
+def adapter_config(name: str, revision: str | None = None) -> dict | None:
     """``adapter_config.json`` of an adapter folder or repository; None for a full model."""
     found = _file_of(name, "adapter_config.json", revision)
     return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
@@ -304,7 +304,7 @@ def take_end_tokens(model: PreTrainedModel, adapter: str) -> None:
             model.generation_config.eos_token_id = found
 
 
-def from_pretrained(auto_class: type, name: str, **kwargs: Any) -> PreTrainedModel:
+def from_pretrained(auto_class: type, name: str, **kwargs: object) -> PreTrainedModel:
     """``auto_class.from_pretrained``, with one clear error where there is no such model, and no bar of its weights.
 
     Weights that the files lack are random: they are named in one line, but for a score head, which starts that way.

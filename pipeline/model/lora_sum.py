@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_json
@@ -20,7 +19,7 @@ FIXED = {"peft_type": ["LORA"], "bias": ["none"], "init_lora_weights": [True, Fa
 PAIRS = ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B"))
 
 
-def check_stackable(lower: Path, upper: dict[str, Any]) -> None:
+def check_stackable(lower: Path, upper: dict) -> None:
     """Refuse two adapters that have no sum.
 
     Args:
@@ -108,7 +107,7 @@ def stack_adapters(lower: Path, upper: Path) -> None:
     write_json(folders[1] / "adapter_config.json", config)
 
 
-def variant_of(config: dict[str, Any]) -> str | None:
+def variant_of(config: dict) -> str | None:
     """The field of an adapter's configuration that makes it more, or something else, than a product B A."""
     for name, allowed in FIXED.items():
         if config.get(name, allowed[0]) not in allowed:

@@ -11,7 +11,7 @@ An adapter as the start is handled by ``adapter_mode``:
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from accelerate import PartialState
@@ -95,7 +95,7 @@ def load_policy(
     trust_remote_code: bool = False,
     auto_class: type = AutoModelForCausalLM,
     is_start: bool = True,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Policy:
     """Load the start of a training stage and say which weights are pi_ref.
 

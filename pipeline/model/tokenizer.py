@@ -25,6 +25,7 @@ from pipeline.model.tokens import closing_token, turn_end
 from pipeline.runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
@@ -61,7 +62,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
         texts: the corpus, read once; a generator is fine.
         vocab_size: entries in all: 6 special tokens, 256 bytes, and merges. A corpus too small to fill it gives a
             smaller tokenizer, so size the model by ``len(tokenizer)``.
-        split_digits: every digit is a token of its own.
+        split_digits: whether every digit is a token.
 
     Returns:
         A tokenizer with distinct pad, BOS and EOS tokens and the chat template.
@@ -69,7 +70,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
     Raises:
         UserError: ``vocab_size`` leaves no room for a merge, or there is no text.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -79,13 +80,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
             f"vocab_size is {vocab_size}, but {len(SPECIAL_TOKENS)} special tokens and {len(alphabet)} bytes already "
             f"take {smallest}; choose a larger one, for example 640"
         )
-    tokenizer = Tokenizer(models.BPE())
-    # trim_offsets=False: otherwise no token owns the leading space and the mask of {% generation %} starts nowhere.
-    splits = [pre_tokenizers.ByteLevel(add_prefix_space=True, trim_offsets=False, use_regex=True)]
-    if split_digits:
-        splits.append(pre_tokenizers.Digits(individual_digits=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _byte_level(split_digits)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
@@ -104,11 +99,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
     tokenizer.train_from_iterator(pieces(), trainer=trainer)
     if not seen:
         raise UserError("the corpus has no text to train a tokenizer on; check --dataset_name and its text column")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A",
-        pair=f"{BOS} $A $B:1",
-        special_tokens=[(BOS, tokenizer.token_to_id(BOS))],
-    )
+    _start_with_bos(tokenizer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -120,6 +111,30 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def _byte_level(split_digits: bool) -> Tokenizer:
+    """An untrained BPE over bytes, to which text is given word by word."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE())
+    # trim_offsets=False: otherwise no token owns the leading space and the mask of {% generation %} starts nowhere.
+    splits = [pre_tokenizers.ByteLevel(add_prefix_space=True, trim_offsets=False, use_regex=True)]
+    if split_digits:
+        splits.append(pre_tokenizers.Digits(individual_digits=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _start_with_bos(tokenizer: Tokenizer) -> None:
+    from tokenizers import processors
+
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A",
+        pair=f"{BOS} $A $B:1",
+        special_tokens=[(BOS, tokenizer.token_to_id(BOS))],
+    )
 
 
 def install_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None = None) -> str | None:

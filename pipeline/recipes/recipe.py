@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.runtime.comparison import changed_inputs
 from pipeline.runtime.errors import UserError
@@ -35,7 +34,7 @@ class Entry:
     name: str
     stage: str
     argv: list[str]
-    given: dict[str, Any]
+    given: dict
     needs: frozenset[str]
 
     @property

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.runtime.errors import UserError
 
@@ -74,7 +73,7 @@ SHAPES = {
 }
 
 
-def shape_of(config: Mapping[str, Any]) -> Shape:
+def shape_of(config: Mapping) -> Shape:
     """A model's shape from its ``config.json``, whatever family's names it uses.
 
     Raises:
@@ -122,7 +121,7 @@ def shape_by_name(name: str) -> Shape:
         raise UserError(f"{name}: its config.json is neither here nor on a Hub that can be reached") from error
 
 
-def new_shape(given: Mapping[str, Any]) -> Shape:
+def new_shape(given: Mapping) -> Shape:
     """The shape of a NarLM that pretraining makes of its arguments."""
     from pipeline.model import NarLMConfig
 

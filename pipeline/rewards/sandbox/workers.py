@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.runtime.registry import import_function
 
@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
     """What became of a job: ``status`` is "done" (with ``value``), "timeout" or "died"."""
 
     status: str
-    value: Any = None
+    value: object = None
 
 
 def core_share() -> int:
@@ -54,7 +54,7 @@ class WorkerPool:
         for _ in range(self.size):
             self._idle.put(None)
 
-    def run(self, jobs: list[Any], limit: float) -> list[Outcome]:
+    def run(self, jobs: list, limit: float) -> list[Outcome]:
         """Answers to ``jobs`` in their order; each may take ``limit`` seconds, counted from its own start."""
         with self._lock:
             if self._owner != os.getpid():
@@ -118,7 +118,7 @@ class _Worker:
             self.close()
             raise RuntimeError(f"a worker for {function} did not start") from cause
 
-    def ask(self, job: Any, limit: float) -> Outcome:
+    def ask(self, job: object, limit: float) -> Outcome:
         end = time.monotonic() + limit
         try:
             self._process.stdin.write(_frame(job))
@@ -153,7 +153,7 @@ class _Worker:
         self._process.stdout.close()
 
 
-def _frame(value: Any) -> bytes:
+def _frame(value: object) -> bytes:
     data = marshal.dumps(value)
     return len(data).to_bytes(4, "big") + data
 
