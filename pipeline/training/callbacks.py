@@ -7,10 +7,10 @@ import signal
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from accelerate import Accelerator
+from transformers import TrainerCallback, TrainingArguments
 
 from pipeline.publish.hub import retried, upload
 from pipeline.runtime.distributed import agreed, mean_over_processes
@@ -46,12 +46,12 @@ class MeanLoss(TrainerCallback):
             the run resumed from has none.
     """
 
-    def __init__(self, accelerator: Any):
+    def __init__(self, accelerator: Accelerator):
         self.total: float | None = 0.0
         self._step: list[torch.Tensor] = []
         backward = accelerator.backward
 
-        def watched(loss: torch.Tensor, **kwargs: Any) -> None:
+        def watched(loss: torch.Tensor, **kwargs) -> None:
             self._step.append(loss.detach())
             backward(loss, **kwargs)
 
@@ -108,7 +108,7 @@ class PushCheckpoints(TrainerCallback):
     its own, so that ``from_pretrained(repo, revision="checkpoint-200")`` loads it.
     """
 
-    def __init__(self, run: Run, args: Any):
+    def __init__(self, run: Run, args: TrainingArguments):
         self.run, self.args = run, args
         self.strategy = getattr(args.hub_strategy, "value", args.hub_strategy)
         self._worker = ThreadPoolExecutor(max_workers=1)

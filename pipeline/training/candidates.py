@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.inference.decoding import sample
+from pipeline.inference.decoding import Completion, sample
 from pipeline.inference.likelihood import answer_log_likelihoods
 from pipeline.model.tokens import encode_prompts
 from pipeline.rewards.judging import Reward, score
@@ -20,6 +21,8 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic
 from pipeline.runtime.messages import as_answer, text_of
 from pipeline.training.selection import Candidate, Selection, reward_tensors, select, selection_probabilities
+
+Row = dict[str, Any]
 
 
 def require_scores(groups: Sequence[Sequence[Candidate]], reward: Reward | None = None) -> None:
@@ -39,16 +42,16 @@ def require_scores(groups: Sequence[Sequence[Candidate]], reward: Reward | None 
 
 def sample_candidates(
     folder: Path,
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[dict[str, Any]],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
     reward: Reward,
     *,
     n: int,
     max_new_tokens: int,
     temperature: float = 1.0,
-    reference: Any = None,
-    sampler: Callable[..., Any] = sample,
+    reference: PreTrainedModel | None = None,
+    sampler: Callable[..., list[list[Completion]]] = sample,
     seed: int = 0,
     prompts_per_file: int = 64,
     batch_size: int = 64,
@@ -114,7 +117,9 @@ def sample_candidates(
     return files
 
 
-def check_sampler(model: Any, prompts: Sequence[list[int]], drawn: Sequence[tuple[int, Any]]) -> None:
+def check_sampler(
+    model: PreTrainedModel, prompts: Sequence[list[int]], drawn: Sequence[tuple[int, Completion]]
+) -> None:
     """Refuse a sampler whose log-probabilities are not the model's; one that reports none is not checked.
 
     Raises:
@@ -164,7 +169,7 @@ def read_candidates(files: Sequence[Path]) -> Iterator[list[Candidate]]:
 
 
 def external_candidates(
-    rows: Sequence[dict[str, Any]], reward: Reward | None, tokenizer: Any = None
+    rows: Sequence[Row], reward: Reward | None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> list[list[Candidate]]:
     """Candidates made elsewhere, grouped by prompt: rows of ``prompt`` + ``completion``, scored where ``reward`` is
     missing from them.
@@ -196,8 +201,8 @@ def external_candidates(
 
 
 def sft_rows(
-    groups: Sequence[Sequence[Candidate]], rule: Selection, tokenizer: Any, seed: int = 0
-) -> list[dict[str, Any]]:
+    groups: Sequence[Sequence[Candidate]], rule: Selection, tokenizer: PreTrainedTokenizerBase, seed: int = 0
+) -> list[Row]:
     """The selection as SFT rows.
 
     Candidates that carry their tokens give ``input_ids`` and ``completion_mask``: SFT then raises the likelihood of
@@ -230,7 +235,7 @@ def sft_rows(
     return rows
 
 
-def mine_pairs(groups: Sequence[Sequence[Candidate]]) -> list[dict[str, Any]]:
+def mine_pairs(groups: Sequence[Sequence[Candidate]]) -> list[Row]:
     """The best and the worst candidate of each prompt as a preference pair for DPO; prompts where all are equal give
     none.
     """

@@ -4,14 +4,14 @@ Each folder holds the adapter together with Omega's memory (`training.omega.Memo
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
-from peft import LNTuningConfig, OSFConfig
+from peft import LNTuningConfig, OSFConfig, PeftConfig, PeftModel
 from safetensors.torch import load_file
 
 from pipeline.data.arguments import DataArguments
@@ -33,7 +33,7 @@ from pipeline.training.self_replay import written_by
 from pipeline.worlds.table import is_world
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import DPOConfig, SFTConfig
 
 
@@ -124,9 +124,7 @@ class Corpus(Leg):
         self.backbone = backbone_sha256(policy.model) if complete else None
         return policy
 
-    def omega(
-        self, policy: Policy, new_rows: Sequence[Mapping[str, Any]], old: Data | None, anchors: Data | None
-    ) -> Omega:
+    def omega(self, policy: Policy, new_rows: Sequence[Row], old: Data | None, anchors: Data | None) -> Omega:
         """Omega with the memory that corpus k-1 left, or that of the run's start, or one filled from old rows; less
         what the new rows contradict. With ``replay_source: model`` the policy writes what is replayed.
         """
@@ -165,7 +163,9 @@ class Corpus(Leg):
         self.run.add_metrics({f"corpus_{self.number}/self_replay_rows": len(rows)})
         return rows
 
-    def trainer(self, policy: Policy, data: Any, omega: Omega, callbacks: Sequence[Any]) -> Any:
+    def trainer(
+        self, policy: Policy, data: Data, omega: Omega, callbacks: Sequence["TrainerCallback"]
+    ) -> ContinualSFTTrainer | ContinualDPOTrainer:
         """The trainer of this corpus, by the kind of data."""
         config = self.config()
         declare_stops(policy.model, policy.tokenizer, data.train[0])
@@ -195,7 +195,9 @@ class Corpus(Leg):
             settle_pairs(trainer, data, self.run, name)
         return trainer
 
-    def finish(self, folder: Path, trainer: Any, policy: Policy, rows: Sequence[dict]) -> None:
+    def finish(
+        self, folder: Path, trainer: ContinualSFTTrainer | ContinualDPOTrainer, policy: Policy, rows: Sequence[Row]
+    ) -> None:
         """What a saved corpus needs beside its weights: the backbone unchanged, Omega's memory.
 
         Raises:
@@ -212,8 +214,8 @@ class Corpus(Leg):
         trainer.omega.memory.save(folder)
 
     def route(
-        self, folder: Path, model: Any, prompts: Sequence[list[int]], known: Sequence[list[int]]
-    ) -> tuple[Any, Router]:
+        self, folder: Path, model: PeftModel, prompts: Sequence[list[int]], known: Sequence[list[int]]
+    ) -> tuple[PeftModel, Router]:
         """Make the finished folder a routed one; the model with all its adapters as they were saved, and their router.
 
         Args:
@@ -234,7 +236,7 @@ class Corpus(Leg):
         return loaded.to(model.device), router
 
 
-def _method_of(model: Any) -> str | None:
+def _method_of(model: "PreTrainedModel | PeftModel") -> str | None:
     """The method of the adapter that a model carries; None where it carries none."""
     if has_narlm_adapter(model):
         return model.narlm_adapter["method"]
@@ -244,7 +246,7 @@ def _method_of(model: Any) -> str | None:
     return None
 
 
-def peft_config_of(method: str, model: Any) -> Any:
+def peft_config_of(method: str, model: "PreTrainedModel") -> PeftConfig:
     """PEFT's configuration of LayerNorm tuning (every module of that kind in the model) or OSF.
 
     Raises:

@@ -4,9 +4,10 @@ Trainer alone steps with NaN gradients, logs their loss as 0 (``logging_nan_inf_
 """
 
 import math
-from typing import Any
+from collections.abc import Iterable
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import Trainer, TrainerCallback
 
@@ -45,20 +46,20 @@ class StopWhenNotFinite(TrainerCallback):
         self._scaled = accelerator.mixed_precision == "fp16"
         self._checks_evaluations = not hasattr(trainer, "reward_funcs")  # a rollout's loss is no measure
         self._losses: list[torch.Tensor] = []
-        self._norm: Any = None
+        self._norm: torch.Tensor | float | None = None
         self._watch(accelerator)
         trainer.args.logging_nan_inf_filter = False
 
-    def _watch(self, accelerator: Any) -> None:
+    def _watch(self, accelerator: Accelerator) -> None:
         backward, clip = accelerator.backward, accelerator.clip_grad_norm_
 
-        def watched_backward(loss: torch.Tensor, **kwargs: Any) -> None:
+        def watched_backward(loss: torch.Tensor, **kwargs) -> None:
             self._losses.append(loss.detach())
             if self._steps_in_backward:
                 self._require_finite_loss()
             backward(loss, **kwargs)
 
-        def watched_clip(*args: Any, **kwargs: Any) -> Any:
+        def watched_clip(*args, **kwargs) -> torch.Tensor | None:
             self._norm = clip(*args, **kwargs)
             return self._norm
 
@@ -95,7 +96,7 @@ class StopWhenNotFinite(TrainerCallback):
             step = self.trainer.state.global_step + 1
             raise self._diverged(f"step {step} was not made: its loss is {loss:.4g}{gradient}")
 
-    def _require_finite_weights(self, model: Any, step: int) -> None:
+    def _require_finite_weights(self, model: torch.nn.Module | None, step: int) -> None:
         if model is not None and agreed(not all_finite(model.parameters())):
             raise self._diverged(f"the weights are not finite after step {step}")
 
@@ -105,7 +106,7 @@ class StopWhenNotFinite(TrainerCallback):
         )
 
 
-def all_finite(tensors: Any) -> bool:
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether every number in them is finite; of a sharded tensor this process's part."""
     local = (tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors)
     return all(bool(torch.isfinite(t).all()) for t in local if t.is_floating_point())

@@ -9,12 +9,15 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Any
 
 from transformers import TrainerCallback
 
+from pipeline.rewards.judging import Reward
 from pipeline.runtime.distributed import agreed
 from pipeline.runtime.errors import UserError
+from pipeline.training.state import State
+
+Logs = dict[str, float | None]
 
 # Ceilings on the KL where none is given, in nats, by what the trainer logs: GRPO's is a mean over tokens (the k3
 # estimator), PPO's a mean over completions.
@@ -43,7 +46,7 @@ class Guards(TrainerCallback):
         self,
         strict: str | None = None,
         *,
-        rewards: Sequence[Any] = (),
+        rewards: Sequence[Reward] = (),
         grouped: bool = True,
         max_kl: float | None = None,
         patience: int = 10,
@@ -64,7 +67,7 @@ class Guards(TrainerCallback):
         self._best: tuple[float, float] | None = None  # (strict, reward) means of the window with the best strict
         self._first: dict[str, float] = {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """What the log lines so far showed."""
         return {
             "bad": self._bad,
@@ -74,7 +77,7 @@ class Guards(TrainerCallback):
             "first": self._first,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continue the counts and the windows of the log lines before the checkpoint."""
         if state:
             self._bad, self._first = state["bad"], state["first"]
@@ -84,7 +87,7 @@ class Guards(TrainerCallback):
 
     # --- what is logged ----------------------------------------------------------------------------------------------
 
-    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
+    def on_log(self, args, state, control, logs: Logs | None = None, **kwargs) -> None:
         """Check one line of the training log."""
         if logs is None or "reward" not in logs or self.message is not None:
             return
@@ -117,7 +120,7 @@ class Guards(TrainerCallback):
         self.message = self.message or message
         control.should_training_stop = control.should_save = True
 
-    def _checks(self) -> dict[str, Callable[[dict[str, Any]], str | None]]:
+    def _checks(self) -> dict[str, Callable[[Logs], str | None]]:
         return {
             "no signal": self._no_signal,
             "truncated": self._truncated,
@@ -126,7 +129,7 @@ class Guards(TrainerCallback):
             "entropy": self._collapsed,
         }
 
-    def _no_signal(self, logs: dict[str, Any]) -> str | None:
+    def _no_signal(self, logs: Logs) -> str | None:
         reward = _number(logs, "reward")
         if reward is None or math.isnan(reward):
             return next((why for r in self.rewards if (why := r.no_scores())), None) or UNSCORED
@@ -140,7 +143,7 @@ class Guards(TrainerCallback):
             return f"all rewards are {reward:.3g}: nothing can be learned"
         return None
 
-    def _truncated(self, logs: dict[str, Any]) -> str | None:
+    def _truncated(self, logs: Logs) -> str | None:
         share = _number(logs, "completions/clipped_ratio")
         if share is not None and share >= self.max_clipped:
             return (
@@ -149,7 +152,7 @@ class Guards(TrainerCallback):
             )
         return None
 
-    def _far_from_the_reference(self, logs: dict[str, Any]) -> str | None:
+    def _far_from_the_reference(self, logs: Logs) -> str | None:
         for name, ceiling in KL_CEILINGS.items():
             ceiling = ceiling if self.max_kl is None else self.max_kl
             value = _number(logs, name)
@@ -160,7 +163,7 @@ class Guards(TrainerCallback):
                 )
         return None
 
-    def _hacked(self, logs: dict[str, Any]) -> str | None:
+    def _hacked(self, logs: Logs) -> str | None:
         reward, strict = _number(logs, "reward"), _number(logs, self.strict) if self.strict else None
         if reward is None or strict is None:
             return None
@@ -180,7 +183,7 @@ class Guards(TrainerCallback):
             )
         return None
 
-    def _collapsed(self, logs: dict[str, Any]) -> str | None:
+    def _collapsed(self, logs: Logs) -> str | None:
         name = next((name for name in _ENTROPIES if _number(logs, name) is not None), None)
         quality = _number(logs, self.strict) if self.strict else _number(logs, "reward")
         if name is None or quality is None:
@@ -196,6 +199,6 @@ class Guards(TrainerCallback):
         return None
 
 
-def _number(logs: dict[str, Any], name: str) -> float | None:
+def _number(logs: Logs, name: str) -> float | None:
     value = logs.get(name)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

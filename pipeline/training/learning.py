@@ -1,7 +1,6 @@
 """Whether a training run could learn at all: whether any of its steps had a gradient."""
 
-from typing import Any
-
+import torch
 from transformers import Trainer, TrainerCallback
 
 from pipeline.runtime.distributed import agreed
@@ -48,5 +47,5 @@ def could_learn(trainer: Trainer) -> bool:
     return trainer.state.global_step > 0 and all(watcher.found is not False for watcher in watchers)
 
 
-def _local(tensor: Any) -> Any:
+def _local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

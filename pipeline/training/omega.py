@@ -44,7 +44,7 @@ class Memory:
         draw = random.Random(f"{seed}/{self.seen}")
         self.rows, self.seen = regularisers.reservoir(self.rows, self.seen, rows, self.size, draw)
 
-    def supersede(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def supersede(self, rows: Sequence[Row]) -> None:
         """Forget every row whose prompt a new row answers otherwise: what has changed must not pull back."""
         answers = {repr(row["prompt"]): row["completion"] for row in rows if "prompt" in row and "completion" in row}
         self.rows = [

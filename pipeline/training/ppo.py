@@ -37,7 +37,8 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import text_of
 from pipeline.training import shared_backbone as shared
 from pipeline.training.optimizers import split_groups
-from pipeline.training.rollouts import RolloutTrainer
+from pipeline.training.rollouts import Rollout, RolloutTrainer, Row
+from pipeline.training.state import State
 
 require("PPOTrainer")
 
@@ -204,7 +205,7 @@ class PPOTrainer(RolloutTrainer):
         return result
 
     @torch.no_grad()
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def _generate_and_score_completions(self, inputs: list[Row]) -> Rollout:
         """The parent's rollout, with per-token advantages, old values and returns from the KL in the reward."""
         output = super()._generate_and_score_completions(inputs)
         mode = "train" if self.model.training else "eval"
@@ -270,14 +271,14 @@ class PPOTrainer(RolloutTrainer):
         count = self.num_generations if self.model.training else self.num_generations_eval
         return leave_one_out_advantages(self.accelerator.gather(returns).view(-1, count)).flatten()
 
-    def _log_probs(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    def _log_probs(self, model: torch.nn.Module, batch: Rollout) -> torch.Tensor:
         """Log-probabilities of the completions' tokens, (B, T), in chunks of the training batch size."""
         log_probs, _, _ = self._get_per_token_logps_and_entropies(
             model, *model_inputs(batch), batch["completion_ids"].size(1), self.args.per_device_train_batch_size
         )
         return log_probs
 
-    def _values(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    def _values(self, model: torch.nn.Module, batch: Rollout) -> torch.Tensor:
         """The critic's value before each token of the completions, (B, T), in chunks of the training batch size."""
         size, parts = self.args.per_device_train_batch_size, []
         names = [shared.CRITIC] if self.args.critic == "shared" else [shared.POLICY]
@@ -296,7 +297,7 @@ class PPOTrainer(RolloutTrainer):
 
     # ------------------------------------------------------------------ loss
 
-    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    def _compute_loss(self, model: torch.nn.Module, inputs: Rollout) -> torch.Tensor:
         """The parent's clipped policy loss on per-token advantages, plus the clipped value loss."""
         mode = "train" if self.model.training else "eval"
         policy_loss = super()._compute_loss(model, inputs)
@@ -404,11 +405,11 @@ class PPOTrainer(RolloutTrainer):
                     value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
                 parameter.copy_(value)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """The parent's, and beta, which may have been adapted."""
         return super().state_dict() | {"beta": self.args.beta}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continue at the checkpoint's step in the rollout, with its beta.
 
         Raises:
@@ -453,13 +454,13 @@ class AdapterReward:
             )  # fmt: skip
 
 
-def completion_mask(batch: dict[str, Any]) -> torch.Tensor:
+def completion_mask(batch: Rollout) -> torch.Tensor:
     """(B, T), 1 at the tokens that the policy chose: neither padding nor a tool's answer."""
     mask = batch["completion_mask"]
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
 
 
-def model_inputs(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def model_inputs(batch: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompt and completion side by side: ids and attention mask, (B, P + T) each."""
     return (
         torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
@@ -32,7 +31,7 @@ SHOWN = {
 }
 
 
-def log_line(logs: Mapping[str, Any], step: int, steps: int, seconds: float, done: int) -> str | None:
+def log_line(logs: Mapping[str, float | None], step: int, steps: int, seconds: float, done: int) -> str | None:
     """A log entry in one line, or None where it holds nothing that is shown (the summary at the end).
 
     Args:
@@ -64,22 +63,22 @@ class Progress(ProgressCallback):
         super().__init__()
         self.bar, self.began, self.first = bar, 0.0, 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.began, self.first = time.monotonic(), state.global_step
         if self.bar:
             super().on_train_begin(args, state, control, **kwargs)
             self.training_bar.update(state.global_step)  # resumed: the bar starts where the run stood
         self.current_step = state.global_step
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.training_bar is not None:
             super().on_step_end(args, state, control, **kwargs)
 
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_prediction_step(self, args, state, control, **kwargs) -> None:
         if self.bar:
             super().on_prediction_step(args, state, control, **kwargs)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if not state.is_world_process_zero or not logs:
             return
         seconds, done = time.monotonic() - self.began, state.global_step - self.first
@@ -88,7 +87,7 @@ class Progress(ProgressCallback):
             tqdm.write(line)
             sys.stdout.flush()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(self, args, state, control, **kwargs) -> None:
         if self.training_bar is not None:
             super().on_train_end(args, state, control, **kwargs)
 

@@ -4,7 +4,7 @@ import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
@@ -16,6 +16,11 @@ from pipeline.runtime.compat import require
 from pipeline.runtime.errors import UserError
 from pipeline.training.omega import TERMS, Omega
 from pipeline.training.trainers import DPOTrainer, SFTTrainer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
 
 require("Regularised")
 
@@ -33,7 +38,7 @@ class Regularised:
         self,
         *args: Any,
         omega: Omega,
-        eval_dataset: Any = None,
+        eval_dataset: datasets.Dataset | None = None,
         prepare: Callable[[list[dict]], datasets.Dataset] = datasets.Dataset.from_list,
         **kwargs: Any,
     ):
@@ -66,8 +71,12 @@ class Regularised:
             self.start_hidden = self._hidden_states()
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self,
+        model: "PreTrainedModel | PeftModel",
+        inputs: Mapping[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> "torch.Tensor | tuple[torch.Tensor, ModelOutput]":
         """The loss of the new corpus and, in training, lambda Omega."""
         found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not model.training or not self.omega.uses(*TERMS):
@@ -81,7 +90,7 @@ class Regularised:
             penalty = penalty / self.current_gradient_accumulation_steps  # Trainer leaves accumulation to the loss
         return (loss + penalty, outputs) if return_outputs else loss + penalty
 
-    def penalties(self, model: Any) -> dict[str, torch.Tensor]:
+    def penalties(self, model: "PreTrainedModel | PeftModel") -> dict[str, torch.Tensor]:
         """Every term of Omega at the current parameters, without its lambda; none that has nothing to go by."""
         omega, found = self.omega, {}
         if omega.uses("l2"):
@@ -120,7 +129,9 @@ class Regularised:
             self.omega.memory.fisher = regularisers.online_fisher(self.omega.memory.fisher, new, decay)
         self.omega.memory.add(rows, self.omega.seed)
 
-    def _distillation(self, model: Any, batch: Mapping, places: Sequence[int]) -> torch.Tensor:
+    def _distillation(
+        self, model: "PreTrainedModel | PeftModel", batch: Mapping[str, torch.Tensor], places: Sequence[int]
+    ) -> torch.Tensor:
         ids, mask = batch["input_ids"], batch["attention_mask"]
         sides = len(ids) // len(places)  # a preference batch holds the chosen answers, then the rejected ones
         rows = [self.start_hidden[i][side] for side in range(sides) for i in places]
@@ -182,7 +193,9 @@ class Regularised:
             save_adapter(self.model, output_dir or self.args.output_dir)
             self.processing_class.save_pretrained(output_dir or self.args.output_dir)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: "PreTrainedModel | PeftModel | None" = None
+    ) -> None:
         if has_narlm_adapter(self.model):
             load_adapter(self.model, resume_from_checkpoint, trainable=True)
         else:

@@ -10,6 +10,9 @@ the paper's other example of a reward model.
 from typing import Any
 
 import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
 
 from pipeline.model.tokens import encode_exchange
 from pipeline.objectives.preference import binary_reward_loss, plackett_luce_loss
@@ -19,8 +22,10 @@ from pipeline.training.trainers import RewardTrainer
 require("RankedRewardTrainer")
 require("LabelledRewardTrainer")
 
+Row = dict[str, Any]
 
-def encode_ranking(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+
+def encode_ranking(example: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
     """Token ids of every candidate with its prompt, as RewardTrainer writes them: chat template, or text and one eos.
 
     ``chosen_ids`` and ``rejected_ids`` (the best and the last) tell RewardTrainer that the row is tokenized.
@@ -30,7 +35,7 @@ def encode_ranking(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     return {"chosen_ids": ids[0], "rejected_ids": ids[-1], "candidate_ids": ids, "ranks": ranks}
 
 
-def encode_rankings(dataset: Any, tokenizer: Any, max_length: int | None) -> Any:
+def encode_rankings(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
     """A ``prompt`` + ``ranked`` dataset tokenized; a row with a candidate longer than ``max_length`` is left out."""
     dataset = dataset.map(
         encode_ranking, fn_kwargs={"tokenizer": tokenizer}, remove_columns=dataset.column_names, desc="Tokenizing"
@@ -49,7 +54,7 @@ class DataCollatorForRanking:
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """Pad the candidates to one length and the ranks to one width."""
         ids = [torch.tensor(candidate) for row in rows for candidate in row["candidate_ids"]]
         return {
@@ -66,8 +71,12 @@ class RankedRewardTrainer(RewardTrainer):
     """
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, ModelOutput]:
         """Mean Plackett-Luce loss of the batch's rankings, with RewardTrainer's metrics."""
         mode = "train" if self.model.training else "eval"
         ranks = inputs["ranks"]
@@ -102,10 +111,10 @@ class RankedRewardTrainer(RewardTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def encode_labelled(dataset: Any, tokenizer: Any, max_length: int | None) -> Any:
+def encode_labelled(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
     """A ``prompt`` + ``completion`` + ``label`` dataset tokenized; a row longer than ``max_length`` is left out."""
 
-    def encode(row: dict[str, Any]) -> dict[str, Any]:
+    def encode(row: Row) -> Row:
         ids = encode_exchange(tokenizer, row["prompt"], row["completion"], row)
         return {"chosen_ids": ids, "rejected_ids": ids, "label": row["label"]}  # by their names TRL sees tokens
 
@@ -119,7 +128,7 @@ class DataCollatorForLabels:
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """Pad the rows to one length."""
         ids = [torch.tensor(row["chosen_ids"]) for row in rows]
         return {
@@ -136,8 +145,12 @@ class LabelledRewardTrainer(RewardTrainer):
     """
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, ModelOutput]:
         """Mean binary cross-entropy of the scores, with the share of answers on the right side of 0 as accuracy."""
         mode = "train" if self.model.training else "eval"
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)

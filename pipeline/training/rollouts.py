@@ -5,15 +5,20 @@ import logging
 import math
 from typing import Any
 
+import datasets
 import torch
 from trl import GRPOTrainer
 
 from pipeline.inference.stopping import declare_stops
 from pipeline.runtime.compat import RepeatSampler, require
 from pipeline.runtime.errors import UserError
-from pipeline.training.state import Resumable
+from pipeline.training.state import Resumable, State
 
 require("RolloutTrainer")
+
+Row = dict[str, Any]
+Rollout = dict[str, Any]  # tensors (B, T) and what TRL adds to them
+
 # TRL prints five lines for every batch in which a completion has no score; the guards report it once, with the reason.
 logging.getLogger("trl.trainer.grpo_trainer").addFilter(
     lambda record: "All reward functions returned None" not in record.getMessage()
@@ -63,21 +68,21 @@ class RolloutTrainer(Resumable, GRPOTrainer):
                 "num_generations, or make the rollout smaller"
             )
 
-    def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
+    def _get_train_sampler(self, dataset: datasets.Dataset | None = None) -> RepeatSampler:
         """The parent's, its order a matter of the epoch alone: a resumed run sees the prompts it would have."""
         sampler = super()._get_train_sampler(dataset)
         sampler.__class__ = EpochSampler
         return sampler
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """The step within the rollout: a resumed run samples that rollout anew, and the next one when it is due."""
         return {"step": self._step}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continue at the step of the checkpoint."""
         self._step = state.get("step", 0)
 
-    def _determine_best_metric(self, metrics: dict[str, Any], trial: Any) -> bool:
+    def _determine_best_metric(self, metrics: dict[str, float | None], trial: object) -> bool:
         """The parent's; an evaluation in which nothing could be scored has no metric and is not the best."""
         name = self.args.metric_for_best_model
         names = () if name is None else (name, f"eval_{name}")
@@ -86,14 +91,14 @@ class RolloutTrainer(Resumable, GRPOTrainer):
         return super()._determine_best_metric(metrics, trial)
 
     @torch.no_grad()
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def _generate_and_score_completions(self, inputs: list[Row]) -> Rollout:
         """The parent's rollout; the first one of training is checked."""
         output = super()._generate_and_score_completions(inputs)
         if self.model.training and self.rollout_gap is None:
             self._check_rollout(output)
         return output
 
-    def _check_rollout(self, output: dict[str, Any]) -> None:
+    def _check_rollout(self, output: Rollout) -> None:
         mask = output["completion_mask"].bool()
         # Truncated completions may be masked out of the loss; left out here, those that end early would be too many.
         ended = torch.isin(output["completion_ids"], torch.tensor(self.eos_token_ids, device=mask.device)).long()

@@ -5,13 +5,15 @@ Candidates of round k are kept in ``candidates/round-<k>``, with the settings th
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.data.loading import Data, read_split
-from pipeline.inference.decoding import sample
+from pipeline.inference.decoding import Completion, sample
 from pipeline.inference.vllm import vllm_sampler
 from pipeline.model.loading import adapter_base, load_model
 from pipeline.model.policy import Policy
@@ -85,7 +87,7 @@ class Round(Leg):
             figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             print(f"{self.run.stage}: round {self.number} of {self.total}: {figures}", flush=True)
 
-    def write_pairs(self, pairs: list[dict[str, Any]]) -> None:
+    def write_pairs(self, pairs: list[Row]) -> None:
         """The last round's pairs as ``pairs.jsonl``, a preference dataset."""
         if self.run.is_main and self.last:
             write_rows(self.run.folder / "pairs.jsonl", pairs)
@@ -121,7 +123,13 @@ class Round(Leg):
                 figures[f"held_out_reward_{when}"] = sum(scores) / len(scores)
         return figures
 
-    def _engine(self, model: Any, tokenizer: Any, own: RewardArguments, folder: Path) -> Any:
+    def _engine(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        own: RewardArguments,
+        folder: Path,
+    ) -> Callable[..., list[list[Completion]]]:
         """vLLM with the weights of this round's start; an adapter is merged into a folder of its own for it."""
         name = self.start
         if adapter_base(name) is not None:
@@ -138,7 +146,7 @@ class Round(Leg):
             model_impl=own.vllm_model_impl,
         )
 
-    def _for_use(self, name: str) -> Any:
+    def _for_use(self, name: str) -> PreTrainedModel:
         dtype = "bfloat16" if self.base_config.bf16 and torch.cuda.is_available() else "float32"
         attention = self.model_args.attn_implementation
         model = load_model(

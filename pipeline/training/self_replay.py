@@ -5,24 +5,28 @@ Of a remembered row only the prompt is used: theta_k answers it anew before corp
 prompt: complete texts are sampled from the BOS token, so nothing at all need be remembered.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.inference.decoding import sample
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.messages import as_answer, assistant_turn
+from pipeline.runtime.messages import Turn, as_answer, assistant_turn
+
+Row = dict[str, Any]
 
 
 def written_by(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[Mapping[str, Any]],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
     *,
     kind: str,
     count: int,
     max_new_tokens: int,
     seed: int,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Rows to replay, in the form of the corpora, with the model's samples at temperature 1 as what is learned.
 
     A sample that did not end within ``max_new_tokens`` is left out: it would teach to end there.
@@ -41,8 +45,8 @@ def written_by(
     if kind == "text":
         if tokenizer.bos_token_id is None:
             raise UserError("replay_source model: texts are sampled from the BOS token, which this tokenizer lacks")
-        prompts: list[Any] = [""] * count
-        replayed: list[Mapping[str, Any]] = [{}] * count
+        prompts: list[Turn] = [""] * count
+        replayed: list[Row] = [{}] * count
     else:
         replayed = list(rows)
         prompts = [row["messages"][:-1] if "messages" in row else row["prompt"] for row in replayed]
@@ -57,7 +61,7 @@ def written_by(
     return written
 
 
-def _row(row: Mapping[str, Any], text: str) -> dict[str, Any]:
+def _row(row: Row, text: str) -> Row:
     """The row with the model's text in place of its answer."""
     if "messages" in row:
         return {**row, "messages": [*row["messages"][:-1], *assistant_turn(text)]}

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from transformers import EarlyStoppingCallback, Trainer
+from datasets import Dataset, IterableDataset
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from pipeline.publish.cards import write_card
@@ -27,7 +28,7 @@ require("forget_deepspeed")
 
 def train_and_save(
     run: Run, trainer: Trainer, own: StageArguments, finish: Callable[[Path], None] | None = None
-) -> dict[str, Any]:
+) -> dict[str, float | None]:
     """Train from the newest complete checkpoint, evaluate on held-out rows, save, write the card, push if asked.
 
     Args:
@@ -140,7 +141,7 @@ def stop_where_done(trainer: Trainer) -> None:
     """
     get_batch_samples = trainer.get_batch_samples
 
-    def unless_done(*args: Any, **kwargs: Any) -> Any:
+    def unless_done(*args, **kwargs) -> tuple[list, torch.Tensor | int | None]:
         if trainer.state.global_step >= trainer.state.max_steps:
             trainer.control.should_training_stop = True
             return [], None
@@ -170,7 +171,7 @@ def apply_loraplus(trainer: Trainer, ratio: float | None) -> None:
         raise UserError(f"loraplus_lr_ratio {ratio}: give a number above 0, together with use_peft: true")
     create = trainer.create_optimizer
 
-    def create_optimizer(*args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+    def create_optimizer(*args, **kwargs) -> torch.optim.Optimizer:
         optimizer = create(*args, **kwargs)
         b_matrices = [parameter for name, parameter in trainer.model.named_parameters() if "lora_B" in name]
         split_groups(optimizer, b_matrices, lambda rate: rate * ratio)
@@ -179,7 +180,7 @@ def apply_loraplus(trainer: Trainer, ratio: float | None) -> None:
     trainer.create_optimizer = create_optimizer
 
 
-def _checkpoint_pushes(run: Run, args: Any) -> PushCheckpoints | None:
+def _checkpoint_pushes(run: Run, args: TrainingArguments) -> PushCheckpoints | None:
     """What sends checkpoints while training continues, on the main process of a run that asks for it."""
     if not (run.push and run.is_main) or getattr(args.hub_strategy, "value", args.hub_strategy) == "end":
         return None
@@ -219,7 +220,7 @@ def require_pad_token(trainer: Trainer) -> None:
         )
 
 
-def require_rows(dataset: Any, name: str | Path) -> None:
+def require_rows(dataset: Dataset | IterableDataset, name: str | Path) -> None:
     """Refuse a dataset that has become empty, e.g. by a length filter.
 
     Raises:

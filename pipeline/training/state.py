@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from pipeline.runtime.compat import require
@@ -19,15 +20,17 @@ require("Resumable")
 
 STATE_FILE = "state.json"
 
+State = dict[str, Any]  # as JSON can hold it
+
 
 @runtime_checkable
 class Stateful(Protocol):
     """A part of a run that changes in training."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Its state, as JSON can hold it; called on every process, so that it may average over them."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Take over the state of a checkpoint; ``{}`` where that checkpoint does not have this part."""
 
 
@@ -48,7 +51,7 @@ class Resumable:
                 part.load_state_dict(saved.get(name, {}))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         """The parent's, and ``state.json`` before it: its last file says that the checkpoint is complete."""
         state = {name: part.state_dict() for name, part in self.parts().items()}
         if self.args.should_save:

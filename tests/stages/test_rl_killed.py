@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.runtime.checkpoints import is_whole
 from tests.stages.conftest import flags, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ def run(stage, words, until=None):
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},  # the reward stands in the tests
     )  # fmt: skip
-    while until is not None and process.poll() is None and not until.is_file():
+    while until is not None and process.poll() is None and not written(until):
         time.sleep(0.01)
     if until is not None:
         assert process.poll() is None, "it ended before it could be killed"
@@ -41,6 +42,11 @@ def run(stage, words, until=None):
     output = process.communicate()[0]
     assert process.returncode == (-signal.SIGKILL if until is not None else 0), output
     return output
+
+
+def written(file):
+    """Whether a file is there, and complete where it ends a checkpoint."""
+    return file.is_file() and (file.name != "trainer_state.json" or is_whole(file.parent))
 
 
 def same_weights(one, other):
