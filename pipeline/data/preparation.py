@@ -317,10 +317,9 @@ def _report_unused(run: "Run", label: str, keys: Mapping[str, int]) -> None:
 
     Reasoning is text that was given to be learned, but many templates write none: it is counted, and is no error.
     """
-    noted = run.record.setdefault("unused_message_keys", {}) if keys else {}
-    if not keys or noted.get(label) == dict(keys):
+    if not keys or run.record.get("unused_message_keys", {}).get(label) == dict(keys):
         return
-    noted[label] = dict(keys)
+    run.note("unused_message_keys", dict(keys), entry=label)
     if run.is_main:
         each = ", ".join(f"{key} ({count} rows)" for key, count in sorted(keys.items()))
         print(f"{run.stage}: keys of messages that the chat template does not write ({label}): {each}", flush=True)
