@@ -39,7 +39,8 @@ def build(monkeypatch, tmp_path):
     def stop(run, trainer, own, finish):
         raise BuiltError(trainer)
 
-    monkeypatch.setattr("pipeline.training.session.train_and_save", stop)
+    for module in ("legs", "session"):  # in this order: legs imports it from session
+        monkeypatch.setattr(f"pipeline.training.{module}.train_and_save", stop)
 
     def build(main, **given):
         folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
