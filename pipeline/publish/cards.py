@@ -219,6 +219,6 @@ def _render(template: str, facts: Json) -> str:
     return Template(resource("model_cards", template).read_text(encoding="utf-8")).render(facts).strip()
 
 
-def _table(header: list[str], rows: list[list[Any]]) -> str:
+def _table(header: list[str], rows: list[list[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

@@ -7,8 +7,8 @@ from pathlib import Path
 PANELS = {
     "loss": ("loss", "eval_loss"),
     "reward": ("reward", "eval_reward"),
-    "KL to pi_ref (nats a token)": ("kl", "eval_kl"),
-    "KL to pi_ref (nats a completion)": ("objective/kl", "eval_objective/kl"),
+    "KL to pi_ref (nats per token)": ("kl", "eval_kl"),
+    "KL to pi_ref (nats per completion)": ("objective/kl", "eval_objective/kl"),
     "pairs ranked right": ("rewards/accuracies", "eval_rewards/accuracies"),
     "accuracy": ("accuracy", "eval_accuracy"),
 }

@@ -5,7 +5,7 @@
 
 A run is complete on disk before anything is sent, so whatever the network does, nothing is lost and the same run can
 be pushed again. What goes up names no local path: the base is looked up in the lineage, and an adapter whose base was
-merged from another adapter is added to that one, so that it stands on the Hub's base alone.
+merged from another adapter is added to that one, so that it needs the Hub's base alone.
 """
 
 import json
@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.model.lora_sum import adapter_folder, stack_adapters
 from pipeline.publish.cards import write_card
@@ -24,6 +24,9 @@ from pipeline.runtime.errors import PushError, UserError
 from pipeline.runtime.files import Json, write_json
 from pipeline.runtime.lineage import assessments_of, merged_parent, repo_of
 from pipeline.runtime.record import read_record
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 # Never uploaded: resumable state, traces of the training process, samples of the data, and pickles.
 NOT_PUSHED = (
@@ -139,7 +142,7 @@ def stage_files(folder: Path, staging: Path) -> None:
 
 
 def resolve_base(folder: Path, base: str | None = None) -> None:
-    """Make the adapter in ``folder`` stand on a Hub id.
+    """Make a Hub id the base of the adapter in ``folder``.
 
     A local base is replaced by the repository its run was pushed to. The merged start of ``adapter_mode: merge`` has
     none: the adapter that was merged is added instead, which gives the same weights on that adapter's own base.
@@ -159,7 +162,7 @@ def resolve_base(folder: Path, base: str | None = None) -> None:
                 merged = merged_parent(Path(found))
                 if merged is None:
                     raise UserError(
-                        f"the adapter stands on the local folder {found}, which is not on the Hub: push that first "
+                        f"the adapter's base is the local folder {found}, which is not on the Hub: push that first "
                         f"with `{push_command(Path(found), 'USER/NAME')}`, or name its repository with --base"
                     )
                 weights = folder / "adapter_model.safetensors"
@@ -175,7 +178,7 @@ def resolve_base(folder: Path, base: str | None = None) -> None:
         return
 
 
-def check_base(api: Any, folder: Path) -> None:
+def check_base(api: "HfApi", folder: Path) -> None:
     """Nobody can load an adapter whose base is not on the Hub.
 
     Raises:
@@ -190,7 +193,7 @@ def check_base(api: Any, folder: Path) -> None:
             retried(lambda: api.model_info(base))
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise UserError(
-            f"the adapter stands on {base}, which is neither a folder here nor a repository of the Hub that can be "
+            f"the adapter's base is {base}, which is neither a local folder nor a repository of the Hub that can be "
             "seen: name its repository with --base"
         ) from error
 

@@ -44,7 +44,7 @@ def scores(folder: Path, record: Json) -> bool:
 
 
 def runs_code(folder: Path, record: Json) -> bool:
-    """Whether a model, or an adapter's base, is loaded by code of its own; True where its config is not at hand."""
+    """Whether a model, or an adapter's base, needs the code in its repository; True if no config is available."""
     places = [folder, *(Path(parent["path"]) for parent in record["parents"][:1] if "path" in parent)]
     bases = [_read(place / "adapter_config.json").get("base_model_name_or_path") for place in places]
     for config in (*(place / "config.json" for place in places), *map(_config_of, filter(None, bases))):
@@ -54,7 +54,7 @@ def runs_code(folder: Path, record: Json) -> bool:
 
 
 def _config_of(name: str) -> Path | None:
-    """The configuration of a model folder, or of a repository that has been loaded here."""
+    """The configuration of a model folder, or of a repository in the local cache."""
     if Path(name).is_dir():
         return Path(name) / "config.json"
     try:

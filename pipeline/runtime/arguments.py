@@ -10,15 +10,16 @@ import dataclasses
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
 from pipeline.runtime.coercion import coerce
 from pipeline.runtime.errors import UserError, nearest
+from pipeline.runtime.files import Json
 from pipeline.runtime.given import read_with_places
 
-# Names of other tools and of earlier versions, what they are here, and what to do where there is no such field.
+# Field names of other tools and of earlier versions with our names, and what to do if there is no such field.
 FORMER_NAMES = {
     "torch_dtype": "dtype",
     "model": "model_name_or_path",
@@ -67,9 +68,9 @@ FORMER_NAMES = {
     "cuda": "use_cpu",
 }
 DROPPED = {
-    "max_prompt_length": "TRL has dropped it: max_length limits prompt and answer together, and a prompt is not cut",
-    "rpo_alpha": "TRL has dropped it: loss_type: [sigmoid, sft] with loss_weights: [1.0, alpha] is the same loss",
-    "ref_model": "pi_ref is the start; its adapter_mode says which weights that is",
+    "max_prompt_length": "TRL removed it: max_length limits prompt and answer together, and a prompt is not cut",
+    "rpo_alpha": "TRL removed it: loss_type: [sigmoid, sft] with loss_weights: [1.0, alpha] is the same loss",
+    "ref_model": "pi_ref is the model that training starts from; adapter_mode decides which weights that is",
     "tokenizer_name_or_path": "a model's own tokenizer is used; pretrain.py takes tokenizer_name",
 }
 
@@ -79,7 +80,7 @@ class StageArguments:
     """Fields that every training stage has beside TRL's."""
 
     force: bool = field(
-        default=False, metadata={"help": "Move an existing output folder aside and start anew; nothing is deleted."}
+        default=False, metadata={"help": "Rename an existing output folder and start again; nothing is deleted."}
     )
     early_stopping_patience: int | None = field(
         default=None,
@@ -95,7 +96,7 @@ class RewardArguments(StageArguments):
 
     allow_unsafe_code_execution: bool = field(
         default=False,
-        metadata={"help": "Run the programs of completions without a sandbox where none can be had; recorded."},
+        metadata={"help": "Run programs in completions even if no sandbox is available; recorded in run.json."},
     )
 
 
@@ -104,11 +105,12 @@ class RolloutArguments(RewardArguments):
     """Fields of the stages that learn from their own samples, which guards watch."""
 
     guard_patience: int = field(
-        default=10, metadata={"help": "Bad log lines in a row before a run that does not learn is stopped (0: never)."}
+        default=10,
+        metadata={"help": "Consecutive bad log lines after which a run is stopped (0: never)."},
     )
     max_kl: float | None = field(
         default=None,
-        metadata={"help": "Ceiling of the logged KL for the guards [GRPO: 1 nat a token; PPO: 50 a completion]."},
+        metadata={"help": "Largest KL the guards accept [GRPO: 1 nat per token; PPO: 50 nats per completion]."},
     )
 
 
@@ -123,7 +125,7 @@ def parse(argv: list[str] | None, *dataclass_types: type, prog: str | None = Non
     Raises:
         UserError: an unknown key or flag (with the nearest known one), a value of the wrong type or not among the
             choices, a missing required field, or a combination that a class's own ``__post_init__`` refuses.
-        SystemExit: ``--help_all`` was given; the whole list of fields is printed.
+        SystemExit: ``--help_all`` was given; the complete list of fields is printed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if "--help_all" in argv:
@@ -132,7 +134,7 @@ def parse(argv: list[str] | None, *dataclass_types: type, prog: str | None = Non
     return instances(typed(argv, *dataclass_types), *dataclass_types)
 
 
-def typed(argv: list[str] | None, *dataclass_types: type) -> dict[str, Any]:
+def typed(argv: list[str] | None, *dataclass_types: type) -> Json:
     """The given values as their fields' types; see ``parse`` for what it raises."""
     known = _fields(dataclass_types)
     aliases = {alias.lstrip("-"): name for name, (f, _) in known.items() for alias in f.metadata.get("aliases", ())}
@@ -148,7 +150,7 @@ def typed(argv: list[str] | None, *dataclass_types: type) -> dict[str, Any]:
     return values
 
 
-def instances(values: Mapping[str, Any], *dataclass_types: type) -> tuple:
+def instances(values: Json, *dataclass_types: type) -> tuple:
     """The dataclasses filled with typed values.
 
     Raises:
@@ -167,7 +169,7 @@ def instances(values: Mapping[str, Any], *dataclass_types: type) -> tuple:
     return tuple(filled)
 
 
-def defaults(names: Iterable[str], *dataclass_types: type) -> dict[str, Any]:
+def defaults(names: Iterable[str], *dataclass_types: type) -> Json:
     """The default values of the named fields that have one."""
     known = _fields(dataclass_types)
     found = {name: default_of(known[name][0]) for name in names if name in known}
@@ -190,8 +192,8 @@ def build_parser(dataclass_types: tuple[type, ...], prog: str | None = None):
     return parser
 
 
-def _choices(f: dataclasses.Field, hint: Any) -> list[Any]:
-    """What a field may be, where it says so; empty where anything of its type may stand."""
+def _choices(f: dataclasses.Field, hint: object) -> list:
+    """The choices of a field; empty if every value of its type is allowed."""
     if "choices" in f.metadata:
         return list(f.metadata["choices"])
     members = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -200,12 +202,12 @@ def _choices(f: dataclasses.Field, hint: Any) -> list[Any]:
     return [choice for member in members for choice in typing.get_args(member)]
 
 
-def _check_choice(value: Any, choices: list[Any], where: str) -> None:
+def _check_choice(value: object, choices: list, where: str) -> None:
     if choices and value is not None and value not in choices:
         raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, choices))}")
 
 
-def _fields(dataclass_types: Iterable[type]) -> dict[str, tuple[dataclasses.Field, Any]]:
+def _fields(dataclass_types: Iterable[type]) -> dict[str, tuple[dataclasses.Field, type]]:
     """Every field that can be given, with its type."""
     found = {}
     for cls in dataclass_types:
@@ -215,11 +217,11 @@ def _fields(dataclass_types: Iterable[type]) -> dict[str, tuple[dataclasses.Fiel
 
 
 def _suggestion(key: str, known: Iterable[str], prefix: str) -> str:
-    """What the user may have meant: the name here of another tool's field, else the known name nearest in letters."""
+    """What the user may have meant: our name of another tool's field, else the most similar known name."""
     if key in DROPPED:
         return f"; {DROPPED[key]}"
     known, former = sorted(known), FORMER_NAMES.get(key, "")
     if former.split(" ")[0] in known:
-        return f"; here it is {prefix}{former}"
+        return f"; the field is called {prefix}{former}"
     found = nearest(key, known, cutoff=0.5)
     return f"; did you mean {prefix}{found}?" if found else "; --help_all lists every field"

@@ -1,4 +1,4 @@
-"""Checkpoints that can be trusted: the newest whole one, and a saved folder that is really complete."""
+"""Checkpoints that can be trusted: find the newest complete one; verify saved folders."""
 
 import json
 import zipfile
@@ -33,7 +33,7 @@ def is_whole(path: Path) -> bool:
 
     Trainer writes ``trainer_state.json`` last, so that file must parse, the weights must be there (safetensors with a
     readable header whose byte count matches, or a DeepSpeed/FSDP shard folder), no file may be empty, and what
-    ``torch.save`` wrote (optimizer, scheduler, random states) must be a whole archive.
+    ``torch.save`` wrote (optimizer, scheduler, random states) must be a complete archive.
     """
     try:
         json.loads((path / "trainer_state.json").read_text())
@@ -61,7 +61,7 @@ def require_checkpoint(name: str) -> Path:
     if not path.is_dir():
         raise UserError(
             f"{where}: there is no such folder; leave it out to resume from the newest checkpoint in output_dir"
-            " (to start anew: --force)"
+            " (to start again: --force)"
         )
     if not is_whole(path):
         raise UserError(
@@ -89,7 +89,7 @@ def require_same_shards(checkpoint: Path, processes: int) -> None:
     if shards not in (0, processes):
         raise UserError(
             f"{checkpoint.name} was written by {shards} DeepSpeed processes and only as many can read it: launch with "
-            f"--num_processes {shards} (DDP and FSDP2 go on with any number)"
+            f"--num_processes {shards} (DDP and FSDP2 resume on any number)"
         )
 
 

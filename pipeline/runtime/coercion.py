@@ -69,7 +69,7 @@ def plain(value: Any) -> Any:
         return value
 
 
-def is_true(value: Any) -> bool:
+def is_true(value: object) -> bool:
     """Whether a given value, whose field is known to be a bool, is true."""
     return str(value).lower() in TRUE
 
@@ -81,7 +81,7 @@ def _coerce_union(value: Any, members: tuple, where: str) -> Any:
     if optional and (value is None or (isinstance(value, str) and str not in members and value.lower() in nothing)):
         return None
 
-    def rank(member: Any) -> int:
+    def rank(member: object) -> int:
         kind = typing.get_origin(member) or member
         if isinstance(value, (dict, list)):
             return 0 if kind is type(value) else 1
@@ -96,7 +96,7 @@ def _coerce_union(value: Any, members: tuple, where: str) -> Any:
     return coerce(value, members[-1], where)
 
 
-def _number(value: Any, hint: type, where: str) -> int | float:
+def _number(value: object, hint: type, where: str) -> int | float:
     if isinstance(value, (str, int)) and not isinstance(value, bool) and hint is int:
         try:
             return int(value)  # not through a float, which has 53 bits
@@ -111,7 +111,7 @@ def _number(value: Any, hint: type, where: str) -> int | float:
     return hint(number)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return "nothing" if value is None or value is True else repr(value)
 
 
@@ -130,8 +130,8 @@ def yaml_loader() -> type:
             for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }  # fmt: skip
 
-    whole, point = r"[-+]?(?:0|[1-9][0-9]*)", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?"
-    Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(rf"^{whole}$"), list("-+0123456789"))
+    integer, point = r"[-+]?(?:0|[1-9][0-9]*)", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?"
+    Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(rf"^{integer}$"), list("-+0123456789"))
     special = r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(rf"^(?:{point}|{special})$"), list("-+0123456789.")

@@ -27,21 +27,21 @@ COSMETIC = {
     "gradient_checkpointing", "gradient_checkpointing_kwargs",
     "activation_checkpointing", "activation_checkpointing_kwargs",
 }  # fmt: skip
-# How held-out rows are judged and when checkpoints are written. That decides the weights only where one of several
-# checkpoints is chosen by it, or where judging samples and so draws random numbers.
-JUDGING = {
+# How held-out rows are evaluated and when checkpoints are written. That decides the weights only where one of several
+# checkpoints is chosen by it, or if the evaluation samples and so draws random numbers.
+EVALUATING = {
     "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size",
     "eval_accumulation_steps", "eval_do_concat_batches", "batch_eval_metrics", "prediction_loss_only",
     "metric_for_best_model", "greater_is_better", "save_steps", "save_strategy",
 }  # fmt: skip
 CHOOSING = ("load_best_model_at_end", "early_stopping_patience")
 SAMPLING_STAGES = ("grpo", "ppo")
-# What a process and an accumulation step take, with Trainer's defaults.
+# Rows per process and accumulation step, with Trainer's defaults.
 BATCH = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
 _MISSING = object()
 
 
-def changed_inputs(record: Json, given: Mapping[str, Any]) -> list[str]:
+def changed_inputs(record: Json, given: Mapping[str, object]) -> list[str]:
     """What differs between a recorded run and what is given now: arguments, parents' weights, local data files."""
     changes = changed_arguments(record, given)
     for parent in record.get("parents", []):
@@ -58,7 +58,7 @@ def changed_inputs(record: Json, given: Mapping[str, Any]) -> list[str]:
     return changes
 
 
-def changed_arguments(record: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+def changed_arguments(record: Mapping[str, object], given: Mapping[str, object]) -> list[str]:
     """The arguments that decide the weights and differ, each in words: ``beta: 0.1 then, 0.2 now``.
 
     Args:
@@ -67,8 +67,8 @@ def changed_arguments(record: Mapping[str, Any], given: Mapping[str, Any]) -> li
     """
     old = record.get("given", {})
     ignored = _not_decisive(record, given)
-    if _rows_a_step(old, record.get("processes", 1)) == _rows_a_step(given, processes()):
-        ignored |= BATCH.keys()  # the same rows a step, split over processes in another way
+    if _rows_per_step(old, record.get("processes", 1)) == _rows_per_step(given, processes()):
+        ignored |= BATCH.keys()  # the same rows per step, split differently over processes
     changes = []
     for key in sorted((old.keys() | given.keys()) - ignored):
         if key in given:
@@ -83,17 +83,17 @@ def changed_arguments(record: Mapping[str, Any], given: Mapping[str, Any]) -> li
     return changes
 
 
-def _not_decisive(record: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
+def _not_decisive(record: Mapping[str, object], given: Mapping[str, object]) -> set[str]:
     chooses = any(is_true(kept.get(CHOOSING[0])) or kept.get(CHOOSING[1]) for kept in (record.get("given", {}), given))
-    return COSMETIC if chooses else COSMETIC | JUDGING - _sampled(record)
+    return COSMETIC if chooses else COSMETIC | EVALUATING - _sampled(record)
 
 
-def _sampled(record: Mapping[str, Any]) -> set[str]:
-    """What of JUDGING decides in a stage whose evaluation samples; saving draws no random numbers anywhere."""
-    return JUDGING - {"save_steps", "save_strategy"} if record.get("stage") in SAMPLING_STAGES else set()
+def _sampled(record: Mapping[str, object]) -> set[str]:
+    """What of EVALUATING decides in a stage whose evaluation samples; saving draws no random numbers anywhere."""
+    return EVALUATING - {"save_steps", "save_strategy"} if record.get("stage") in SAMPLING_STAGES else set()
 
 
-def _then(record: Mapping[str, Any], key: str) -> list[Any]:
+def _then(record: Mapping[str, object], key: str) -> list[object]:
     """What a key was: as it was given and as the stage took it. Text is the field's own type, so it alone counts."""
     taken = record.get("arguments", {}).get(key, _MISSING)
     if isinstance(taken, str):
@@ -101,7 +101,7 @@ def _then(record: Mapping[str, Any], key: str) -> list[Any]:
     return [value for value in (record.get("given", {}).get(key, _MISSING), taken) if value is not _MISSING]
 
 
-def _same(now: Any, then: Any) -> bool:
+def _same(now: object, then: object) -> bool:
     """Whether a value given now is the recorded one, whose type says how the text is read."""
     if isinstance(then, list) or isinstance(now, list):
         now, then = (value if isinstance(value, list) else [value] for value in (now, then))
@@ -125,7 +125,7 @@ def _same_text(now: str, then: str) -> bool:
     return "/" in now + then and os.path.abspath(os.path.expanduser(now)) == os.path.abspath(os.path.expanduser(then))
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     if isinstance(value, bool):
         return None
     try:
@@ -134,13 +134,13 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _as_then(now: Any, then: Any) -> Any:
+def _as_then(now: object, then: object) -> Any:
     """A value for a message, as a number where the other one is."""
     number = _number(now) if isinstance(then, (int, float)) and not isinstance(then, bool) else None
     return now if number is None else int(number) if isinstance(then, int) and number.is_integer() else number
 
 
-def _rows_a_step(given: Mapping[str, Any], count: int) -> Any:
+def _rows_per_step(given: Mapping[str, object], count: int) -> float | None:
     """Rows that enter one optimizer step, on all processes together; None where a value is no number."""
     numbers = [_number(given.get(name, default)) for name, default in BATCH.items()]
     return None if None in numbers else count * math.prod(numbers)

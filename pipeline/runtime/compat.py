@@ -7,6 +7,7 @@ that moved something ends in one ``error:`` line rather than in an AttributeErro
 """
 
 import inspect
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -137,7 +138,7 @@ def require(user: str) -> None:
                 raise _moved(f"the parameter {parameter} of {where}", user)
 
 
-def _found(module: str, name: str) -> Any:
+def _found(module: str, name: str) -> object:
     """``module``, or ``name`` in it."""
     try:
         found = import_module(module)
@@ -146,7 +147,7 @@ def _found(module: str, name: str) -> Any:
         raise _moved(f"{module}.{name}" if name else module, "narlm") from error
 
 
-def _missing(method: Any, parameters: list[str]) -> list[str]:
+def _missing(method: Callable, parameters: list[str]) -> list[str]:
     """Those of ``parameters`` that a method does not take."""
     given = inspect.signature(method).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in given.values()):
@@ -154,7 +155,7 @@ def _missing(method: Any, parameters: list[str]) -> list[str]:
     return [parameter for parameter in parameters if parameter not in given]
 
 
-def _has(owner: Any, name: str) -> bool:
+def _has(owner: object, name: str) -> bool:
     """Whether a module or class has an attribute, or a method of the class mentions it: ``self.name = ...``."""
     if hasattr(owner, name) or not inspect.isclass(owner):
         return hasattr(owner, name)

@@ -7,9 +7,9 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pipeline.runtime.coercion import is_true
+from pipeline.runtime.files import Json
 
 # TRL's defaults of the learning rate are for all weights. The best one for LoRA is about ten times as large whatever
 # the model (Schulman et al. 2025, "LoRA Without Regret"): with 1e-6 an adapter's B matrices stay where they start.
@@ -23,14 +23,14 @@ REASONS = {
 }
 
 
-def dependent_defaults(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def dependent_defaults(stage: str, values: Mapping[str, object]) -> Json:
     """Fields whose default the stage's method or this machine decides, with the value it is.
 
     Args:
         stage: name of the stage.
         values: what was given, as ``read_given`` or ``typed`` returns it.
     """
-    found: dict[str, Any] = {}
+    found: Json = {}
     if stage in LORA_LEARNING_RATE and trains_lora(stage, values):
         found["learning_rate"] = LORA_LEARNING_RATE[stage]
     new_lora = is_true(values.get("use_peft")) or (stage == "continual" and trains_lora(stage, values))
@@ -43,21 +43,21 @@ def dependent_defaults(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def trains_lora(stage: str, values: Mapping[str, Any]) -> bool:
+def trains_lora(stage: str, values: Mapping[str, object]) -> bool:
     """Whether what is trained is an adapter: a new one, or the start itself."""
     if stage == "continual":
         return values.get("method", "lora") == "lora"
     return is_true(values.get("use_peft")) or continues_adapter(values)
 
 
-def continues_adapter(values: Mapping[str, Any]) -> bool:
+def continues_adapter(values: Mapping[str, object]) -> bool:
     """Whether the start is a local adapter that is trained on."""
     start = values.get("model_name_or_path")
     is_adapter = start is not None and (Path(str(start)).expanduser() / "adapter_config.json").is_file()
     return is_adapter and values.get("adapter_mode", "continue") == "continue"
 
 
-def needs_targets(values: Mapping[str, Any]) -> bool:
+def needs_targets(values: Mapping[str, object]) -> bool:
     """Whether a new adapter on the start must name its modules: PEFT has no list for the type of the model.
 
     False where the type is not known (no such model, the Hub out of reach): loading the model says what is wrong.
@@ -73,7 +73,7 @@ def needs_targets(values: Mapping[str, Any]) -> bool:
     return kind is not None and kind not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
 
-def _json_of(name: str, file: str, revision: str | None = None) -> dict[str, Any]:
+def _json_of(name: str, file: str, revision: str | None = None) -> Json:
     """A JSON file of a model folder or of a repository on the Hub; empty where it cannot be had."""
     from transformers.utils import cached_file
 

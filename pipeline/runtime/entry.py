@@ -21,35 +21,35 @@ from pipeline.runtime.terminal import quiet
 
 # Read at the start, for a Trainer sets such variables itself. A recipe's launcher prints no traceback.
 LAUNCHED = any(name.startswith("ACCELERATE_") for name in os.environ) and RECIPE_VARIABLE not in os.environ
-PATIENCE_S = 20  # that a process which is not the main one waits before it reports an error
+PATIENCE_S = 20  # how long a process other than the main one waits before it reports an error
 
-# The flags people use, with TRL's and Transformers' own names. A test checks that every training stage has each one.
+# The flags people use, under TRL's and Transformers' names. A test checks that every training stage has each one.
 COMMON_FLAGS = {
-    "config": "YAML file with any of these fields; a flag beats YAML",
-    "output_dir": "where weights or adapter, tokenizer, card and run.json go",
-    "model_name_or_path": "Hub id, full-model folder or adapter folder",
-    "adapter_mode": "what happens to an adapter that is the start: continue | merge | stack",
-    "dataset_name": "Hub id, local jsonl/parquet/csv file or folder, or world/<name>",
-    "dataset_map": "rename columns: old=new,…",
-    "eval_dataset_name": "held-out data; without it a seeded share of the training data is set aside",
-    "use_peft": "train a LoRA adapter instead of all weights",
-    "lora_r": "rank of the adapter",
-    "lora_alpha": "scale of the adapter (alpha / r)",
-    "lora_target_modules": "modules to adapt, or all-linear [PEFT's for the type of model, else all-linear]",
-    "load_in_4bit": "QLoRA: NF4 base weights",
-    "learning_rate": "peak learning rate",
-    "num_train_epochs": "passes over the data",
-    "max_steps": "stop after this many steps (beats num_train_epochs)",
-    "per_device_train_batch_size": "rows a device and step",
-    "gradient_accumulation_steps": "steps before an update",
-    "bf16": "mixed precision; on where the device has it, unless given",
-    "gradient_checkpointing": "less memory, about 20% slower; TRL's default is on",
-    "eval_strategy": "no | steps | epoch",
-    "save_steps": "steps between checkpoints",
-    "seed": "random seed",
-    "report_to": "none, tensorboard, wandb, trackio, …",
-    "push_to_hub": "upload the finished run, with its card",
-    "hub_model_id": "user/name on the Hub",
+    "config": "YAML file with any of these fields; a flag overrides the YAML.",
+    "output_dir": "Output folder: weights or adapter, tokenizer, card and run.json.",
+    "model_name_or_path": "Hub id, full-model folder or adapter folder to start from.",
+    "adapter_mode": "How to treat the adapter if the start is one: continue | merge | stack.",
+    "dataset_name": "Hub id, local jsonl/parquet/csv file or folder, or world/<name>.",
+    "dataset_map": "Renames columns: old=new,…",
+    "eval_dataset_name": "Held-out data; without it a seeded share of the training data is held out.",
+    "use_peft": "Train a LoRA adapter instead of all weights.",
+    "lora_r": "Rank of the adapter.",
+    "lora_alpha": "Scale of the adapter: its update is multiplied by alpha / r.",
+    "lora_target_modules": "Modules to adapt, or all-linear.",
+    "load_in_4bit": "QLoRA: load the base weights in 4 bits (NF4).",
+    "learning_rate": "Peak learning rate.",
+    "num_train_epochs": "Number of passes over the data.",
+    "max_steps": "Number of optimizer steps; overrides num_train_epochs.",
+    "per_device_train_batch_size": "Rows per device and forward pass.",
+    "gradient_accumulation_steps": "Forward passes per optimizer step.",
+    "bf16": "Mixed precision; on if the device supports it, unless given.",
+    "gradient_checkpointing": "Recompute activations: less memory, about 20% slower; on by default in TRL.",
+    "eval_strategy": "When to evaluate on held-out data: no | steps | epoch.",
+    "save_steps": "Optimizer steps between checkpoints.",
+    "seed": "Random seed.",
+    "report_to": "Where to log: none, tensorboard, wandb, trackio, …",
+    "push_to_hub": "Upload the finished run with its card.",
+    "hub_model_id": "Repository on the Hub: user/name.",
 }
 
 
@@ -109,8 +109,9 @@ def report(error: Exception) -> None:
     """Print one ``error:`` line on stderr, from the main process.
 
     Under ``accelerate launch`` the parent's own traceback follows, whatever the stage does: there the line is framed,
-    and torch's launcher, which prints last, is handed the same line for its summary. The other processes wait for the
-    main one to speak, since the launcher ends all of them with the first; a mistake of one of them alone is told then.
+    and torch's launcher, which prints last, gets the same line for its summary. The other processes wait for the
+    main one to report, since the launcher ends all of them with the first; then they report
+    what only they met.
     """
     if not is_main():
         time.sleep(PATIENCE_S)
@@ -130,7 +131,7 @@ def report(error: Exception) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep up to 1 GiB of what is freed: by default each step gives its memory back and faults it in anew.
+    """Let glibc keep up to 1 GiB of what is freed: by default each step returns its memory and faults it in again.
 
     A tenth of the time of a small model's training step on a CPU. Without glibc nothing is done.
     """

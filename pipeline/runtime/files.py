@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Write a JSON file, atomically."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, rows: Iterable[Json]) -> None:
     """Write a JSONL file, one object per line, atomically."""
     with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -64,7 +64,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def as_json(mapping: Json) -> Json:
     """A mapping as JSON can hold it: what is not a plain value is written as text, private keys are left out."""
 
-    def convert(value: Any) -> Any:
+    def convert(value: object) -> object:
         if isinstance(value, dict):
             return {str(key): convert(item) for key, item in value.items()}
         if isinstance(value, (list, tuple, set)):

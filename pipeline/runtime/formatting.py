@@ -1,9 +1,7 @@
 """Numbers, durations and sizes as a person reads them, in the terminal and in the report."""
 
-from typing import Any
 
-
-def number(value: Any) -> str:
+def number(value: float | None) -> str:
     """A metric for a table cell: three decimals, whole numbers without."""
     if value is None:
         return "–"
@@ -26,12 +24,12 @@ def short(value: float) -> str:
     return f"{value:.4g}" if size >= 1 else f"{value:.3g}"
 
 
-def count(value: Any) -> str:
+def count(value: float | None) -> str:
     """A count with its thousands set apart."""
     return f"{int(value):,}" if isinstance(value, int | float) else "–"
 
 
-def duration(seconds: Any) -> str:
+def duration(seconds: object) -> str:
     """Seconds as hours, minutes or seconds, whichever a person would say."""
     if not isinstance(seconds, int | float):
         return "–"
@@ -42,7 +40,7 @@ def duration(seconds: Any) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def memory(size: Any) -> str:
+def memory(size: object) -> str:
     """Bytes in MB or GB."""
     if not isinstance(size, int | float) or not size:
         return "–"

@@ -3,15 +3,21 @@
 Imports neither torch nor TRL's configs, so that a finished run is recognised in a fraction of a second.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.runtime.coercion import NOTHING, yaml_loader
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
+
+if TYPE_CHECKING:
+    import yaml
 
 
-def read_given(argv: list[str] | None = None) -> dict[str, Any]:
+def read_given(argv: list[str] | None = None) -> Json:
     """What the user gave, before types are known: the YAML of ``--config`` with the flags laid over it.
 
     Scalars are text (None for YAML's null); flags are read by the grammar ``--key value…``, ``--key=value``, ``--key``
@@ -23,8 +29,8 @@ def read_given(argv: list[str] | None = None) -> dict[str, Any]:
     return {key: value for key, (value, _) in read_with_places(argv).items()}
 
 
-def read_with_places(argv: list[str] | None) -> dict[str, tuple[Any, str]]:
-    """The given values with where each stands, for messages: ``file: key`` or ``--key``."""
+def read_with_places(argv: list[str] | None) -> dict[str, tuple[object, str]]:
+    """The given values, each with its place for messages: ``file: key`` or ``--key``."""
     config_path, flags = _split_config(list(sys.argv[1:] if argv is None else argv))
     yaml = _read_yaml(config_path) if config_path else {}
     given = {key: (value, f"{config_path}: {key}") for key, value in yaml.items()}
@@ -47,7 +53,7 @@ def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
     return path, rest
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def _read_yaml(path: str) -> Json:
     import yaml
 
     try:
@@ -71,15 +77,15 @@ def _read_yaml(path: str) -> dict[str, Any]:
         loader.dispose()
 
 
-def _top_level(loader: Any, node: Any, path: str) -> dict[str, Any]:
-    """The file's values: text where they stand alone or in a list; what is nested has no field, so YAML types it.
+def _top_level(loader: yaml.SafeLoader, node: yaml.MappingNode, path: str) -> Json:
+    """The file's values: text if alone or in a list; what is nested has no field, so YAML types it.
 
     Raises:
-        UserError: a key stands twice.
+        UserError: a duplicate key.
     """
     import yaml
 
-    def value_of(item: Any) -> Any:
+    def value_of(item: yaml.Node) -> object:
         if isinstance(item, yaml.ScalarNode):
             return None if item.style is None and item.value.lower() in NOTHING else item.value
         if isinstance(item, yaml.SequenceNode):
@@ -87,17 +93,17 @@ def _top_level(loader: Any, node: Any, path: str) -> dict[str, Any]:
         return loader.construct_object(item, deep=True)
 
     loader.flatten_mapping(node)
-    content: dict[str, Any] = {}
+    content: Json = {}
     for key_node, value_node in node.value:
         key = str(key_node.value)
         if key in content:
-            raise UserError(f"{path}: {key} stands twice; which of the two is meant?")
+            raise UserError(f"{path}: duplicate key {key}; keep one of the two")
         content[key] = value_of(value_node)
     return content
 
 
-def _read_flags(argv: list[str]) -> dict[str, Any]:
-    given: dict[str, Any] = {}
+def _read_flags(argv: list[str]) -> Json:
+    given: Json = {}
     key = None
     for word in argv:
         if word.startswith("--"):

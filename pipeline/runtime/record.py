@@ -1,7 +1,7 @@
-"""The run record: what a stage ran on, how far it came, and whether it has to run at all.
+"""The run record: what a stage ran on, how far it got, and whether it has to run at all.
 
 Every stage's output folder holds ``run.json``. A finished stage run again with the same inputs does nothing; an
-interrupted one resumes from its newest whole checkpoint; ``--force`` moves the old folder aside and starts anew.
+interrupted one resumes from its newest complete checkpoint; ``--force`` renames the old folder and starts again.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 from pipeline.runtime.arguments import defaults, instances, parse, typed
 from pipeline.runtime.checkpoints import newest_checkpoint, require_checkpoint, step_of
@@ -162,14 +162,14 @@ class Run:
         if self._helping:
             parse(self.argv, *dataclass_types, prog=f"{self.stage}.py")  # prints and exits
         values = typed(self.argv, *dataclass_types)
-        here = dependent_defaults(self.stage, values)
-        usual = defaults(here, *dataclass_types)
-        here = {name: value for name, value in here.items() if name in usual and usual[name] != value}
-        parsed = instances(here | values, *dataclass_types)
+        ours = dependent_defaults(self.stage, values)
+        usual = defaults(ours, *dataclass_types)
+        ours = {name: value for name, value in ours.items() if name in usual and usual[name] != value}
+        parsed = instances(ours | values, *dataclass_types)
         require_one_world(parsed)
         self.given = values
         self.record["given"] = _recorded(values)
-        kept = {name: value for name, value in here.items() if name in values}
+        kept = {name: value for name, value in ours.items() if name in values}
         self.record["defaults"] = _recorded(defaults(values, *dataclass_types) | kept)
         self.record["arguments"] = {key: value for part in parsed for key, value in _recorded(vars(part)).items()}
         self.record["seed"] = self.record["arguments"].get("seed", 42)
@@ -182,13 +182,14 @@ class Run:
             self._named_checkpoint = self._check_checkpoint(values["resume_from_checkpoint"])
         self._claim()
         self.write()
-        if self.is_main and (chosen := {name: value for name, value in here.items() if name not in values}):
+        if self.is_main and (chosen := {name: value for name, value in ours.items() if name not in values}):
             shown = ", ".join(f"{name} {str(value).lower()} ({REASONS[name]})" for name, value in chosen.items())
             print(f"{self.stage}: not given: {shown}", flush=True)
         return parsed
 
     def add_parent(self, name_or_path: str, revision: str | None = None) -> None:
-        """Record a model this run starts from or is judged by: a folder by its weights' hash, a Hub id by revision."""
+        """Record a model this run starts from or is evaluated with: a folder by its weights' hash, a Hub id by
+        revision."""
         self.record["parents"].append(parent_of(name_or_path, revision))
 
     def add_data(self, sources: list[Json]) -> None:
@@ -206,7 +207,7 @@ class Run:
             )
         self.record["data"].extend(sources)
 
-    def note(self, key: str, value: Any, entry: str | None = None) -> None:
+    def note(self, key: str, value: object, entry: str | None = None) -> None:
         """Record a fact of this run under its own key, as JSON can hold it.
 
         Args:
@@ -247,13 +248,13 @@ class Run:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The checkpoint this run resumes from: the one that was named, or the newest whole one in its folder."""
+        """The checkpoint this run resumes from: the one that was named, or the newest complete one in its folder."""
         return self.checkpoint_in(self.folder)
 
     def checkpoint_in(self, folder: Path) -> Path | None:
         """The same of one of the run's rounds or corpora.
 
-        A checkpoint of another folder counts until this one has a newer: the run goes on from what it made of it.
+        A checkpoint of another folder counts until this one has a newer: the run resumes from what it made of it.
         """
         named, newest = self._named_checkpoint, newest_checkpoint(folder)
         if named is None or (self.folder.resolve() in named.parents and named.parent != folder.resolve()):
@@ -262,11 +263,11 @@ class Run:
             return named
         return newest
 
-    def _check_checkpoint(self, value: Any) -> Path | None:
+    def _check_checkpoint(self, value: object) -> Path | None:
         """The checkpoint that ``resume_from_checkpoint`` names, resolved; None where it asks for the newest.
 
         Raises:
-            UserError: it is no whole checkpoint, or it is one of another run.
+            UserError: it is no complete checkpoint, or it belongs to another run.
         """
         if value is None or is_true(value) or value == "latest":
             return None
@@ -275,7 +276,7 @@ class Run:
         if self.folder.resolve() in path.parents:
             return path
         if self.stage in ("rsft", "continual"):
-            raise UserError(f"{where}: {self.stage} resumes its own rounds only, from output_dir; leave it out")
+            raise UserError(f"{where}: {self.stage} resumes only from output_dir; leave it out")
         other = read_record(path.parent)
         if other is not None:
             changes = changed_arguments(other, self.given) if other["stage"] == self.stage else [f"a {other['stage']}"]
@@ -305,7 +306,7 @@ class Run:
         if self.stop_signal is not None:
             raise SystemExit(128 + self.stop_signal)
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._training and self.stop_signal is None:
             self.stop_signal = number
             if self.is_main:
@@ -336,7 +337,7 @@ class Run:
         if changes:
             self._refusal = (
                 f"output_dir: {self.folder} holds a run of other inputs ({'; '.join(changes[:3])}); "
-                "choose another folder, or --force to move it aside and start anew"
+                "choose another folder, or --force to rename it and start again"
             )
             return False
         return previous["status"] == "completed"

@@ -73,16 +73,16 @@ def _module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as cause:
-        here = os.getcwd()
-        if here in sys.path or cause.name not in (name, name.partition(".")[0]):
+        current = os.getcwd()
+        if current in sys.path or cause.name not in (name, name.partition(".")[0]):
             raise
-        sys.path.append(here)
+        sys.path.append(current)
         importlib.invalidate_caches()
         return importlib.import_module(name)
 
 
 def _file(path: Path) -> ModuleType:
-    """A file as a module of its own, loaded once per process; its folder is on the path for what it imports."""
+    """A file as a module, loaded once per process; its folder is on the path for what it imports."""
     path = path.expanduser().resolve()
     name = f"_file_{path.stem}_{abs(hash(str(path))):x}"
     if name in sys.modules:

@@ -78,7 +78,7 @@ def adapter(tmp_path) -> Path:
 
 
 def test_a_local_base_must_be_pushed_first_and_is_then_named_by_its_hub_id(adapter, hub, tmp_path, capsys):
-    with pytest.raises(UserError, match=r"stands on the local folder .*base, which is not on the Hub: push that"):
+    with pytest.raises(UserError, match=r"base is the local folder .*base, which is not on the Hub: push that"):
         push_run(adapter, "me/name")
     main(["push", str(tmp_path / "base"), "me/base"])
     assert push_run(adapter, "name", private=True) == "me/name"  # a bare name is the logged-in user's
@@ -181,7 +181,7 @@ def test_a_base_that_the_hub_does_not_know_is_not_pushed(adapter, hub, tmp_path)
     for base, options in ((str(tmp_path / "base"), {}), ("runs/base", {}), ("org/modle", {"base": "org/modle"})):
         config = json.loads((adapter / "adapter_config.json").read_text())
         (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
-        with pytest.raises(UserError, match=f"stands on {base}, which is neither a folder here nor a repository"):
+        with pytest.raises(UserError, match=f"base is {base}, which is neither a local folder nor a repository"):
             push_run(adapter, "me/name", **options)
     assert "me/name" not in hub.repos
 

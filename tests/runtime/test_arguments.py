@@ -56,7 +56,7 @@ def test_both_ways_to_name_the_config(tmp_path, form):
         ("names: {a: 1}", r"names: expected a list, got {'a': 1}"),
         ("extra: [1]", r"extra: expected one value, got 1"),
         ("extra: one", r"extra: expected a mapping, got 'one'"),
-        ("beta: 1\nbeta: 2", r"beta stands twice"),
+        ("beta: 1\nbeta: 2", r"duplicate key beta"),
         ("- a\n- b", r"must hold `key: value` lines, found a list"),
         ("a: [", r"is not valid YAML"),
     ],
@@ -183,7 +183,7 @@ def test_a_foreign_name_is_translated(foreign, here):
     from pipeline.model.policy import ModelArguments
     from pipeline.runtime.arguments import StageArguments
 
-    with pytest.raises(UserError, match=rf"--{foreign}: unknown flag; here it is {here}$"):
+    with pytest.raises(UserError, match=rf"--{foreign}: unknown flag; the field is called {here}$"):
         parse([f"--{foreign}", "1", "--output_dir", "x"], StageArguments, ModelArguments, DPOConfig)
 
 
@@ -204,7 +204,7 @@ def test_every_translation_is_a_field_of_a_stage():
 
 @pytest.mark.parametrize("gone", ["max_prompt_length", "rpo_alpha"])
 def test_a_dropped_field_says_what_to_do(gone):
-    with pytest.raises(UserError, match=rf"--{gone}: unknown flag; TRL has dropped it: .*(max_length|loss_weights)"):
+    with pytest.raises(UserError, match=rf"--{gone}: unknown flag; TRL removed it: .*(max_length|loss_weights)"):
         parse([f"--{gone}", "1"], Example)
 
 
