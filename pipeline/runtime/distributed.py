@@ -1,6 +1,9 @@
 """The processes of one run: which of them this is, and what they agree on. Imports torch only where they talk."""
 
 import os
+from collections.abc import Iterable
+
+from pipeline.runtime.errors import UserError
 
 
 def rank() -> int:
@@ -16,6 +19,20 @@ def is_main() -> bool:
 def processes() -> int:
     """Processes that train together."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def require_one_world(parsed: Iterable[object]) -> None:
+    """Refuse to train in several processes that do not know of each other: each would train another model.
+
+    Raises:
+        UserError: the launcher started several processes, and a trainer's config counts one.
+    """
+    count = processes()
+    if count > 1 and any(getattr(part, "world_size", count) == 1 for part in parsed):
+        raise UserError(
+            f"{count} processes were started, and each would train alone into one folder: on CPUs set use_cpu: true, "
+            "on GPUs see that accelerate's configuration has a distributed_type, such as MULTI_GPU"
+        )
 
 
 def agreed(found: bool) -> bool:

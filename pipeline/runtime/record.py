@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -21,7 +20,7 @@ from pipeline.runtime.checkpoints import newest_checkpoint, require_checkpoint, 
 from pipeline.runtime.coercion import is_true
 from pipeline.runtime.comparison import changed_arguments, changed_inputs
 from pipeline.runtime.defaults import REASONS, dependent_defaults
-from pipeline.runtime.distributed import is_main, processes
+from pipeline.runtime.distributed import is_main, processes, require_one_world
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json, as_json, is_local, weights_sha256, write_json
 from pipeline.runtime.given import read_given
@@ -407,20 +406,6 @@ def status_of(record: Json) -> str:
     if record["status"] == "running" and not process_is_alive(record):
         return "interrupted"
     return record["status"]
-
-
-def require_one_world(parsed: Iterable[Any]) -> None:
-    """Refuse to train in several processes that do not know of each other: each would train a model of its own.
-
-    Raises:
-        UserError: the launcher started several processes, and a trainer's config counts one.
-    """
-    count = processes()
-    if count > 1 and any(getattr(part, "world_size", count) == 1 for part in parsed):
-        raise UserError(
-            f"{count} processes were started, and each would train alone into one folder: on CPUs set use_cpu: true, "
-            "on GPUs see that accelerate's configuration has a distributed_type, such as MULTI_GPU"
-        )
 
 
 def parent_of(name_or_path: str, revision: str | None = None) -> Json:
