@@ -35,7 +35,7 @@ COMMON_FLAGS = {
     "use_peft": "Train a LoRA adapter instead of all weights.",
     "lora_r": "Rank of the adapter.",
     "lora_alpha": "Scale of the adapter: its update is multiplied by alpha / r.",
-    "lora_target_modules": "Modules to adapt, or all-linear.",
+    "lora_target_modules": "Modules to adapt [PEFT's for the model type, else all-linear].",
     "load_in_4bit": "QLoRA: load the base weights in 4 bits (NF4).",
     "learning_rate": "Peak learning rate.",
     "num_train_epochs": "Number of passes over the data.",
