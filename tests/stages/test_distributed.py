@@ -241,5 +241,5 @@ def test_what_needs_whole_weights_is_refused_where_they_are_split(tiny_model, da
     )
     done = launch("continual", "fsdp2", **given | {"omega": "l2"})
     assert done.returncode != 0
-    assert done.stderr.count("error: omega l2 needs whole weights, which FSDP and ZeRO-3 split") == 1
+    assert done.stderr.count("error: omega l2 needs complete weights, which FSDP and ZeRO-3 split") == 1
     assert not (tmp_path / "run").exists()

@@ -341,9 +341,9 @@ STATED = {
     "sft": ("likelihood.negative_log_likelihood", "test_sft"),
     "reward_model": ("preference.bradley_terry_loss", "test_reward_model_of_pairs"),
     "dpo": ("preference.dpo_loss", "test_dpo"),
-    "ppo": ("policy.ppo_clip_loss", "test_ppo"),
+    "ppo": ("policy_gradient.ppo_clip_loss", "test_ppo"),
     "rsft": ("likelihood.negative_log_likelihood", "test_rsft"),
-    "grpo": ("policy.grpo_loss", "test_grpo"),
+    "grpo": ("policy_gradient.grpo_loss", "test_grpo"),
     "continual": ("regularisers", "test_continual"),
 }
 
