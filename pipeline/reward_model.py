@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.evaluation.tasks.reward_quality import held_out_figures, held_out_label_figures
         from pipeline.model.policy import ModelArguments, load_policy
         from pipeline.rewards.learned import load_reward_model
-        from pipeline.rewards.registry import get_reward
+        from pipeline.rewards.resolve import resolve
         from pipeline.training import reward_model as rewards
         from pipeline.training.session import train_and_save
         from pipeline.training.trainers import RewardTrainer
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
             RewardModelArguments, DataArguments, ModelArguments, RewardConfig
         )
         check(own, config)
-        truth = get_reward(own.true_reward) if own.true_reward else None
+        truth = resolve(own.true_reward) if own.true_reward else None
         start = load_policy(
             model_args, run, trust_remote_code=config.trust_remote_code,
             auto_class=AutoModelForSequenceClassification, num_labels=1,

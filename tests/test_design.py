@@ -35,7 +35,7 @@ def modules() -> list[Path]:
 
 
 def room_of(path: Path) -> str:
-    """The room a file stands in; a stage's own name for a stage file."""
+    """The room a file is in; a stage's own name for a stage file."""
     relative = path.relative_to(PACKAGE)
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 

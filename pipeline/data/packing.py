@@ -38,7 +38,7 @@ class Packer:
 
     Args:
         max_length: T, tokens in a block.
-        unfinished: what `unfinished` gave, to go on from there.
+        unfinished: what `unfinished` gave, to continue from.
     """
 
     def __init__(self, max_length: int, unfinished: Block | None = None):
@@ -110,7 +110,7 @@ def pack(dataset: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase", max_
     for block in blocks():
         for name, values in block.items():
             columns[name].append(np.asarray(values, dtype=np.int32))
-    # Arrow tables straight from NumPy: one Python int a token would cost thirty times the memory.
+    # Arrow tables straight from NumPy: one Python int per token would cost thirty times the memory.
     feature = datasets.Features({name: datasets.List(datasets.Value("int32")) for name in columns})
     arrays = {}
     for name, blocks in columns.items():

@@ -164,7 +164,7 @@ def parse_mixture(entries: Sequence[Json], dataset_map: str | Mapping[str, str] 
             raise UserError(f"{at}: a mapping with path, split, … was expected, found {entry!r}")
         for key in entry:
             if key not in _ENTRY_KEYS:
-                hint = did_you_mean(str(key), _ENTRY_KEYS, f"known are {', '.join(_ENTRY_KEYS)}")
+                hint = did_you_mean(str(key), _ENTRY_KEYS, f"the known keys are {', '.join(_ENTRY_KEYS)}")
                 raise UserError(f"{at}: unknown key {key!r}{hint}")
         for key in ("path", "name", "data_dir", "split"):
             if entry.get(key) is not None and not isinstance(entry[key], str):

@@ -9,6 +9,7 @@ another without a seam.
 it has seen resumes exactly. To make that skip cheap each checkpoint holds `PackedStream.position`: where the window of
 the next block begins (a byte offset, no text). `PackedStream.fast_forward` then yields placeholders for the blocks
 that the Trainer throws away and continues at that place, so nothing before it is read or tokenized again.
+(Accelerate's stateful data loaders would need torchdata, and know nothing of byte offsets in local files.)
 
 **Several processes.** Accelerate shards an iterable dataset itself: one process reads and hands out batches, or
 (``dispatch_batches: false``) every process reads the stream and keeps its share of the batches. Either way no block
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 WINDOW = 1000
 
-Place = Json
+Position = Json
 
 
 class SourceReader:
@@ -72,7 +73,7 @@ class SourceReader:
         if source.is_world:
             self._rows = [row for _, _, row in raw_rows(source)]
         self.form = find_form(source, "text", self._first())
-        self._live: tuple[Place, Iterator[tuple[str, Place]]] | None = None
+        self._live: tuple[Position, Iterator[tuple[str, Position]]] | None = None
 
     def _first(self) -> list[RawRow]:
         """The first rows as they are stored, by which the form is found."""
@@ -84,7 +85,7 @@ class SourceReader:
             raise UserError(f"{self.source.label} is empty: there are no rows in split {self.source.split!r}")
         return first
 
-    def take(self, count: int, place: Place) -> tuple[list[str], Place]:
+    def take(self, count: int, place: Position) -> tuple[list[str], Position]:
         """``count`` documents from ``place`` on and the place after them; the next pass begins where one ends."""
         if self._live is None or self._live[0] != place:
             self._live = (place, self._documents(place))
@@ -94,7 +95,7 @@ class SourceReader:
         self._live = (after, documents)
         return [text for text, _ in taken], after
 
-    def _documents(self, place: Place) -> Iterator[tuple[str, Place]]:
+    def _documents(self, place: Position) -> Iterator[tuple[str, Position]]:
         while True:
             fresh = place == _start(place["pass"])
             found = False
@@ -107,7 +108,7 @@ class SourceReader:
                 raise UserError(f"{self.source.label}: no document is left besides bad and held-out ones")
             place = _start(place["pass"] + 1)
 
-    def _one_pass(self, place: Place) -> Iterator[tuple[int, Json | RowError, str, Place]]:
+    def _one_pass(self, place: Position) -> Iterator[tuple[int, Json | RowError, str, Position]]:
         """``(row number, row, file, place after it)`` from a place to the end of its pass."""
         turn = place["pass"]
         if self.files:
@@ -145,7 +146,7 @@ class SourceReader:
         return None if self.held_out and _key(row) in self.held_out else row["text"]
 
 
-def _start(turn: int) -> Place:
+def _start(turn: int) -> Position:
     return {"pass": turn}
 
 
@@ -184,7 +185,7 @@ class DocumentStream:
         weights = [source.weight or 1.0 for source in sources]
         self.counts = [max(1, round(window * weight / sum(weights))) for weight in weights]
 
-    def start(self) -> Place:
+    def start(self) -> Position:
         """The place of the first window."""
         return {"window": 0, "sources": [_start(0) for _ in self.readers]}
 
@@ -195,7 +196,7 @@ class DocumentStream:
             if all(at["pass"] for at in place["sources"]):
                 return
 
-    def windows(self, place: Place) -> Iterator[tuple[list[str], Place]]:
+    def windows(self, place: Position) -> Iterator[tuple[list[str], Position]]:
         """``(documents, place after them)`` from a place on, without end."""
         while True:
             texts: list[str] = []
@@ -222,7 +223,7 @@ class PackedStream(IterableDataset):
         encode_documents(tokenizer, [""])
         self._begin = {"blocks": 0, "place": documents.start(), "unfinished": None}
         self._placeholders = 0
-        self._positions: deque[Place] = deque(maxlen=64)
+        self._positions: deque[Position] = deque(maxlen=64)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         worker = get_worker_info()
@@ -244,12 +245,12 @@ class PackedStream(IterableDataset):
             place = after
             self._positions.append({"blocks": blocks, "place": place, "unfinished": packer.unfinished()})
 
-    def position(self, blocks: int) -> Place | None:
+    def position(self, blocks: int) -> Position | None:
         """Where to begin reading so that block number ``blocks`` comes next (or soon); None if that is not known."""
         known = [position for position in self._positions if position["blocks"] <= blocks]
         return {**known[-1], "wanted": blocks} if known else None
 
-    def fast_forward(self, position: Place) -> None:
+    def fast_forward(self, position: Position) -> None:
         """Continues at a position: the blocks before it, which the Trainer skips, come as zeros at no cost."""
         self._begin = {key: position[key] for key in ("blocks", "place", "unfinished")}
         self._placeholders = position["wanted"]

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.evaluation.rows import Row
 from pipeline.inference.decoding import Completion, sample
-from pipeline.rewards.judging import Judgement, Reward, judge
+from pipeline.rewards.judging import Judgement, Reward, judge_rows
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import Turn, user_text
 
@@ -54,7 +54,7 @@ def judge_completions(reward: Reward, rows: Sequence[Row], drawn: Drawn) -> list
     """One judgement per prompt and completion."""
     flat = [(row, completion) for row, group in zip(rows, drawn, strict=True) for completion in group]
     texts, ids = [c.text for _, c in flat], [c.token_ids for _, c in flat]
-    judgements = iter(judge(reward, [row for row, _ in flat], texts, ids))
+    judgements = iter(judge_rows(reward, [row for row, _ in flat], texts, ids))
     return [[next(judgements) for _ in group] for group in drawn]
 
 

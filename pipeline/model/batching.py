@@ -1,4 +1,4 @@
-"""Rows of token ids through a model, many at a time: the one loop under every forward pass that does not train.
+"""Rows of token ids through a model, many at a time: the one loop under forward passes over rows.
 
 Shapes: B batch, T time.
 """

@@ -277,7 +277,7 @@ def position_limit(config: PretrainedConfig) -> int | None:
 
 
 def require_language_model(name: str, trust_remote_code: bool = False) -> None:
-    """Catch a reward model that is named as a policy: transformers would give it a random output layer and go on.
+    """Catch a reward model that is named as a policy: transformers would give it a random output layer and continue.
 
     Raises:
         UserError: a sequence classifier, or an adapter of one.

@@ -1,4 +1,7 @@
-"""Arithmetic on saved LoRA adapters: the sum of two as one, which plain PEFT loads onto their common base."""
+"""Arithmetic on saved LoRA adapters: the sum of two as one, which plain PEFT loads onto their common base.
+
+PEFT's ``add_weighted_adapter`` makes the same sum inside a loaded model; this one needs no base in memory.
+"""
 
 import json
 from pathlib import Path

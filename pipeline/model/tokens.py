@@ -28,7 +28,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
-from pipeline.runtime.messages import REASONING, Turn, as_answer, assistant_turn, is_dialogue, user_turn
+from pipeline.runtime.messages import (
+    REASONING,
+    Turn,
+    as_answer,
+    assistant_turn,
+    content_text,
+    is_dialogue,
+    user_turn,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -382,7 +390,7 @@ def _turn(render: Render, messages: Sequence[Mapping], i: int, text: str) -> Spa
         head = render(messages[:i], generation=True)
         start = _shared(head, text)
         opened = start == len(head) and head != render(messages[:i])
-    content = (messages[i].get("content") or "").strip()
+    content = content_text(messages[i].get("content")).strip()
     follows = bool(content) and text[start:].lstrip().startswith(content)
     if not text.startswith(until) or not (opened or follows):
         raise UserError(

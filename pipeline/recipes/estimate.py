@@ -28,7 +28,7 @@ GIB = 2**30
 Sharding = Literal["none", "zero2", "zero3"]  # fsdp2 shards as zero3 does
 # Which accelerate config shards how; the files are in accelerate_configs/.
 CONFIGS: dict[str, Sharding] = {"ddp": "none", "zero2": "zero2", "fsdp2": "zero3", "zero3": "zero3"}
-# The stages that train -> the dataclasses that their arguments are parsed into.
+# The stages that train -> the dataclasses of their arguments; by name, since no room imports a stage.
 TRAINED: dict[str, tuple[str, ...]] = {
     "pretrain": ("transformers:TrainingArguments", "pipeline.pretrain:PretrainArguments"),
     "sft": ("trl:ModelConfig", "trl:SFTConfig"),
@@ -244,7 +244,7 @@ def _logits(stage: str, given: Given, shape: Shape, compute: int) -> float:
 
 
 def _rollout(stage: str, given: Given, shape: Shape, compute: int, processes: int) -> float:
-    """The KV cache of sampling, ``2 L H_kv K`` numbers a token, for all sequences that are sampled together."""
+    """The KV cache of sampling, ``2 L H_kv K`` numbers per token, for all sequences that are sampled together."""
     if stage not in ("grpo", "ppo", "rsft"):
         return 0.0
     cache = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * compute

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pipeline.data.columns import check_map, parse_map
 from pipeline.data.files import read_rows
 from pipeline.data.rows import Row, RowError
-from pipeline.rewards.judging import VERDICTS, Judgement, judge
+from pipeline.rewards.judging import VERDICTS, Judgement, judge_rows
 from pipeline.rewards.registry import names
 from pipeline.rewards.resolve import resolve
 from pipeline.rewards.spec import parse_options
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     columns = as_columns(rows, parse_map(given.dataset_map), given.file)
     completions = columns.pop("completion")
     renamed = [dict(zip(columns, values)) for values in zip(*columns.values())] if columns else [{} for _ in rows]
-    judgements = judge(reward, renamed, completions, tokenizer=_tokenizer(given.tokenizer_name, columns))
+    judgements = judge_rows(reward, renamed, completions, tokenizer=_tokenizer(given.tokenizer_name, columns))
 
     with_lenient = given.reward.strip() == "numeric"
     write_rows(given.out, [_scored_row(row.content, j, with_lenient) for row, j in zip(rows, judgements, strict=True)])

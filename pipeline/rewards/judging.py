@@ -149,7 +149,7 @@ def score(
     return reward(**call_arguments(rows, completions, token_ids, tokenizer)) if rows else []
 
 
-def judge(
+def judge_rows(
     reward: Reward,
     rows: Sequence[Row],
     completions: Sequence[Turn],

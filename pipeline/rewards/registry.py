@@ -276,7 +276,7 @@ def _require_known(function: Callable, options: Options) -> None:
     accepted = list(inspect.signature(function).parameters)[1:]
     for option in options:
         if option not in accepted:
-            known = f"this reward knows: {', '.join(accepted) or 'none'}"
+            known = f"it takes {', '.join(accepted) or 'none'}"
             raise UserError(f"reward: unknown option '{option}'; {known}{did_you_mean(option, accepted)}")
 
 

@@ -1,4 +1,7 @@
-"""Where a model comes from, and what was measured on it, by the run records. Knows no stage and no reward."""
+"""Where a model comes from, and what was measured on it, by the run records.
+
+Knows no reward, and of the stages only ``assess``.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -14,7 +14,7 @@ def quiet() -> None:
     # Of an adapter that holds the head of a tied model: it is saved whole, and model.loading.merged unties the two.
     warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
     warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied after merging")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what matters in a load report is said by model.loading
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # model.loading reports what matters
     if not sys.stderr.isatty():  # a bar in a log file is a line of thousands of characters
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -288,7 +288,7 @@ def check(own: StageArguments, data_args: DataArguments, push: bool) -> None:
     if own.adapters == "routed":
         check_routed(own, push)
     if own.adapters == "stacked" and "ewc" in own.omega:
-        raise UserError("omega ewc weighs the parameters of one adapter carried on: use --adapters shared")
+        raise UserError("omega ewc weighs the parameters of one continued adapter: use --adapters shared")
     if own.corpora and (data_args.datasets or data_args.dataset_name):
         raise UserError("give the corpora once: as corpora, as datasets in YAML, or one as dataset_name")
     if own.memory_rows < 1 or own.anchor_rows < 1:

@@ -1,7 +1,7 @@
 """Guards on reinforcement learning: a run that no longer learns, or learns the wrong thing, says so and stops.
 
 A callback for ``GRPOTrainer`` and our PPO. It reads what they log, warns when a line looks bad, and after ``patience``
-bad lines in a row saves a checkpoint and stops the run with one clear message. (``runtime.finite`` stops every stage
+bad lines in a row saves a checkpoint and stops the run with one clear message. (``training.finite`` stops every stage
 where a number is not finite.)
 """
 

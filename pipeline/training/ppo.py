@@ -344,7 +344,7 @@ class PPOTrainer(RolloutTrainer):
         }
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
-        # The parent's, of GRPO's groups: PPO learns from one completion a prompt too, which has no spread.
+        # The parent's, of GRPO's groups: PPO learns from one completion per prompt too, which has no spread.
         self._metrics[mode].pop("frac_reward_zero_std", None)
 
     def _replace_logged_advantages(self, advantages: torch.Tensor) -> None:

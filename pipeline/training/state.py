@@ -4,6 +4,9 @@ Trainer's own checkpoint holds weights, optimizer, scheduler, random states and 
 and so the order of rows. Everything else that training changes is a part with ``state_dict`` and ``load_state_dict``,
 as a PyTorch module has them: a callback (sums of losses, guards), or the trainer itself (the place in a stream, an
 adapted coefficient). A resumed run is then equal to an uninterrupted one.
+
+What outlives a trainer is not here but in the folder of its leg or run: ``leg.json`` (a leg is finished),
+``omega.json`` with its tensors (what continual learning remembers), candidates, and pass rates of a prefilter.
 """
 
 import json
@@ -39,8 +42,13 @@ class Resumable:
 
     def parts(self) -> dict[str, Stateful]:
         """The parts by name: ``trainer``, and the callbacks by their class."""
-        every = {"trainer": self} | {type(part).__name__: part for part in self.callback_handler.callbacks}
-        return {name: part for name, part in every.items() if isinstance(part, Stateful)}
+        found: dict[str, Stateful] = {"trainer": self} if isinstance(self, Stateful) else {}
+        for part in self.callback_handler.callbacks:
+            name = type(part).__name__
+            if isinstance(part, Stateful):
+                assert name not in found, f"two callbacks {name} would share one state"
+                found[name] = part
+        return found
 
     def train(self, resume_from_checkpoint: str | Path | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """The parent's, once every part has taken over its state of the checkpoint."""

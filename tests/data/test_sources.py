@@ -22,7 +22,7 @@ def fingerprints_of(arguments):
     ("entries", "message"),
     [
         ([{"path": "a", "wieght": 1}], "entry 1: unknown key 'wieght'; did you mean weight?"),
-        ([{"path": "a", "zzz": 1}], "known are path, name"),
+        ([{"path": "a", "zzz": 1}], "the known keys are path, name"),
         ([{"split": "train"}], "path is missing"),
         ([{"name": "rows.jsonl"}], "name, 'rows.jsonl', is the configuration of a Hub dataset: did you mean path"),
         (["a"], "a mapping with path"),

@@ -121,8 +121,8 @@ def test_custom_reward_by_dotted_path():
         ("+ numeric", "cannot read"),
         ("length(limit=)", "cannot read the options"),
         ("length(limit=__import__('os'))", "cannot read the options"),
-        ("length(size=3)", "unknown option 'size'; this reward knows: limit, buffer"),
-        ("numeric(x=1)", "this reward knows: none"),
+        ("length(size=3)", "unknown option 'size'; it takes limit, buffer"),
+        ("numeric(x=1)", "it takes none"),
     ],
 )
 def test_bad_names_are_the_users_mistake(spec, message):

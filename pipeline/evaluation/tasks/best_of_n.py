@@ -152,6 +152,6 @@ def _scores(reward: Reward, rows: Sequence[Row], drawn: Drawn) -> torch.Tensor:
     chosen = list(different.values())
     scores = score(reward, [rows[i] for i, _ in different], [c.text for c in chosen], [c.token_ids for c in chosen])
     if any(value is None for value in scores):
-        raise UserError("a reward could not judge every completion: this comparison needs one that always can")
+        raise UserError("a reward gave some completions no score: this comparison needs one that always can")
     known = dict(zip(different, scores))
     return torch.tensor([[known[i, tuple(c.token_ids)] for c in group] for i, group in enumerate(drawn)]).double()

@@ -78,7 +78,7 @@ def evaluate(
     flat = [(row, completion) for row, group in zip(rows, drawn, strict=True) for completion in group]
     scores = score(scorer, [row for row, _ in flat], [c.text for _, c in flat], [c.token_ids for _, c in flat])
     if all(value is None for value in scores):
-        raise UserError("the reward judged none of the completions: check its columns, or its messages above")
+        raise UserError("the reward scored none of the completions: check its columns, or its messages above")
     encoded, pi_ref = encode_prompts(tokenizer, prompts), reference()
     pairs = [(ids, c.token_ids) for ids, group in zip(encoded, drawn, strict=True) for c in group]
     kls = sequence_divergences(model, pi_ref, pairs, batch_size=batch_size)

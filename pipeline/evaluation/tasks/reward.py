@@ -54,7 +54,7 @@ def reward(
     scores = [[j.score for j in group] for group in judge_completions(given, rows, drawn)]
     means = [sum(known) / len(known) for row in scores if (known := [s for s in row if s is not None])]
     if not means:
-        raise UserError("the reward judged none of the completions: check its columns, or its messages above")
+        raise UserError("the reward scored none of the completions: check its columns, or its messages above")
     metrics = {
         **with_interval("reward", sum(means) / len(means), bootstrap_interval(means, seed=seed)),
         "prompts": len(rows),

@@ -357,7 +357,7 @@ def leaks():
 
 @functools.cache
 def pool(size: int | None = None) -> WorkerPool:
-    """Workers that judge code, one a core."""
+    """Workers that judge code, one per core."""
     return WorkerPool("pipeline.rewards.code:run_job", size)
 
 
@@ -411,7 +411,7 @@ def _environment(name: str, value: str):
 
 @functools.cache
 def require(allow_unsafe: bool) -> str:
-    """What code runs in: "bubblewrap", or (only if allowed) "none". Probes once a process.
+    """What code runs in: "bubblewrap", or (only if allowed) "none". Probes once per process.
 
     Raises UserError with the cause and the fix where the sandbox does not hold.
     """

@@ -43,7 +43,7 @@ class Unpassable(BaseException):
 
 
 class _Link:
-    """The pipes to the candidate's box. There is one a process, in ``_link``."""
+    """The pipes to the candidate's box. There is one per process, in ``_link``."""
 
     def __init__(self, requests, replies):
         self.requests, self.replies = requests, replies

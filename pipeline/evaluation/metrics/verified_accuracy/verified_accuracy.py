@@ -4,7 +4,7 @@ import datasets
 import evaluate
 
 from pipeline.evaluation.verified import verified_figures
-from pipeline.rewards.registry import get_reward
+from pipeline.rewards.resolve import resolve
 
 DESCRIPTION = """\
 Share of completions that a verifier finds right, with Wilson's 95% interval. A verifier with a lenient score beside
@@ -38,5 +38,5 @@ class VerifiedAccuracy(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, verifier="numeric"):
-        judgements = get_reward(verifier).judge(None, list(predictions), answer=list(references))
+        judgements = resolve(verifier).judge(None, list(predictions), answer=list(references))
         return verified_figures([[judgement] for judgement in judgements])
