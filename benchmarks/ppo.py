@@ -193,7 +193,8 @@ def our_trainer(options, policy, tokenizer, prompts, shared, steps):
     from datasets import Dataset
 
     from pipeline.rewards.registry import get_reward
-    from pipeline.training.ppo import AdapterReward, PPOConfig, PPOTrainer
+    from pipeline.training.ppo import AdapterReward, PPOTrainer
+    from pipeline.training.ppo_config import PPOConfig
 
     adapter = options.worker == "shared"
     reward = (

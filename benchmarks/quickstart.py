@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.runtime.record import read_record
+from pipeline.runtime.run_json import read_record
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "quickstart"
 SEEDED = {"pretrain", "sft", "dpo", "grpo", "reward_model", "ppo", "rsft", "assess"}

@@ -34,7 +34,8 @@ from pipeline.model import NarLMForCausalLM
 from pipeline.objectives.divergences import tilted_law
 from pipeline.rewards.registry import get_reward
 from pipeline.training.candidates import read_candidates, sample_candidates, sft_rows
-from pipeline.training.ppo import PPOConfig, PPOTrainer
+from pipeline.training.ppo import PPOTrainer
+from pipeline.training.ppo_config import PPOConfig
 from pipeline.training.rollouts import RolloutTrainer
 from pipeline.training.selection import Selection
 from pipeline.worlds import enumerable

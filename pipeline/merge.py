@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.record import Run, read_record
+from pipeline.runtime.record import Run
+from pipeline.runtime.run_json import read_record
 
 if TYPE_CHECKING:
     import torch

@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.model.policy import ChatModelArguments, load_policy
         from pipeline.rewards.resolve import record_reward, resolve, strict_metric
         from pipeline.training.guards import Guards
-        from pipeline.training.ppo import AdapterReward, PPOConfig, PPOTrainer
+        from pipeline.training.ppo import AdapterReward, PPOTrainer
+        from pipeline.training.ppo_config import PPOConfig
         from pipeline.training.session import train_and_save
         from pipeline.training.shared_backbone import same_backbone
 

@@ -24,7 +24,7 @@ from pipeline.recipes.scheduler import announce, launch_command_line, run_entrie
 from pipeline.runtime.arguments import parse
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.record import RECIPE_VARIABLE
+from pipeline.runtime.run_json import RECIPE_VARIABLE
 
 
 @dataclass

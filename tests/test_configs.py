@@ -44,7 +44,7 @@ def parsers(stage: str) -> tuple[type, ...]:
         "reward_model": RewardConfig, "rsft": SFTConfig, "continual": SFTConfig,
     }  # fmt: skip
     if stage == "ppo":
-        from pipeline.training.ppo import PPOConfig
+        from pipeline.training.ppo_config import PPOConfig
 
         configs["ppo"] = PPOConfig
     return (own, DataArguments, ModelArguments, configs[stage]) if stage in configs else (own,)

@@ -26,7 +26,7 @@ from pipeline.runtime.files import Json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from pipeline.model.tokens import Coded
+    from pipeline.model.dialogue_tokens import Coded
 
 # Tried in this order when --kind is not given; ranked and prompt also take other kinds' columns, so they come late.
 GUESSES = ("preference", "sft", "ranked", "prompt")

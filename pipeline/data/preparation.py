@@ -12,17 +12,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.data.loading import Data
 from pipeline.data.mixing import Place
+from pipeline.model.dialogue_tokens import check_dialogue, renderer, unused_reasoning
 from pipeline.model.tokenizer import ensure_training_chat_template, install_chat_template, require_end_of_turn
-from pipeline.model.tokens import (
-    ANSWERS,
-    IGNORED,
-    Learned,
-    check_dialogue,
-    encode_exchange,
-    encode_row,
-    renderer,
-    unused_reasoning,
-)
+from pipeline.model.tokens import ANSWERS, IGNORED, Learned, encode_exchange, encode_row
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
 from pipeline.runtime.messages import is_dialogue

@@ -18,7 +18,8 @@ from typing import Any
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import path_sha256
 from pipeline.runtime.formatting import number
-from pipeline.runtime.record import Run, read_record
+from pipeline.runtime.record import Run
+from pipeline.runtime.run_json import read_record
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _CLAIM = re.compile(

@@ -10,7 +10,7 @@ from pipeline.evaluation.registry import Entry, label
 from pipeline.rewards.resolve import reward_spec, weighted_spec
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.lineage import ancestors
-from pipeline.runtime.record import read_record
+from pipeline.runtime.run_json import read_record
 
 
 def refuse_training_rows(model: str, entries: Sequence[Entry]) -> None:

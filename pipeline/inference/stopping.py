@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.model.tokens import closing_token
+from pipeline.model.dialogue_tokens import closing_token
 from pipeline.runtime.messages import is_dialogue
 
 

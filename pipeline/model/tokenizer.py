@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.model.tokens import closing_token, turn_end
+from pipeline.model.dialogue_tokens import closing_token, turn_end
 from pipeline.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -229,8 +229,9 @@ def ensure_training_chat_template(tokenizer: PreTrainedTokenizerBase) -> PreTrai
     """Give ``tokenizer`` a chat template with ``{% generation %}`` markers, in place, and return it.
 
     Its own template stays if it has the markers. Otherwise TRL's training version of it is taken, which renders the
-    same text, where there is one; any other stays as it is, and `pipeline.model.tokens` finds the turns by rendering
-    prefixes. A base without any template gets NarLM's, with the role names as plain text if they are no tokens of it.
+    same text, where there is one; any other stays as it is, and `pipeline.model.dialogue_tokens` finds the turns by
+    rendering prefixes. A base without any template gets NarLM's, with the role names as plain text if they are no
+    tokens of it.
 
     Raises:
         UserError: there is no template and no EOS token either.

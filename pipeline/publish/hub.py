@@ -23,7 +23,7 @@ from pipeline.runtime.entry import CommandParser, run_and_exit
 from pipeline.runtime.errors import PushError, UserError
 from pipeline.runtime.files import Json, write_json
 from pipeline.runtime.lineage import assessments_of, merged_parent, repo_of
-from pipeline.runtime.record import read_record
+from pipeline.runtime.run_json import read_record
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -35,7 +35,7 @@ TRAINED: dict[str, tuple[str, ...]] = {
     "dpo": ("trl:ModelConfig", "trl:DPOConfig"),
     "reward_model": ("trl:ModelConfig", "trl:RewardConfig"),
     "rsft": ("trl:ModelConfig", "trl:SFTConfig", "pipeline.rsft:RSFTArguments"),
-    "ppo": ("trl:ModelConfig", "pipeline.training.ppo:PPOConfig"),
+    "ppo": ("trl:ModelConfig", "pipeline.training.ppo_config:PPOConfig"),
     "grpo": ("trl:ModelConfig", "trl:GRPOConfig"),
     "continual": ("trl:ModelConfig", "trl:SFTConfig"),
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.runtime.comparison import changed_inputs
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.given import read_given
-from pipeline.runtime.record import read_record, status_of
+from pipeline.runtime.run_json import read_record, status_of
 
 FIELDS = {"name", "stage", "config", "overrides"}
 STAGES = Path(__file__).parents[1]  # the folder of the stage files

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
-from pipeline.runtime.record import read_record, status_of
+from pipeline.runtime.run_json import read_record, status_of
 
 # The first of these figures that a stage logged shows what it improved: (name, label, higher is better).
 # DPO by its margin: before training all margins are ties, which TRL's accuracy counts as wrong.

@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.runtime.defaults import LORA_LEARNING_RATE
 from pipeline.runtime.distributed import is_main
 from pipeline.runtime.errors import DivergedError, PushError, UserError
-from pipeline.runtime.record import RECIPE_VARIABLE
+from pipeline.runtime.run_json import RECIPE_VARIABLE
 from pipeline.runtime.terminal import quiet
 
 # Read at the start, for a Trainer sets such variables itself. A recipe's launcher prints no traceback.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json, weights_sha256
-from pipeline.runtime.record import read_record, status_of
+from pipeline.runtime.run_json import read_record, status_of
 
 
 def walk(record: Json, starts_only: bool = False) -> Iterator[tuple[Json, Json]]:

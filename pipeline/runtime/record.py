@@ -5,7 +5,6 @@ interrupted one resumes from its newest complete checkpoint; ``--force`` renames
 """
 
 import contextlib
-import json
 import math
 import os
 import signal
@@ -22,14 +21,13 @@ from pipeline.runtime.comparison import changed_arguments, changed_inputs
 from pipeline.runtime.defaults import REASONS, dependent_defaults
 from pipeline.runtime.distributed import is_main, processes, require_one_world
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import Json, as_json, is_local, weights_sha256, write_json
+from pipeline.runtime.files import Json, write_json
 from pipeline.runtime.given import read_given
 from pipeline.runtime.process import peak_memory_bytes, process_identity, process_is_alive, versions
+from pipeline.runtime.run_json import RECIPE_VARIABLE, parent_of, read_record, recorded, set_aside
 from pipeline.runtime.trackers import check_trackers
 
 SCHEMA = 1
-RECIPE_VARIABLE = "NARLM_RECIPE"  # set by pipeline.run: the recipe of which this run is an entry
-SECRETS = ("token", "hub_token", "vllm_api_key")
 
 
 class Run:
@@ -167,10 +165,10 @@ class Run:
         parsed = instances(ours | values, *dataclass_types)
         require_one_world(parsed)
         self.given = values
-        self.record["given"] = _recorded(values)
+        self.record["given"] = recorded(values)
         kept = {name: value for name, value in ours.items() if name in values}
-        self.record["defaults"] = _recorded(defaults(values, *dataclass_types) | kept)
-        self.record["arguments"] = {key: value for part in parsed for key, value in _recorded(vars(part)).items()}
+        self.record["defaults"] = recorded(defaults(values, *dataclass_types) | kept)
+        self.record["arguments"] = {key: value for part in parsed for key, value in recorded(vars(part)).items()}
         self.record["seed"] = self.record["arguments"].get("seed", 42)
         for part in parsed:
             # Trainer would make the repository before it trains: a dead Hub must not cost a run. We push at the end.
@@ -356,7 +354,7 @@ class Run:
             "recipe": os.environ.get(RECIPE_VARIABLE),
             "status": "running",
             "parents": [],
-            "given": _recorded(self.given),
+            "given": recorded(self.given),
             "arguments": {},
             "data": [],
             "versions": versions(),
@@ -381,40 +379,3 @@ class Run:
                 self.folder.rmdir()  # only if it is empty
             if self._set_aside is not None and not self.folder.exists():
                 self._set_aside.rename(self.folder)
-
-
-# ---------------------------------------------------------------------- functions on records
-
-
-def read_record(folder: Path) -> Json | None:
-    """The run record of a folder, or None where there is none (or it is not ours to read)."""
-    try:
-        record = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and "stage" in record else None
-
-
-def set_aside(folder: Path) -> Path:
-    """Rename a run's folder so that a new run can take its place; returns the new name. Nothing is deleted."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return folder.rename(folder.with_name(f"{folder.name}.old-{stamp}"))
-
-
-def status_of(record: Json) -> str:
-    """The record's status, with a run whose process is dead counted as interrupted."""
-    if record["status"] == "running" and not process_is_alive(record):
-        return "interrupted"
-    return record["status"]
-
-
-def parent_of(name_or_path: str, revision: str | None = None) -> Json:
-    """A record's entry for a model: ``{"path", "sha256"}`` of a folder, ``{"repo", "sha256", "revision"}`` else."""
-    if is_local(name_or_path):
-        return {"path": str(name_or_path), "sha256": weights_sha256(Path(name_or_path).expanduser())}
-    return {"repo": name_or_path, "sha256": None, "revision": revision or "main"}
-
-
-def _recorded(values: Json) -> Json:
-    """Values as the record holds them: plain, and without secrets."""
-    return {key: value for key, value in as_json(values).items() if key not in SECRETS}

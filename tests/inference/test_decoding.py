@@ -5,7 +5,8 @@ import torch
 
 from pipeline.inference.decoding import draw, filtered_probabilities, sample
 from pipeline.inference.stopping import stop_token_ids
-from pipeline.model.tokens import closing_token, encode_prompts
+from pipeline.model.dialogue_tokens import closing_token
+from pipeline.model.tokens import encode_prompts
 from pipeline.runtime.errors import UserError
 from tests.tiny_models import tiny_model, tiny_tokenizer
 

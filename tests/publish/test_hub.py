@@ -15,7 +15,7 @@ from pipeline.publish.cards import public_value
 from pipeline.publish.hub import main, push_run
 from pipeline.runtime.errors import PushError, UserError
 from pipeline.runtime.files import write_json
-from pipeline.runtime.record import read_record
+from pipeline.runtime.run_json import read_record
 from tests.stub_hub import TOKEN, StubHub, card_problems
 
 RECORD = {

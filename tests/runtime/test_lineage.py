@@ -5,7 +5,7 @@ import pytest
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_json
 from pipeline.runtime.lineage import ancestors, assessments_of, merged_parent, repo_of, walk
-from pipeline.runtime.record import parent_of, read_record
+from pipeline.runtime.run_json import parent_of, read_record
 
 
 def run(folder, stage="sft", parents=(), weights=None, **more):

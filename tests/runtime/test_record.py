@@ -13,7 +13,8 @@ import pytest
 from pipeline.runtime.comparison import changed_inputs
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_json
-from pipeline.runtime.record import Run, parent_of, read_record, status_of
+from pipeline.runtime.record import Run
+from pipeline.runtime.run_json import parent_of, read_record, status_of
 
 
 @dataclass

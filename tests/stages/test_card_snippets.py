@@ -16,7 +16,7 @@ from pipeline.model.loading import load_model
 from pipeline.model.tokens import encode_exchange
 from pipeline.publish.cards import write_card
 from pipeline.rewards.learned import load_reward_model, score_sequences
-from pipeline.runtime.record import read_record
+from pipeline.runtime.run_json import read_record
 from tests.stages.conftest import flags, write_rows
 
 STAGES = {"pretrain", "sft", "dpo", "reward_model", "ppo", "grpo", "rsft", "continual", "merge"}

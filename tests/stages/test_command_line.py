@@ -60,7 +60,7 @@ def arguments_of(stage: str) -> tuple[object, tuple[type, ...]]:
     from pipeline.data.arguments import DataArguments
     from pipeline.model.policy import ChatModelArguments
     from pipeline.runtime.arguments import StageArguments
-    from pipeline.training.ppo import PPOConfig
+    from pipeline.training.ppo_config import PPOConfig
 
     module = importlib.import_module(f"pipeline.{stage}")
     classes = [v for k, v in vars(module).items() if k.endswith("Arguments")]

@@ -12,8 +12,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from pipeline import assess, continual, dpo, generate, grpo, ppo, rsft, sft
 from pipeline.inference.stopping import stop_token_ids
+from pipeline.model.dialogue_tokens import closing_token
 from pipeline.model.loading import load_model, load_tokenizer
-from pipeline.model.tokens import closing_token
 from pipeline.training.candidates import read_candidates
 from pipeline.training.rollouts import RolloutTrainer
 from tests.stages.conftest import flags, write_rows

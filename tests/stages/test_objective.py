@@ -10,7 +10,7 @@ from pipeline.evaluation.tasks.objective import FRONTIER
 from pipeline.publish.cards import write_card
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.lineage import assessments_of
-from pipeline.runtime.record import read_record
+from pipeline.runtime.run_json import read_record
 from pipeline.worlds.enumerable import INDEX, PROMPTS, ids_of
 from tests import enumerable_task as task
 from tests.stages.conftest import flags, read_metrics

@@ -13,7 +13,8 @@ from pipeline.recipes.recipe import read_recipe
 from pipeline.recipes.scheduler import Job
 from pipeline.run import main
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.record import Run, read_record
+from pipeline.runtime.record import Run
+from pipeline.runtime.run_json import read_record
 from tests.conftest import ROOT
 
 

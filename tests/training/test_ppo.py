@@ -10,7 +10,8 @@ from pipeline.objectives.policy_gradient import ppo_clip_loss, token_rewards
 from pipeline.objectives.value import clipped_value_loss, gae
 from pipeline.runtime.errors import UserError
 from pipeline.training import shared_backbone as shared
-from pipeline.training.ppo import AdapterReward, PPOConfig, PPOTrainer, adapted_beta, model_inputs
+from pipeline.training.ppo import AdapterReward, PPOTrainer, adapted_beta, model_inputs
+from pipeline.training.ppo_config import PPOConfig
 from tests import enumerable_task as task
 
 BATCH = 8

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from pipeline.inference.likelihood import last_hidden_states, predict_tokens
 from pipeline.model.batching import evaluating, pad_right, padded_batches
-from pipeline.model.tokens import Coded, encode_answer, encode_row
+from pipeline.model.dialogue_tokens import Coded
+from pipeline.model.tokens import encode_answer, encode_row
 from pipeline.objectives.regularisers import hidden_distillation, span_share
 from pipeline.runtime.files import Json, write_json
 
