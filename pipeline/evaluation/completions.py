@@ -1,12 +1,12 @@
 """Completions of held-out prompts: draw them, call a verifier or reward on them, list them for the report."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.evaluation.rows import Row
 from pipeline.inference.decoding import Completion, sample
+from pipeline.inference.stopping import Stops
 from pipeline.rewards.judging import Judgement, Reward, judge_rows
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import Turn, user_text
@@ -39,15 +39,7 @@ def complete(
         if "{prompt}" not in template:
             raise UserError(f"template {template!r} has no {{prompt}} in it")
         prompts = [template.replace("{prompt}", user_text(prompt)) for prompt in prompts]
-    return [[_until(c, stop) for c in group] for group in sample(model, tokenizer, prompts, **sampling)]
-
-
-def _until(completion: Completion, stop: Sequence[str]) -> Completion:
-    """The completion up to the first of the stop strings, which ends it; leading white space is not searched."""
-    text = completion.text
-    start = len(text) - len(text.lstrip())
-    places = [place for word in stop if (place := text.find(word, start)) >= 0]
-    return replace(completion, text=text[: min(places)], finished=True) if places else completion
+    return sample(model, tokenizer, prompts, stops=Stops(strings=tuple(stop)), **sampling)
 
 
 def judge_completions(reward: Reward, rows: Sequence[Row], drawn: Drawn) -> list[list[Judgement]]:

@@ -5,21 +5,35 @@ r"""Sampling completions, batched and with a KV cache: eqs. (1) and (10), one to
 Shapes: B batch, T time, V vocabulary.
 
 Why not ``model.generate``: it draws from the global random state, so a completion depends on what else was sampled and
-on its batch. Here every (prompt, sample, token) has one uniform number, drawn once per call from its
-seed, and the token is where the cumulative distribution passes that number. The same call gives the same completions
-whatever the batch size (up to the rounding of the logits). Rows that ended leave the batch.
+on its batch. Here every (prompt, sample, token) has one uniform number, drawn from its seed, and the token is where
+the cumulative distribution passes that number. The same call gives the same completions whatever the batch size and
+with or without a cache (up to the rounding of the logits). Rows that ended leave the batch.
+
+Filters and their order: `filters`. Where a completion ends: `stopping`.
 """
 
+import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from pipeline.inference.stopping import stop_token_ids
+from pipeline.inference.filters import check_options, draw, filtered_probabilities, penalised
+from pipeline.inference.stopping import (
+    COMPLETE,
+    NO_STOPS,
+    Signals,
+    Stops,
+    Watch,
+    cut_at,
+    signals,
+    stop_tail,
+    stop_token_ids,
+)
 from pipeline.model.batching import evaluating
 from pipeline.model.loading import position_limit
 from pipeline.model.tokens import encode_prompts
@@ -31,15 +45,38 @@ from pipeline.runtime.messages import Turn, is_dialogue
 class Completion:
     """One sampled completion.
 
-    ``text`` has no special tokens; ``token_ids`` holds the stop token where one was drawn, so that its log-likelihood
-    is that of the complete answer; ``finished`` is False where ``max_new_tokens`` cut it off; ``log_prob`` is its
-    log-probability in nats at temperature 1 where another sampler reports one.
+    Attributes:
+        text: without special tokens, and without a stop string and what comes after it.
+        token_ids: all that were drawn, the stop token too, so that its log-likelihood is that of the complete answer.
+        finish_reason: eos, stop_string, length, eos_probability, low_entropy, high_entropy, low_variance, repetition.
+        log_prob: in nats at temperature 1, where another sampler reports one.
+        cropped: tokens at the beginning of the context that the last of its tokens was drawn without.
     """
 
     text: str
     token_ids: list[int]
-    finished: bool
+    finish_reason: str
     log_prob: float | None = None
+    cropped: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ended by itself: not at the limit, nor by a rule that cuts off what is no use."""
+        return self.finish_reason in COMPLETE
+
+
+class Step(NamedTuple):
+    """One step of the first completion, for whoever looks at how it came about.
+
+    Attributes:
+        logits: (V,), raw.
+        probabilities: (V,), what the token was drawn from; at temperature 0 the softmax at tau = 1.
+        token: the one that was taken.
+    """
+
+    logits: torch.Tensor
+    probabilities: torch.Tensor
+    token: int
 
 
 def sample(
@@ -52,9 +89,15 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stops: Stops = NO_STOPS,
     batch_size: int = 64,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
+    crop: bool = False,
+    use_cache: bool = True,
     streamer: BaseStreamer | None = None,
+    trace: Callable[[Step], None] | None = None,
 ) -> list[list[Completion]]:
     """Draw ``n`` completions of each prompt, in input order.
 
@@ -63,28 +106,52 @@ def sample(
         prompts: strings, or message lists (rendered with the chat template and its generation prompt; a final
             assistant message is continued).
         temperature: tau; 0 is greedy, and then all ``n`` completions of a prompt are equal.
-        top_p: keep the smallest set of tokens whose probability reaches it (1 keeps all).
-        top_k: keep the k likeliest tokens (0 keeps all).
+        top_p, top_k, min_p: which tokens are kept (`filtered_probabilities`).
+        repetition_penalty: what makes tokens of prompt and completion less likely (`penalised`).
+        stops: where a completion ends beside its end tokens.
         batch_size: sequences decoded together; completions do not depend on it.
-        seed: random seed of the uniform numbers; the global random state is neither read nor changed.
+        seed: of the uniform numbers: one for the call, or one per prompt, whose completions then depend on nothing but
+            the prompt and its seed. The global random state is neither read nor changed.
+        crop: a context longer than the model's positions is cut to its last tokens at each step, as in Listing 4, and
+            its positions start anew; a BOS is cut like any other token. There is no cache then: every hidden state
+            changes with the cut.
+        use_cache: whether keys and values are kept; without, each step reads the complete context.
         streamer: transformers' ``TextStreamer``, given the first completion token by token as it is drawn.
+        trace: called at each step of the first completion.
 
     Raises:
         UserError: an option out of range, an empty prompt, or a prompt with no room left in the model's positions.
     """
-    check_options(n, max_new_tokens, temperature, top_p, top_k, batch_size)
+    check_options(
+        n=n, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+        repetition_penalty=repetition_penalty, batch_size=batch_size,
+    )  # fmt: skip
     prompts = list(prompts)
     if not prompts:
         return []
     encoded = encode_prompts(tokenizer, prompts)
-    _check_lengths(model, encoded, max_new_tokens)
-    stop = stop_token_ids(model, tokenizer, chat=any(map(is_dialogue, prompts)))
-    rule = _Rule(stop, tokenizer.pad_token_id or 0, max_new_tokens, temperature, top_p, top_k)
+    limit = position_limit(model.config)
+    if not crop:
+        check_lengths(limit, encoded, max_new_tokens)
+    rule = _Rule(
+        ends=stop_token_ids(model, tokenizer, chat=any(map(is_dialogue, prompts))),
+        special={tokenizer.get_vocab()[word] for word in stops.strings if word in tokenizer.all_special_tokens},
+        stops=stops, tokenizer=tokenizer, max_new_tokens=max_new_tokens, temperature=temperature,
+        repetition_penalty=repetition_penalty, kept={"top_p": top_p, "top_k": top_k, "min_p": min_p},
+        limit=limit if crop else None, use_cache=use_cache,
+    )  # fmt: skip
     copies = n if temperature > 0 else 1
-    rows = [ids for ids in encoded for _ in range(copies)]
-    drawn = _draw_rows(model, rows, rule, batch_size, seed, streamer)
-    texts = tokenizer.batch_decode(drawn, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    done = [Completion(text, ids, ids[-1] in stop) for text, ids in zip(texts, drawn, strict=True)]
+    numbers = _uniforms(seed, len(prompts), copies, max_new_tokens) if temperature > 0 else None
+    rows = [_Row(list(ids), Watch(stops)) for ids in encoded for _ in range(copies)]
+    rows[0].streamer, rows[0].trace = streamer, trace
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row].prompt))  # longest first: memory fails at once
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            _decode(model, [rows[row] for row in batch], rule, None if numbers is None else numbers[batch])
+    if streamer is not None:
+        streamer.end()
+    done = _completions(rows, rule)
     if temperature == 0:
         return [[completion] * n for completion in done]
     return [done[i : i + n] for i in range(0, len(done), n)]
@@ -93,126 +160,179 @@ def sample(
 class _Rule(NamedTuple):
     """How tokens are drawn, and when a row ends."""
 
-    stop: list[int]
-    pad_id: int
+    ends: list[int]
+    special: set[int]  # stop strings that are one token
+    stops: Stops
+    tokenizer: PreTrainedTokenizerBase
     max_new_tokens: int
     temperature: float
-    top_p: float
-    top_k: int
+    repetition_penalty: float
+    kept: dict[str, float]
+    limit: int | None  # of a context, which is cropped to it
+    use_cache: bool
 
 
-def _draw_rows(
-    model: PreTrainedModel,
-    rows: Sequence[list[int]],
-    rule: _Rule,
-    batch_size: int,
-    seed: int,
-    streamer: BaseStreamer | None,
-) -> list[list[int]]:
-    """The drawn token ids of each row of prompt ids; those of the first row go to the streamer as they are drawn."""
-    uniforms = None
-    if rule.temperature > 0:
-        generator = torch.Generator().manual_seed(seed)
-        uniforms = torch.rand((len(rows), rule.max_new_tokens), generator=generator, dtype=torch.float64)
-    drawn: list[list[int]] = [[] for _ in rows]
-    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))  # longest first: memory fails at once or never
-    with evaluating(model):
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            numbers = None if uniforms is None else uniforms[batch]
-            for running, tokens in _decode(model, [rows[row] for row in batch], rule, numbers):
-                for index, token in zip(running, tokens, strict=True):
-                    drawn[batch[index]].append(token)
-                    if streamer is not None and batch[index] == 0:
-                        streamer.put(torch.tensor([token]))
-    if streamer is not None:
-        streamer.end()
-    return drawn
+@dataclass
+class _Row:
+    """One completion on its way: the ids of its prompt, those drawn, and why it ended."""
+
+    prompt: list[int]
+    watch: Watch
+    drawn: list[int] = field(default_factory=list)
+    reason: str | None = None
+    streamer: BaseStreamer | None = None
+    trace: Callable[[Step], None] | None = None
+
+    def take(self, token: int, seen: Signals | None, forced: bool, rule: _Rule) -> None:
+        """Add a token, and set the reason if it is the last one."""
+        self.drawn.append(token)
+        if self.streamer is not None:
+            self.streamer.put(torch.tensor([token]))
+        if forced:
+            self.reason = "eos_probability"
+        elif token in rule.special:
+            self.reason = "stop_string"
+        elif token in rule.ends:
+            self.reason = "eos"
+        elif rule.stops.strings and self._has_string(rule):
+            self.reason = "stop_string"
+        else:
+            at_limit = "length" if len(self.drawn) == rule.max_new_tokens else None
+            self.reason = self.watch.reason(self.drawn, seen) or at_limit
+
+    def _has_string(self, rule: _Rule) -> bool:
+        strings, tokens = rule.stops.strings, self.drawn[-stop_tail(rule.stops.strings) :]
+        tail = _texts(rule.tokenizer, [tokens])[0]
+        return (
+            any(word in tail for word in strings)
+            and cut_at(*_texts(rule.tokenizer, [self.drawn]), strings) is not None
+        )
 
 
-def filtered_probabilities(logits: torch.Tensor, *, temperature: float, top_p: float, top_k: int) -> torch.Tensor:
-    """``softmax(logits / tau)`` with everything outside top-k and the top-p nucleus at 0; not normalised again.
+def _texts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]]) -> list[str]:
+    return tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    Args:
-        logits: (B, V).
 
-    Returns:
-        (B, V), float64.
+def _completions(rows: Sequence[_Row], rule: _Rule) -> list[Completion]:
+    """The finished rows, each with its text up to a stop string."""
+    done = []
+    for row, text in zip(rows, _texts(rule.tokenizer, [row.drawn for row in rows]), strict=True):
+        cut = cut_at(text, rule.stops.strings)
+        lost = max(0, len(row.prompt) + len(row.drawn) - 1 - rule.limit) if rule.limit else 0
+        reason = row.reason if cut is None else "stop_string"
+        done.append(Completion(text if cut is None else cut, row.drawn, str(reason), cropped=lost))
+    return done
+
+
+def _uniforms(seed: int | Sequence[int], prompts: int, n: int, steps: int) -> torch.Tensor:
+    """One number in [0, 1) per completion and step, (prompts * n, steps), float64.
+
+    Of a seed per prompt: its first completion has the numbers of that seed, the others those of a hash of seed and
+    sample; more steps or samples change none of them.
     """
-    probabilities = torch.softmax(logits.double() / temperature, dim=-1)
-    if top_k:
-        smallest = probabilities.topk(min(top_k, probabilities.size(-1)), dim=-1).values[:, -1:]
-        probabilities = probabilities.masked_fill(probabilities < smallest, 0.0)
-    if top_p < 1:
-        ranked, index = probabilities.sort(dim=-1, descending=True)
-        before = ranked.cumsum(-1) - ranked  # the mass of likelier tokens: the first token always stays
-        ranked = ranked.masked_fill(before >= top_p * ranked.sum(-1, keepdim=True), 0.0)
-        probabilities = torch.zeros_like(probabilities).scatter_(-1, index, ranked)
-    return probabilities
+
+    def numbers(start: int, *shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=torch.Generator().manual_seed(start), dtype=torch.float64)
+
+    if isinstance(seed, int):
+        return numbers(seed, prompts * n, steps)
+    return torch.stack([numbers(_seed_of(one, j), steps) for one in seed for j in range(n)])
 
 
-def draw(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Inverse-CDF draw: the first token whose cumulative mass exceeds ``u`` times the total.
-
-    Args:
-        probabilities: (B, V), >= 0, any positive total; tokens of mass 0 are never drawn.
-        uniforms: (B,), in [0, 1).
-
-    Returns:
-        Token ids, (B,).
-    """
-    cumulative = probabilities.cumsum(-1)
-    return torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
+def _seed_of(seed: int, sample: int) -> int:
+    digest = hashlib.sha256(f"{seed} {sample}".encode()).digest()
+    return seed if sample == 0 else int.from_bytes(digest[:7], "big")
 
 
 @torch.no_grad()
 def _decode(
     model: PreTrainedModel,
-    prompts: list[list[int]],
+    rows: list[_Row],
     rule: _Rule,
     uniforms: torch.Tensor | None,  # (B, max_new_tokens); None for greedy
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield, step by step, the rows still running and the token that each of them drew."""
-    device = next(model.parameters()).device
-    width = max(map(len, prompts))
-    ids = torch.tensor([[rule.pad_id] * (width - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    position = (mask.cumsum(-1) - 1).clamp(min=0)
-    stops = torch.tensor(rule.stop, device=device)
-    if uniforms is not None:
-        uniforms = uniforms.to(device)
-    accepted = _accepted_arguments(model)
-    cache_name = "cache" if "cache" in accepted else "past_key_values"  # renamed in transformers 5.24
-    rows = torch.arange(len(prompts), device=device)
-    running = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    cache = None
-
+) -> None:
+    """Draw the tokens of a batch of rows, step by step, until each has a reason to end."""
+    forward = _Forward(model, rule)
+    running = list(range(len(rows)))  # those in the batch; some of them have ended
     for step in range(rule.max_new_tokens):
-        extra = {"position_ids": position, "logits_to_keep": 1}
-        extra = {name: value for name, value in extra.items() if name in accepted}
-        output = model(input_ids=ids, attention_mask=mask, use_cache=True, **{cache_name: cache}, **extra)
-        cache = getattr(output, "cache" if "cache" in output else "past_key_values")
-        logits = output.logits[:, -1, :]
+        batch = [rows[i] for i in running]
+        raw = forward(batch)
+        logits = raw
+        if rule.repetition_penalty != 1:
+            logits = penalised(raw, [row.prompt + row.drawn for row in batch], rule.repetition_penalty)
+        probabilities = None
         if uniforms is None:
             tokens = logits.argmax(-1)
         else:
-            probabilities = filtered_probabilities(
-                logits, temperature=rule.temperature, top_p=rule.top_p, top_k=rule.top_k
-            )
-            tokens = draw(probabilities, uniforms[rows, step])
-        yield rows[running].tolist(), tokens[running].tolist()
-
-        running = running & ~torch.isin(tokens, stops)
-        left = int(running.sum())
-        if not left or step + 1 == rule.max_new_tokens:
+            probabilities = filtered_probabilities(logits, temperature=rule.temperature, **rule.kept)
+            tokens = draw(probabilities, uniforms[running, step].to(logits.device))
+        seen = signals(raw, rule.ends) if rule.stops.reads_logits else [None] * len(batch)
+        q = rule.stops.eos_probability
+        for place, (row, token, seen_here) in enumerate(zip(batch, tokens.tolist(), seen, strict=True)):
+            if row.reason is not None:
+                continue
+            forced = q is not None and seen_here.eos_probability >= q
+            if forced:
+                token = max(rule.ends, key=lambda end: float(raw[place, end]))
+            if row.trace is not None:
+                law = logits[place].double().softmax(-1) if probabilities is None else probabilities[place]
+                row.trace(Step(raw[place], law / law.sum(), token))
+            row.take(token, seen_here, forced, rule)
+        keep = [place for place, row in enumerate(batch) if row.reason is None]
+        if not keep:
             return
-        if 2 * left <= len(rows):  # copying the cache costs about one step of attention
-            keep = running.nonzero().squeeze(-1)
-            cache.batch_select_indices(keep)
-            rows, tokens, mask, position, running = (x[keep] for x in (rows, tokens, mask, position, running))
-        ids = tokens[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        position = position[:, -1:] + 1
+        # Copying the cache costs about one step of attention.
+        if 2 * len(keep) <= len(running) or forward.cache is None:
+            forward.keep(keep)
+            running = [running[place] for place in keep]
+
+
+class _Forward:
+    """Logits (B, V) of the next token of rows that grow by one token per call.
+
+    With a cache each call feeds the last token. Without one, and from where a context is cropped, the complete rows.
+    """
+
+    def __init__(self, model: PreTrainedModel, rule: _Rule):
+        self.model, self.rule, self.cache = model, rule, None
+        self.mask = self.position = None
+        self.device = next(model.parameters()).device
+        self.accepted = _accepted_arguments(model)
+        self.cache_name = "cache" if "cache" in self.accepted else "past_key_values"  # renamed in transformers 5.24
+        self.cached = rule.use_cache
+
+    def __call__(self, rows: Sequence[_Row]) -> torch.Tensor:
+        limit = self.rule.limit
+        if limit and max(len(row.prompt) + len(row.drawn) for row in rows) > limit:
+            self.cached, self.cache = False, None
+        if self.cache is None:
+            ids = self._left_padded([(row.prompt + row.drawn)[-limit if limit else 0 :] for row in rows])
+        else:
+            ids = torch.tensor([[row.drawn[-1]] for row in rows], device=self.device)
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(rows), 1)], dim=1)
+            self.position = self.position[:, -1:] + 1
+        extra = {"position_ids": self.position, "logits_to_keep": 1}
+        extra = {name: value for name, value in extra.items() if name in self.accepted}
+        if self.cached:
+            extra[self.cache_name] = self.cache
+        output = self.model(input_ids=ids, attention_mask=self.mask, use_cache=self.cached, **extra)
+        if self.cached:
+            self.cache = getattr(output, "cache" if "cache" in output else "past_key_values")
+        return output.logits[:, -1, :]
+
+    def keep(self, places: list[int]) -> None:
+        """Go on with these rows of the batch."""
+        if self.cache is not None:
+            kept = torch.tensor(places, device=self.device)
+            self.cache.batch_select_indices(kept)
+            self.mask, self.position = self.mask[kept], self.position[kept]
+
+    def _left_padded(self, contexts: list[list[int]]) -> torch.Tensor:
+        width, pad = max(map(len, contexts)), self.rule.tokenizer.pad_token_id or 0
+        ids = torch.tensor([[pad] * (width - len(c)) + c for c in contexts], device=self.device)
+        self.mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=self.device)
+        self.position = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        return ids
 
 
 def _accepted_arguments(model: PreTrainedModel) -> set[str]:
@@ -221,27 +341,16 @@ def _accepted_arguments(model: PreTrainedModel) -> set[str]:
     return set(inspect.signature(base.forward).parameters)
 
 
-def check_options(
-    n: int, max_new_tokens: int, temperature: float, top_p: float, top_k: int, batch_size: int = 1
-) -> None:
-    """Check the options of `sample`.
+def check_lengths(limit: int | None, encoded: list[list[int]], max_new_tokens: int) -> None:
+    """Check that the longest prompt leaves room for a completion.
+
+    Args:
+        limit: tokens that the model has positions for; None where there is no limit.
+        encoded: ids of each prompt.
 
     Raises:
-        UserError: one that is out of range.
+        UserError: it does not.
     """
-    for name, value, low in (("n", n, 1), ("max_new_tokens", max_new_tokens, 1), ("batch_size", batch_size, 1)):
-        if value < low:
-            raise UserError(f"{name} is {value}: give {low} or more")
-    if not temperature >= 0:
-        raise UserError(f"temperature is {temperature}: give 0 (greedy) or more")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}: give a number above 0 and at most 1 (1 keeps every token)")
-    if top_k < 0:
-        raise UserError(f"top_k is {top_k}: give 0 (keep every token) or more")
-
-
-def _check_lengths(model: PreTrainedModel, encoded: list[list[int]], max_new_tokens: int) -> None:
-    limit = position_limit(model.config)
     longest = max(range(len(encoded)), key=lambda i: len(encoded[i]))
     if limit and len(encoded[longest]) + max_new_tokens > limit:
         raise UserError(

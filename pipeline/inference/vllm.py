@@ -71,4 +71,4 @@ def _completion(tokenizer: PreTrainedTokenizerBase, one: CompletionOutput) -> Co
     ids = list(one.token_ids)
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     log_prob = sum(scores[token].logprob for token, scores in zip(ids, one.logprobs))
-    return Completion(text, ids, one.finish_reason == "stop", log_prob)
+    return Completion(text, ids, "eos" if one.finish_reason == "stop" else "length", log_prob)

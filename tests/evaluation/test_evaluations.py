@@ -14,6 +14,7 @@ from pipeline.evaluation.tasks.reward import reward
 from pipeline.evaluation.tasks.samples import samples
 from pipeline.evaluation.tasks.trigram import trigram
 from pipeline.inference.decoding import Completion
+from pipeline.inference.stopping import cut_at
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import user_text
 from tests.tiny_models import tiny_model, tiny_tokenizer
@@ -40,7 +41,7 @@ def answers(monkeypatch):
 
     def give(table: dict[str, list[str]]):
         def fake(model, tokenizer, prompts, *, n, **options):
-            return [[Completion(text, [1] * len(text), True) for text in table[user_text(p)][:n]] for p in prompts]
+            return [[Completion(text, [1] * len(text), "eos") for text in table[user_text(p)][:n]] for p in prompts]
 
         monkeypatch.setattr(completions, "sample", fake)
 
@@ -147,12 +148,13 @@ def test_figures_by_group(answers, tokenizer, write):
 
 
 def test_a_template_and_stop_strings_judge_base_models_fairly(monkeypatch, tokenizer, write):
-    """The user's words go into plain text, and what a base model writes after the answer's line does not count."""
+    """The user's words go into plain text, and the sampler ends what a base model writes at the answer's line."""
     seen = []
 
-    def fake(model, tokenizer, prompts, **options):
+    def fake(model, tokenizer, prompts, *, stops, **options):
         seen.extend(prompts)
-        return [[Completion("\n Rome\n Question: Where does Boris live? Answer: Oslo", [1], False)] for _ in prompts]
+        text = cut_at("\n Rome\n Question: Where does Boris live? Answer: Oslo", stops.strings)
+        return [[Completion(text, [1], "stop_string")] for _ in prompts]
 
     monkeypatch.setattr(completions, "sample", fake)
     rows = [{"prompt": [{"role": "user", "content": "Where does Anna live?"}], "answer": "Rome"}]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pipeline.inference.decoding import draw, filtered_probabilities, sample
+from pipeline.inference.decoding import sample
+from pipeline.inference.filters import draw, filtered_probabilities
 from pipeline.inference.stopping import stop_token_ids
 from pipeline.model.dialogue_tokens import closing_token
 from pipeline.model.tokens import encode_prompts
@@ -75,6 +76,62 @@ def test_a_seed_decides_and_the_global_random_state_is_left_alone(tokenizer):
     assert sample(model, tokenizer, PROMPTS, n=2, max_new_tokens=8, seed=1, batch_size=3) == first
     assert sample(model, tokenizer, PROMPTS, n=2, max_new_tokens=8, seed=2) != first
     assert any(a != b for a, b in first)  # two samples of one prompt are separate draws
+
+
+@pytest.mark.parametrize(("kind", "options"), [("qwen2", {}), ("gpt2", {}), ("mistral", {"sliding_window": 4})])
+def test_a_seed_per_prompt_decides_whatever_else_is_sampled(tokenizer, kind, options):
+    """Cached, uncached, batched and alone, with more samples or more steps: the same tokens for the same seeds."""
+    model, seeds = tiny_model(kind, eos_bias=1.0, **options), [3, 9, 3, -4, 2**62, 0]
+
+    def tokens(prompts, seeds, n=2, steps=16, **other):
+        drawn = sample(model, tokenizer, prompts, n=n, max_new_tokens=steps, seed=seeds, **other)
+        return [[c.token_ids for c in group] for group in drawn]
+
+    together = tokens(PROMPTS, seeds)
+    assert tokens(PROMPTS, seeds, use_cache=False, batch_size=5) == together
+    assert [tokens([prompt], [seed])[0] for prompt, seed in zip(PROMPTS, seeds)] == together
+    assert [group[:2] for group in tokens(PROMPTS, seeds, n=3)] == together
+    assert [[ids[:5] for ids in group] for group in together] == tokens(PROMPTS, seeds, steps=5)
+    same, other = tokens(["a", "a", "a"], [3, 3, 4]), tokens(["a"], [3], n=4)[0]
+    assert same[0] == same[1] != same[2]
+    assert len({tuple(ids) for ids in other}) == 4  # samples of one seed are separate draws
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2", "mistral"])
+def test_a_cropped_step_is_a_fresh_pass_over_the_last_delta_tokens(tokenizer, kind):
+    """Listing 4: ``idx_cond = idx[:, -block_size:]``, positions from 0 again, in a batch of short and long rows; one
+    row starts beyond the limit of 8. A window in the layers stays what it is. Row lengths 1, 4 and 10: after 12 tokens
+    the last one of each was drawn without 12 + length - 1 - 8 of the first tokens."""
+    window = {"sliding_window": 3} if kind == "mistral" else {}
+    model = tiny_model(kind, max_position_embeddings=8, **window)
+    prompts = ["a", "1 + 2 =", "a b c d 1 2 3 4 d d"]
+    got = sample(model, tokenizer, prompts, max_new_tokens=12, temperature=0, crop=True)
+    for prompt, [one] in zip(prompts, got):
+        ids, by_hand = tokenizer(prompt)["input_ids"], []
+        while len(by_hand) < 12 and by_hand[-1:] != [2]:
+            context = torch.tensor([[*ids, *by_hand][-8:]])
+            with torch.no_grad():
+                by_hand.append(int(model(input_ids=context, use_cache=False).logits[0, -1].argmax()))
+        assert one.token_ids == by_hand
+        assert one.cropped == max(0, len(ids) + len(by_hand) - 1 - 8)
+    assert got[2][0].cropped > 0
+    with pytest.raises(UserError, match="the model takes 8 in all"):
+        sample(model, tokenizer, prompts, max_new_tokens=12)
+
+
+def test_each_step_of_the_first_completion_can_be_looked_at(tokenizer):
+    steps, model = [], tiny_model(eos_bias=-50.0)
+    [[one], _] = sample(model, tokenizer, ["a", "b c"], max_new_tokens=4, temperature=0.5, top_k=3, trace=steps.append)
+    assert [step.token for step in steps] == one.token_ids
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([tokenizer("a")["input_ids"] + one.token_ids])).logits[0]
+    for place, step in enumerate(steps):
+        at = logits[len(tokenizer("a")["input_ids"]) - 1 + place]
+        torch.testing.assert_close(step.logits, at, rtol=1e-5, atol=1e-5)
+        kept = at.topk(3).indices
+        expected = torch.zeros(24, dtype=torch.float64)
+        expected[kept] = (at[kept].double() / 0.5).softmax(-1)
+        torch.testing.assert_close(step.probabilities, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_sampled_frequencies_follow_the_tempered_softmax(tokenizer):

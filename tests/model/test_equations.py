@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.inference.decoding import draw, filtered_probabilities, sample
+from pipeline.inference.decoding import sample
+from pipeline.inference.filters import draw, filtered_probabilities
 from pipeline.model import NarLMConfig, NarLMModel
 from pipeline.model.narlm.modeling_narlm import (
     NarLMAttention,

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.evaluation.completions import complete, length_figures, sample_rows
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
-from pipeline.inference.decoding import check_options
+from pipeline.inference.filters import check_options
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import Turn, user_turn
 
@@ -50,7 +50,7 @@ def samples(
     """
     if (prompts is None) == (dataset is None):
         raise UserError("give either prompts or a dataset")
-    check_options(n, max_new_tokens, temperature, top_p, 0, batch_size)
+    check_options(n=n, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, batch_size=batch_size)
     sources = []
     if dataset is not None:
         rows, source = read_rows(dataset, kind="prompt", **data)
