@@ -29,8 +29,8 @@ class ReportArguments:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the stage; see the module's docstring."""
-    from pipeline.reporting.history import read_runs
-    from pipeline.reporting.page import build_page
+    from pipeline.reporting.history import best_model, read_runs
+    from pipeline.reporting.page import build_page, talk_command
     from pipeline.runtime.arguments import parse
 
     (args,) = parse(argv, ReportArguments, prog="report.py")
@@ -43,9 +43,10 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:
         raise UserError(f"output: {output} cannot be written: {error.strerror}") from error
     print(text_table(runs))
-    trained = [run for run in runs if run.stage != "assess" and run.status == "completed"]
-    if trained:
-        print(f"chat with it: python pipeline/generate.py --model_name_or_path {folder / trained[-1].name} --chat")
+    found = best_model(runs)
+    if found is not None:
+        best, rule = found
+        print(f"talk to {best.name} ({rule}): {talk_command(best)}")
         print("your own data: docs/new_dataset.md")
     print(f"report: {output}")
 
@@ -55,7 +56,7 @@ def text_table(runs: Sequence) -> str:
     from pipeline.reporting.history import change, model_of
     from pipeline.runtime.formatting import duration, memory, short
 
-    rows = [("stage", "status", "what improved", "time", "memory")]
+    rows = [("stage", "status", "what changed", "time", "memory")]
     for run in runs:
         found = change(run)
         if run.stage == "assess":

@@ -26,20 +26,27 @@ class Chart:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart: its label and (x, y) points; ``marked`` draws a dot at every point."""
+    """One line of a chart: its label and (x, y) points, joined from left to right; ``marked`` draws a dot at each."""
 
     label: str
     points: Sequence[tuple[float, float]]
     marked: bool = False
 
 
-def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: str) -> Markup:
-    """Curves over a common axis, distinguished by colour and dash, single points by name; '' for nothing."""
+def line_chart(
+    curves: Sequence[Curve], *, x_label: str, y_label: str, title: str, clouds: Sequence[Curve] = ()
+) -> Markup:
+    """Curves over a common axis, distinguished by colour and dash, single points by name; '' for nothing.
+
+    Args:
+        clouds: the points behind the curves, one for each and in its colour.
+    """
+    clouds = [cloud for cloud, curve in zip(clouds, curves) if curve.points]
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return Markup()
-    xs = [x for curve in curves for x, _ in curve.points]
-    ys = [y for curve in curves for _, y in curve.points]
+    xs = [x for curve in (*curves, *clouds) for x, _ in curve.points]
+    ys = [y for curve in (*curves, *clouds) for _, y in curve.points]
     x_low = min(0.0, min(xs))
     x_high = max(xs) if max(xs) > x_low else x_low + 1
     pad = 0.05 * (max(ys) - min(ys)) or 0.05 * abs(max(ys)) or 0.5
@@ -62,10 +69,15 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, title: st
         f'<text class="axis" x="12" y="{(HEIGHT - BOTTOM + TOP) / 2}" text-anchor="middle" '
         f'transform="rotate(-90 12 {(HEIGHT - BOTTOM + TOP) / 2})">{escape(y_label)}</text>',
     ]
+    for number, cloud in enumerate(clouds):
+        parts += [
+            f'<circle class="cloud c{number % 4}" cx="{x:.1f}" cy="{y:.1f}" r="1.8"/>'
+            for x, y in (place(*point) for point in cloud.points)
+        ]
     alone: list[tuple[float, float, str]] = []
     for number, curve in enumerate(curves):
         # A step of one pixel is all that can be seen; long runs would make a page of megabytes.
-        shown = thin(curve.points, 2 * (WIDTH - LEFT - RIGHT))
+        shown = thin(sorted(curve.points, key=lambda point: point[0]), 2 * (WIDTH - LEFT - RIGHT))
         places = [place(x, y) for x, y in shown]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline class="line c{number % 4}" points="{path}"/>')
@@ -172,60 +184,6 @@ def interval_bar(value: float, low: float | None, high: float | None, scale: tup
         f'<line class="track" x1="2" x2="98" y1="5" y2="5"/>{band}'
         f'<rect class="point" x="{x(value) - 0.9:.1f}" y="0.8" width="1.8" height="8.4" rx="0.9"/></svg>'
     )
-
-
-def family_tree(nodes: Sequence[tuple[str, str, str, Sequence[str]]]) -> Markup:
-    """A left-to-right graph of runs.
-
-    Args:
-        nodes: (name, line below it, CSS class, names of its parents), parents first.
-    """
-    depth: dict[str, int] = {}
-    row: dict[str, int] = {}
-    for name, _, _, parents in nodes:
-        known = [p for p in parents if p in depth]
-        depth[name] = 1 + max((depth[p] for p in known), default=-1)
-        taken = {row[other] for other in row if depth[other] == depth[name]}
-        wanted = min((row[p] for p in known), default=0)
-        # Straight on from its parent where that place, and every place of a branch passing it, is still free.
-        row[name] = next(r for r in range(wanted, wanted + len(nodes) + 1) if r not in taken)
-    wide, high, gap = 150, 46, 44
-    width = (max(depth.values()) + 1) * (wide + gap) - gap + 4
-    height = (max(row.values()) + 1) * (high + 16) - 4
-    parts = [
-        f'<svg class="tree" viewBox="0 0 {width} {height}" style="width:{width}px" role="img" '
-        'aria-label="which run was made from which">'
-    ]
-    corner = {name: (2 + depth[name] * (wide + gap), 2 + row[name] * (high + 16)) for name in depth}
-    for name, _, _, parents in nodes:
-        for parent in parents:
-            if parent in corner:
-                (x1, y1), (x2, y2) = corner[parent], corner[name]
-                x1, y1, y2 = x1 + wide, y1 + high / 2, y2 + high / 2
-                way = f"M{x1},{y1} " + _bend(x1, y1, x2 - 5, y2)
-                if depth[name] > depth[parent] + 1:  # past the columns between, in the gap below the child's row
-                    lane = y2 + high / 2 + 8
-                    way = f"M{x1},{y1} {_bend(x1, y1, x1 + gap, lane)} L{x2 - gap},{lane} "
-                    way += _bend(x2 - gap, lane, x2 - 5, y2)
-                parts.append(
-                    f'<path class="edge" d="{way}"/>'
-                    f'<path class="arrow" d="M{x2 - 6},{y2 - 4} L{x2},{y2} L{x2 - 6},{y2 + 4} Z"/>'
-                )
-    for name, below, kind, _ in nodes:
-        x, y = corner[name]
-        parts.append(
-            f'<g class="node {kind}"><rect x="{x}" y="{y}" width="{wide}" height="{high}" rx="7"/>'
-            f'<text class="name" x="{x + 12}" y="{y + 20}">{escape(clip(name, 18))}</text>'
-            f'<text class="below" x="{x + 12}" y="{y + 36}">{escape(clip(below, 22))}</text>'
-            f"<title>{escape(name)}: {escape(below)}</title></g>"
-        )
-    return Markup("".join(parts) + "</svg>")
-
-
-def _bend(x1: float, y1: float, x2: float, y2: float) -> str:
-    """The path command of a curve to (x2, y2) that leaves and arrives horizontally."""
-    middle = (x1 + x2) / 2
-    return f"C{middle},{y1} {middle},{y2} {x2},{y2}"
 
 
 def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:

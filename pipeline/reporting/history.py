@@ -6,20 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.reporting.directions import UP, direction
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
 from pipeline.runtime.run_json import read_record, status_of
 
-# The first of these figures that a stage logged shows what it improved: (name, label, higher is better).
-# DPO by its margin: before training all margins are ties, which TRL's accuracy counts as wrong.
+# The first of these figures that a stage measured twice shows what it changed: (name, label). Which way is better is
+# in `directions`. What was measured on held-out rows comes first.
 GOALS = (
-    ("eval_rewards/margins", "held-out reward margin", True),
-    ("eval_accuracy", "held-out accuracy", True),
-    ("eval_reward", "held-out reward", True),
-    ("reward", "reward of its samples", True),
-    ("eval_loss", "held-out loss", False),
-    ("loss", "training loss", False),
+    ("eval_rewards/accuracies", "held-out pairs in the right order"),
+    ("eval_accuracy", "held-out accuracy"),
+    ("eval_reward", "held-out reward"),
+    ("reward", "reward of its samples"),
+    ("eval_loss", "held-out loss"),
+    ("loss", "training loss"),
 )
+CHANCE = 0.5  # of a pair in the right order, a tie counted as half: a reward model's head starts as noise
+# Stages whose output does not write text.
+MUTE = ("reward_model",)
 
 
 @dataclass
@@ -33,6 +37,7 @@ class RunView:
         history: the trainer's log, oldest first; empty for runs that do not train.
         samples: rows of ``samples.jsonl``.
         parents: names of the runs of the same report that it was made from (an assessment: the run it evaluates).
+        start: the one of them that its training started from; its other parents are rewards and teachers.
     """
 
     name: str
@@ -42,6 +47,7 @@ class RunView:
     history: list[Json] = field(default_factory=list)
     samples: list[Json] = field(default_factory=list)
     parents: list[str] = field(default_factory=list)
+    start: str | None = None
 
     @property
     def stage(self) -> str:
@@ -66,12 +72,26 @@ class RunView:
 
 @dataclass(frozen=True)
 class Change:
-    """What a stage changed: a figure before and after it."""
+    """What a stage changed: a figure before and after it.
+
+    Attributes:
+        what: the figure in words.
+        name: its name, of which `directions` knows which way is better.
+        interval: of the figure after it, where it was measured.
+        note: what the figure before is, where it was not measured.
+    """
 
     what: str
-    before: float | None
-    after: float | None
-    higher_is_better: bool
+    before: float
+    after: float
+    name: str
+    interval: tuple[float, float] | None = None
+    note: str = ""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger figure is better."""
+        return direction(self.name) == UP
 
 
 def read_runs(folder: Path) -> list[RunView]:
@@ -90,21 +110,37 @@ def read_runs(folder: Path) -> list[RunView]:
     by_path = {run.folder.resolve(): run.name for run in found}
     for run in found:
         # An assessment's first parent is its model; the reference it compares with may follow.
-        paths = [parent["path"] for parent in run.record.get("parents", []) if "path" in parent]
-        named = [by_path[Path(path).resolve()] for path in paths if Path(path).resolve() in by_path]
-        run.parents = named[:1] if run.stage == "assess" else named
+        paths = [parent["path"] for parent in given_parents(run.record) if "path" in parent]
+        named = [by_path.get(Path(path).resolve()) for path in paths]
+        run.parents = [name for name in (named[:1] if run.stage == "assess" else named) if name]
+        first = (given_parents(run.record) or [{}])[0]
+        run.start = named[0] if named and "path" in first else None
     return _in_order(found)
 
 
-def change(run: RunView) -> Change | None:
-    """What the run improved, by the first of ``GOALS`` that it measured twice; None where it measured nothing so.
+def given_parents(record: Json) -> list[Json]:
+    """What a run was made from; of one that has not recorded it yet the start that it was given."""
+    name = (record.get("given") or {}).get("model_name_or_path")
+    return record.get("parents") or ([{"path": str(name)}] if name else [])
 
-    Rejection sampling measures the held-out reward itself, before and after.
+
+def change(run: RunView) -> Change | None:
+    """What the run changed, by the first of ``GOALS`` that it measured twice; None where it measured nothing so.
+
+    Rejection sampling measures the held-out reward itself, before and after; a reward model its accuracy on held-out
+    pairs after training, where before there is only chance.
     """
     before, after = (_number(run.metrics.get(f"held_out_reward_{when}")) for when in ("before", "after"))
     if before is not None and after is not None:
-        return Change("held-out reward", before, after, True)
-    for name, what, higher in GOALS:
+        return Change("held-out reward", before, after, "held_out_reward")
+    after = _number(run.metrics.get("held_out_accuracy"))
+    if after is not None:
+        ends = [_number(run.metrics.get(f"held_out_accuracy_{end}")) for end in ("low", "high")]
+        labels = _number(run.metrics.get("held_out_majority"))  # of a classifier of single answers
+        note, start = ("chance", CHANCE) if labels is None else ("always the commoner label", labels)
+        interval = None if None in ends else (ends[0], ends[1])
+        return Change("held-out accuracy", start, after, "held_out_accuracy", interval, note)
+    for name, what in GOALS:
         after = _number(run.metrics.get(name)) if name.startswith("eval_") else None
         before = _number(run.metrics.get(f"first_{name}"))
         points = series(run.history, name)
@@ -113,8 +149,56 @@ def change(run: RunView) -> Change | None:
         if after is None and points:
             after = _end(points)
         if before is not None and after is not None and (before != after or len(points) > 1):
-            return Change(what, before, after, higher)
+            return Change(what, before, after, name)
     return None
+
+
+def lineage(run: RunView, runs: Sequence[RunView]) -> list[RunView]:
+    """The runs that a run was trained from, the nearest first, as far as they are in the report."""
+    by_name, found = {each.name: each for each in runs}, []
+    while run.start in by_name and by_name[run.start] not in found:
+        run = by_name[run.start]
+        found.append(run)
+    return found
+
+
+def evaluated_before(run: RunView, runs: Sequence[RunView]) -> Json:
+    """Of every figure the value that the nearest ancestor of the evaluated model has, by its assessments."""
+    model = next((each for each in runs if each.name == model_of(run)), None)
+    found: Json = {}
+    for ancestor in lineage(model, runs) if model is not None else ():
+        for other in runs:
+            if other.stage == "assess" and other.parents == [ancestor.name]:
+                found = other.metrics | found
+    return found
+
+
+def best_model(runs: Sequence[RunView]) -> tuple[RunView, str] | None:
+    """The model to use, and the rule by which it was chosen; None where no finished run writes text.
+
+    Of the models that nothing was trained from: the one with the highest objective, ``E[R] - beta KL``, where two or
+    more were evaluated by the same one; else the one with the most stages behind it.
+    """
+    writers = [r for r in runs if r.status == "completed" and r.stage not in ("assess", "report", *MUTE)]
+    leaves = [run for run in writers if not any(other.start == run.name for other in writers)]
+    if not leaves:
+        return None
+    if len(leaves) == 1:
+        return leaves[0], "the only model that nothing else was trained from"
+    scores: dict[str, dict[str, float]] = {}
+    for assessment in runs:
+        for leaf in leaves:
+            if assessment.stage == "assess" and assessment.parents == [leaf.name]:
+                for name, value in assessment.metrics.items():
+                    if name.rpartition("/")[2] == "objective" and _number(value) is not None:
+                        scores.setdefault(name, {})[leaf.name] = value
+    name, by_leaf = max(scores.items(), key=lambda item: len(item[1]), default=("", {}))
+    if len(by_leaf) > 1:
+        best = next(leaf for leaf in leaves if leaf.name == max(by_leaf, key=by_leaf.get))
+        return best, f"the highest {name.rpartition('/')[0]} of {', '.join(by_leaf)}"
+    deepest = max(leaves, key=lambda leaf: len(lineage(leaf, runs)))
+    others = ", ".join(leaf.name for leaf in leaves if leaf is not deepest)
+    return deepest, f"the most stages behind it; it and {others} were not evaluated by the same objective"
 
 
 def model_of(run: RunView) -> str:

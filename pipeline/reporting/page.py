@@ -1,16 +1,20 @@
 """The report as one HTML page: what the run records say, arranged for the template ``report.html.j2``."""
 
 import json
+import platform
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipeline.reporting import rlhf_charts
-from pipeline.reporting.charts import family_tree, interval_bar
-from pipeline.reporting.history import RunView, change, model_of
+from pipeline.reporting.directions import ARROWS, NEITHER, difference, direction
+from pipeline.reporting.figures import VERDICTS, assessed
+from pipeline.reporting.history import RunView, best_model, change, evaluated_before, given_parents, model_of
+from pipeline.reporting.lineage_graph import Node, family_graph
 from pipeline.reporting.stage_charts import curves, sequences
 from pipeline.runtime.files import Json
 from pipeline.runtime.formatting import clip, count, duration, memory, number, short
@@ -18,8 +22,6 @@ from pipeline.runtime.messages import Turn, user_text
 
 STATUS_WORDS = {"completed": "done"}
 STATUS_NOTES = {"interrupted": "the same command resumes it", "unreadable": "its run.json cannot be read"}
-VERDICTS = {True: ("good", "✓"), False: ("bad", "✗")}
-ALSO_SHOWN = ("perplexity", "bayes_accuracy", "share_of_bayes")
 
 
 def build_page(title: str, runs: Sequence[RunView], machine: Mapping[str, str], made: str) -> str:
@@ -38,11 +40,12 @@ def build_page(title: str, runs: Sequence[RunView], machine: Mapping[str, str], 
         title=title,
         made=made,
         tiles=tiles(runs, assessments),
-        facts={**machine, **(newest(runs).get("versions") or {})},
-        stages=[stage_row(run, assessments) for run in trained or runs],
+        where=where(runs, machine),
+        facts=newest(runs).get("versions") or {},
+        stages=[stage_row(run, assessments, runs) for run in trained or runs],
         tree=tree(runs),
         claims=claims(assessments),
-        assessed=assessed([run for run in assessments if run.metrics]),
+        assessed=assessed([run for run in assessments if run.metrics], runs),
         frontier=rlhf_charts.frontier(assessments),
         against_best_of_n=rlhf_charts.against_best_of_n(assessments),
         other_curves=rlhf_charts.other_curves(assessments),
@@ -50,7 +53,7 @@ def build_page(title: str, runs: Sequence[RunView], machine: Mapping[str, str], 
         samples=samples(assessments),
         sequences=sequences(trained),
         curves=curves(trained),
-        next_steps=next_steps(trained),
+        next_steps=next_steps(runs),
         details=[details(run) for run in runs],
     )
 
@@ -68,6 +71,7 @@ def _environment() -> Environment:
         "memory": memory,
         "model_of": model_of,
         "figure": figure,
+        "breakable": breakable,
     }
     return environment
 
@@ -76,6 +80,11 @@ def figure(value: object) -> str:
     """A cell of a table: a number as a person reads it, anything else as text."""
     plain = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     return number(value) if plain else str(value)
+
+
+def breakable(text: str) -> Markup:
+    """A text of names that may be broken after `/`, `_` and spaces, and nowhere else: not within a word."""
+    return Markup(re.sub(r"(?<=[/_])", "<wbr>", str(escape(text))))
 
 
 def tiles(runs: Sequence[RunView], assessments: Sequence[RunView]) -> list[dict[str, str]]:
@@ -87,38 +96,93 @@ def tiles(runs: Sequence[RunView], assessments: Sequence[RunView]) -> list[dict[
     if found:
         shown.append(_tile(f"{met} of {len(found)}", "expectations met", "good" if met == len(found) else "bad"))
     shown.append(_tile(f"{done} of {len(runs)}", "runs finished", "good" if done == len(runs) else "bad"))
-    shown.append(_tile(duration(sum(run.record.get("seconds") or 0 for run in runs)), "of run time"))
+    summed, elapsed = sum(run.record.get("seconds") or 0 for run in runs), running_seconds(runs)
+    beside = (
+        f"of running; {duration(summed)} summed over runs side by side" if summed > 1.02 * elapsed else "of running"
+    )
+    shown.append(_tile(duration(elapsed), beside))
     peak = max((run.record.get("peak_memory_bytes") or 0 for run in runs), default=0)
     if peak:
         shown.append(_tile(memory(peak), "peak memory"))
     return shown
 
 
+def running_seconds(runs: Sequence[RunView]) -> float:
+    """Seconds in which at least one of the runs was running: side by side they count once, a pause between not at all.
+
+    A run without the time of its start counts by itself.
+    """
+    spans, alone = [], 0.0
+    for run in runs:
+        seconds = run.record.get("seconds") or 0.0
+        try:
+            start = datetime.fromisoformat(str(run.record.get("started"))).timestamp()
+            spans.append((start, start + seconds))
+        except ValueError:
+            alone += seconds
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total + alone
+
+
+def where(runs: Sequence[RunView], machine: Mapping[str, str]) -> str:
+    """On what machine the times were measured: this one, where every run names it as its host."""
+    hosts = {str((run.record.get("process") or {}).get("host")) for run in runs if run.record}
+    facts = ", ".join(machine.values())
+    if hosts == {platform.node()}:
+        return f"Times and memory were measured on this machine: {facts}."
+    others = ", ".join(sorted(hosts - {"None"})) or "a machine that the records do not name"
+    return f"Times and memory were measured on {others}; this page was made on another machine: {facts}."
+
+
 def _tile(figure: str, text: str, kind: str = "") -> dict[str, str]:
     return {"figure": figure, "text": text, "kind": kind}
 
 
-def stage_row(run: RunView, assessments: Sequence[RunView] = ()) -> Json:
-    """A training stage: where from, what improved, which assessments evaluated it, how long, how much memory."""
+def stage_row(run: RunView, assessments: Sequence[RunView] = (), runs: Sequence[RunView] = ()) -> Json:
+    """A training stage: where from, what changed, which assessments evaluated it, how long, how much memory."""
     note = STATUS_NOTES.get(run.status, "")
     if run.status == "failed":
         note = clip(str(run.record.get("error", "no reason recorded")), 200)
     # Parents that are runs of this report, else folders or Hub ids.
-    others = [str(p.get("repo") or p.get("path")) for p in run.record.get("parents") or []]
+    others = [str(p.get("repo") or p.get("path")) for p in given_parents(run.record)]
+    own = [other for other in assessments if other.parents == [run.name]]
     row = {
         "run": run,
         "status": STATUS_WORDS.get(run.status, run.status),
         "note": note,
         "origin": ", ".join(run.parents or others) or ("scratch" if run.record else "–"),
         "change": None,
-        "assessments": [assessment_note(other) for other in assessments if other.parents == [run.name]],
+        "lost": [line for other in own for line in abilities(other, runs, "loss")],
+        "gained": [line for other in own for line in abilities(other, runs, "gain")],
+        "assessments": [assessment_note(other) for other in own],
     }
     found = change(run)
-    if found is not None and found.before is not None and found.after is not None:
+    if found is not None:
         better = found.after > found.before if found.higher_is_better else found.after < found.before
         kind = "up" if better else "down" if found.after != found.before else ""
+        arrow = ARROWS[direction(found.name) or NEITHER]
+        ends = found.interval
         row |= {"change": found, "before": short(found.before), "after": short(found.after), "kind": kind}
+        row |= {"arrow": arrow, "interval": f"{ends[0]:.3f} – {ends[1]:.3f}" if ends else ""}
     return row
+
+
+def abilities(run: RunView, runs: Sequence[RunView], kind: str) -> list[str]:
+    """What an assessment found better ("gain") or worse ("loss") than before the stage, by more than chance, the
+    largest share of its interval first.
+    """
+    before, found = evaluated_before(run, runs), []
+    claims = [claim for other in runs for claim in other.record.get("expected") or []]
+    for name in run.metrics:
+        moved_by = difference(name, run.metrics, before, claims)
+        if moved_by is not None and moved_by.kind == kind and not name.endswith("_lenient"):
+            label = name.replace("_", " ").replace("/", " ")
+            size = abs(moved_by.value) / (moved_by.high - moved_by.low)
+            found.append((-size, f"{label} {number(before[name])} → {number(run.metrics[name])}"))
+    return [text for _, text in sorted(found)]
 
 
 def assessment_note(run: RunView) -> str:
@@ -129,16 +193,25 @@ def assessment_note(run: RunView) -> str:
 
 
 def tree(runs: Sequence[RunView]) -> Markup:
-    """The lineage as a graph; assessments hang on the model they evaluate."""
-    if len(runs) < 2:
+    """The lineage of the models as a graph; what was expected of a model is in its box."""
+    models = [run for run in runs if run.stage not in ("assess", "report")]
+    if len(models) < 2:
         return Markup()
     nodes = []
-    for run in runs:
-        kind = "assess" if run.stage == "assess" else "train"
-        words = (run.stage, "" if run.status == "completed" else run.status)
-        below = ", ".join(word for word in words if word not in ("", "?"))
-        nodes.append((run.name, below, f"{kind} {run.status}", run.parents))
-    return family_tree(nodes)
+    for run in models:
+        claims = [
+            claim for other in runs if other.parents == [run.name] for claim in other.record.get("expected") or []
+        ]
+        met = sum(claim["met"] is True for claim in claims)
+        words = [
+            run.stage if run.stage not in (run.name, "?") else "",
+            run.status if run.status != "completed" else "",
+            f"{met} of {len(claims)} met" if claims else "",
+        ]
+        starts = [run.start] if run.start else run.parents[:1] if run.stage == "merge" else []
+        used = [parent for parent in run.parents if parent not in starts]
+        nodes.append(Node(run.name, " · ".join(w for w in words if w), f"train {run.status}", starts, used))
+    return family_graph(nodes)
 
 
 def claims(assessments: Sequence[RunView]) -> list[dict[str, str]]:
@@ -160,97 +233,6 @@ def claims(assessments: Sequence[RunView]) -> list[dict[str, str]]:
                 }
             )
     return rows
-
-
-@dataclass
-class Assessed:
-    """The figures of all assessments: those with an interval or a claim first, the rest folded."""
-
-    runs: Sequence[RunView]
-    main: list[Json]
-    others: list[Json]
-
-
-def assessed(runs: Sequence[RunView]) -> Assessed | None:
-    """Figures by evaluation: a row per metric, a column per evaluated model; None where there is nothing."""
-    if not runs:
-        return None
-    names = list(dict.fromkeys(name for run in runs for name in run.metrics))
-    claimed = {claim["metric"] for run in runs for claim in run.record.get("expected") or []}
-    plain = [n for n in names if not (n.endswith(("_low", "_high")) and n.rpartition("_")[0] in names)]
-    main = [n for n in plain if f"{n}_low" in names or n in claimed or n.rpartition("/")[2] in ALSO_SHOWN]
-    # A lenient score that equals the strict one everywhere adds nothing.
-    main = [
-        n
-        for n in main
-        if not n.endswith("_lenient")
-        or any(run.metrics.get(n) != run.metrics.get(n.removesuffix("_lenient")) for run in runs)
-    ]
-    rest = [n for n in plain if n not in main]
-    return Assessed(runs, figure_groups(runs, main, bars=True), figure_groups(runs, rest, bars=False))
-
-
-def figure_groups(runs: Sequence[RunView], names: Sequence[str], *, bars: bool) -> list[Json]:
-    """The named metrics, grouped by evaluation."""
-    groups: list[Json] = []
-    for name in names:
-        evaluation, _, metric = name.partition("/")
-        if not groups or groups[-1]["name"] != evaluation:
-            groups.append({"name": evaluation, "how": describe_evaluation(runs, evaluation), "rows": []})
-        scale = scale_of(runs, name) if bars else None
-        cells = [cell(run, name, scale) for run in runs]
-        if any(cells):
-            groups[-1]["rows"].append({"metric": metric.replace("_", " ").replace("/", ": "), "cells": cells})
-    return groups
-
-
-def cell(run: RunView, name: str, scale: tuple[float, float] | None) -> Json | None:
-    """One figure with its interval, its bar and the expectations about it."""
-    value = run.metrics.get(name)
-    if value is None:
-        return None
-    low, high = run.metrics.get(f"{name}_low"), run.metrics.get(f"{name}_high")
-    verdicts = []
-    for claim in run.record.get("expected") or []:
-        if claim["metric"] == name:
-            kind, sign = VERDICTS.get(claim["met"], ("", "?"))
-            verdicts.append((kind, f"{sign} {claim['claim'].replace(name, '', 1).strip()}"))
-    bounded = low is not None and high is not None
-    return {
-        "value": number(value),
-        "low": number(low) if bounded else None,
-        "high": number(high) if bounded else None,
-        "bar": interval_bar(value, low, high, scale) if scale is not None and not isinstance(value, int) else "",
-        "verdicts": verdicts,
-    }
-
-
-def scale_of(runs: Sequence[RunView], name: str) -> tuple[float, float]:
-    """The track of a row's bars: 0..1 for shares, else from 0 to the largest value in the row."""
-    last = name.rpartition("/")[2]
-    values = [run.metrics.get(f"{name}{end}") for run in runs for end in ("", "_low", "_high")]
-    finite = [value for value in values if value is not None]
-    if all(0 <= value <= 1 for value in finite) and last not in ("loss", "reward", "margin"):
-        return 0.0, 1.0
-    return min(0.0, *finite), max(0.0, *finite) or 1.0
-
-
-def describe_evaluation(runs: Sequence[RunView], name: str) -> str:
-    """What an evaluation measures on what, from the arguments of the last assessment that has it."""
-    for run in reversed(runs):
-        for entry in (run.record.get("arguments") or {}).get("evaluations") or []:
-            if isinstance(entry, dict) and entry.get("name", entry.get("type")) == name:
-                parts = [str(entry.get("type", ""))]
-                if entry.get("dataset"):
-                    parts.append(f"{entry['dataset']}, split {entry.get('split', 'test')}")
-                if entry.get("reward"):
-                    parts.append(f"scored by {entry['reward']}")
-                if entry.get("temperature"):
-                    parts.append(f"{entry.get('n', 1)} samples per prompt at τ = {entry['temperature']:g}")
-                elif entry.get("type") == "accuracy":
-                    parts.append("greedy")
-                return " · ".join(parts)
-    return ""
 
 
 def samples(assessments: Sequence[RunView]) -> Json:
@@ -297,19 +279,18 @@ def _text(row: Json, i: int) -> Json:
     return {"text": text, "cut": i < len(ends) and not ends[i], "badge": badge}
 
 
-def next_steps(trained: Sequence[RunView]) -> list[tuple[str, str]]:
+def next_steps(runs: Sequence[RunView]) -> list[tuple[str, str]]:
     """What to do next and the command for it; the recipe is the one that made the runs, where one did."""
-    done = [run for run in trained if run.status == "completed"]
+    trained = [run for run in runs if run.stage != "assess"]
     broken = [run for run in trained if run.status in ("failed", "interrupted")]
     lines = [
         (f"Finish {run.name}: the same command resumes from its last checkpoint.", command_of(run)) for run in broken
     ]
     recipe = next((run.record["recipe"] for run in reversed(trained) if run.record.get("recipe")), None)
-    if done:
-        last = done[-1]
-        lines.append(
-            ("Talk to the last model.", f"python pipeline/generate.py --model_name_or_path {last.folder} --chat")
-        )
+    found = best_model(runs)
+    if found is not None:
+        best, rule = found
+        lines.append((f"Talk to {best.name} ({rule}).", talk_command(best)))
         if recipe:
             lines.append(
                 (
@@ -321,11 +302,17 @@ def next_steps(trained: Sequence[RunView]) -> list[tuple[str, str]]:
         lines.append(
             (
                 "Take a stage to your own data: any Hub id, jsonl, csv or parquet; dataset_map renames columns.",
-                f"accelerate launch pipeline/{last.stage}.py --config … --dataset_name my.jsonl "
+                f"accelerate launch pipeline/{best.stage}.py --config … --dataset_name my.jsonl "
                 "--dataset_map question=prompt",
             )
         )
     return lines
+
+
+def talk_command(run: RunView) -> str:
+    """The command to use a model: a chat, or the continuation of a text by one that was only pretrained."""
+    use = '--prompt "…"' if run.stage == "pretrain" else "--chat"
+    return f"python pipeline/generate.py --model_name_or_path {run.folder} {use}"
 
 
 def command_of(run: RunView) -> str:

@@ -5,6 +5,7 @@ They read the curves and tables of the run records; figures are looked up by the
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from pipeline.reporting.charts import Chart, Curve, line_chart
 from pipeline.reporting.history import RunView, model_of, series
@@ -13,7 +14,7 @@ from pipeline.runtime.formatting import short
 
 KL = "KL to pi_ref (nats per completion)"
 DRAWN_CURVES, DRAWN_TABLES = ("best of n", "optima"), ("policy",)
-FEW = 30  # points of a curve that get a dot each
+BINS = 8  # means on a curve through a cloud of points
 
 
 def own_charts(run: RunView) -> list[Chart]:
@@ -36,7 +37,8 @@ def rewards_apart(run: RunView) -> Chart | None:
     """Every reward that PPO logged, by name, over the KL, where there are several.
 
     A watched reward that falls while the optimised one rises is over-optimisation. Each starts at 0, since rewards are
-    defined up to a constant only.
+    defined up to a constant only. The KL of a rollout is noisy, so the points are a cloud, with the means of equally
+    many of them from left to right; joined in time they would be a scribble.
     """
     logged = dict.fromkeys(name for entry in run.history for name in entry)
     found = [match for match in (re.fullmatch(r"rewards/(.+)/mean", name) for name in logged) if match]  # TRL's names
@@ -44,10 +46,21 @@ def rewards_apart(run: RunView) -> Chart | None:
     lines = []
     for match in found:
         points = [(kl[step], value) for step, value in series(run.history, match[0]) if step in kl]
-        lines.append(Curve(match[1], [(x, value - points[0][1]) for x, value in points], len(points) <= FEW))
+        if points:
+            lines.append(Curve(match[1], [(x, value - points[0][1]) for x, value in points]))
     if len(lines) < 2:
         return None
-    return _figure("the rewards, optimised and watched", lines, KL, "gain since the first step")
+    means = [Curve(line.label, binned(line.points, BINS)) for line in lines]
+    return _figure("the rewards, optimised and watched", means, KL, "gain since the first step", clouds=lines)
+
+
+def binned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """Means of x and y over at most ``most`` groups of equally many points, by rising x."""
+    ordered = sorted(points)
+    count = max(1, min(most, len(ordered) // 3))
+    ends = [round(i * len(ordered) / count) for i in range(count + 1)]
+    groups = [ordered[a:b] for a, b in pairwise(ends) if b > a]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
 def selections(run: RunView) -> list[Chart | None]:
@@ -138,6 +151,8 @@ def _curve(label: str, points: Sequence[Json], x: str, y: str, marked: bool = Tr
     return Curve(label, [pair for pair in pairs if all(isinstance(value, int | float) for value in pair)], marked)
 
 
-def _figure(caption: str, lines: Sequence[Curve], x_label: str, y_label: str) -> Chart | None:
-    svg = line_chart(lines, x_label=x_label, y_label=y_label, title=caption)
+def _figure(
+    caption: str, lines: Sequence[Curve], x_label: str, y_label: str, clouds: Sequence[Curve] = ()
+) -> Chart | None:
+    svg = line_chart(lines, x_label=x_label, y_label=y_label, title=caption, clouds=clouds)
     return Chart(caption, svg) if svg else None

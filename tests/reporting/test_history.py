@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.reporting.history import change, read_runs, series
+from pipeline.reporting.history import best_model, change, evaluated_before, lineage, read_runs, series
 from pipeline.runtime.errors import UserError
 
 
@@ -73,16 +73,20 @@ def test_a_series_leaves_out_what_is_no_number():
 
 
 def test_what_a_stage_improved(tmp_path):
-    """DPO by its held-out margin, from the record; GRPO by the reward, first and last tenth of 20 points:
+    """DPO by its held-out pairs in the right order, from the record; GRPO by the reward, first and last tenth of 20:
     (0 + 1) / 2 and (18 + 19) / 2; pretraining by its held-out loss; a stage that logged nothing by nothing."""
-    put(tmp_path, "dpo", "dpo", metrics={"first_eval_rewards/margins": 0.0, "eval_rewards/margins": 0.8,
+    put(tmp_path, "dpo", "dpo", metrics={"first_eval_rewards/accuracies": 0.5, "eval_rewards/accuracies": 0.8,
                                          "first_eval_loss": 0.69, "eval_loss": 0.5})  # fmt: skip
     put(tmp_path, "grpo", "grpo", history=[{"step": i, "reward": i, "loss": 0.0} for i in range(20)])
     put(tmp_path, "pretrain", "pretrain", metrics={"eval_loss": 1.0},
         history=[{"step": 1, "loss": 6.0}, {"step": 1, "eval_loss": 5.0}, {"step": 9, "eval_loss": 1.0}])  # fmt: skip
     put(tmp_path, "other", "merge")
     found = {run.name: change(run) for run in read_runs(tmp_path)}
-    assert (found["dpo"].what, found["dpo"].before, found["dpo"].after) == ("held-out reward margin", 0.0, 0.8)
+    assert (found["dpo"].what, found["dpo"].before, found["dpo"].after) == (
+        "held-out pairs in the right order",
+        0.5,
+        0.8,
+    )
     assert (found["grpo"].before, found["grpo"].after, found["grpo"].higher_is_better) == (0.5, 18.5, True)
     assert (found["pretrain"].before, found["pretrain"].after) == (5.0, 1.0)
     assert not found["pretrain"].higher_is_better
@@ -102,3 +106,60 @@ def test_rejection_sampling_improved_the_held_out_reward_and_not_its_training_lo
     put(tmp_path, "rsft", "rsft", metrics=metrics, history=[{"step": i, "loss": 1.0 / i} for i in (1, 2, 3)])
     found = change(read_runs(tmp_path)[0])
     assert (found.what, found.before, found.after) == ("held-out reward", 0.5, 1.25)
+
+
+def test_a_reward_model_is_shown_by_its_held_out_pairs(tmp_path):
+    """From chance (a tie is half right), not by the loss that it was trained on; labels of single answers from the
+    commoner one.
+    """
+    metrics = {"held_out_accuracy": 0.8, "held_out_accuracy_low": 0.75, "held_out_accuracy_high": 0.85}
+    put(tmp_path, "rm", "reward_model", metrics=metrics, history=[{"step": i, "loss": 1.0 / i} for i in (1, 2, 3)])
+    put(tmp_path, "labels", "reward_model", metrics=metrics | {"held_out_majority": 0.6})
+    labels, pairs = (change(run) for run in read_runs(tmp_path))
+    assert (pairs.what, pairs.before, pairs.after, pairs.note) == ("held-out accuracy", 0.5, 0.8, "chance")
+    assert pairs.interval == (0.75, 0.85)
+    assert pairs.higher_is_better
+    assert (labels.before, labels.note) == (0.6, "always the commoner label")
+
+
+def a_tree(folder, **objectives):
+    """pretrain -> sft -> dpo -> grpo; sft -> reward_model; sft (and the reward model) -> ppo, which ran last."""
+    made = [("pretrain", ()), ("sft", ("pretrain",)), ("dpo", ("sft",)), ("grpo", ("dpo",))]
+    made += [("reward_model", ("sft",)), ("ppo", ("sft", "reward_model"))]
+    for i, (name, parents) in enumerate(made):
+        put(folder, name, name, parents=parents, started=f"2026-01-01T0{i}:00:00")
+    for name, value in objectives.items():
+        put(folder, f"assess_{name}", "assess", parents=[name], metrics={"J/objective": value, "J/kl": 9.0})
+    return read_runs(folder)
+
+
+def test_the_model_to_talk_to_is_a_leaf_that_writes_with_the_best_objective(tmp_path):
+    """Not the last by the clock, nor the reward model: by the objective that both leaves have, else by the stages
+    behind them. dpo has the highest objective of all, but grpo was trained from it.
+    """
+    runs = a_tree(tmp_path / "a", grpo=1.0, ppo=2.0, dpo=3.0)
+    best, rule = best_model(runs)
+    assert (best.name, rule) == ("ppo", "the highest J of grpo, ppo")
+    assert best_model(a_tree(tmp_path / "b", grpo=2.0, ppo=1.0))[0].name == "grpo"
+    best, rule = best_model(a_tree(tmp_path / "c", ppo=2.0))
+    assert (best.name, rule[:26]) == ("grpo", "the most stages behind it;")
+    put(tmp_path / "d", "rm", "reward_model")
+    assert best_model(read_runs(tmp_path / "d")) is None
+
+
+def test_a_figure_is_compared_with_that_of_the_nearest_ancestor(tmp_path):
+    """grpo with dpo, which was not evaluated by `b`: that with sft. A reward model is no ancestor of the policy."""
+    runs = a_tree(tmp_path)
+    assert [run.name for run in lineage(runs[-1], runs)] == ["sft", "pretrain"]
+    for name, metrics in (("sft", {"a/x": 1, "b/x": 2}), ("dpo", {"a/x": 3}), ("grpo", {"a/x": 4, "b/x": 5})):
+        put(tmp_path, f"judged_{name}", "assess", parents=[name], metrics=metrics)
+    runs = {run.name: run for run in read_runs(tmp_path)}
+    assert evaluated_before(runs["judged_grpo"], list(runs.values())) == {"a/x": 3, "b/x": 2}
+    assert evaluated_before(runs["judged_sft"], list(runs.values())) == {}
+
+
+def test_a_run_that_has_recorded_no_parent_yet_comes_from_what_it_was_given(tmp_path):
+    put(tmp_path, "sft", "sft")
+    put(tmp_path, "dpo", "dpo", status="failed", given={"model_name_or_path": str(tmp_path / "sft")})
+    dpo = next(run for run in read_runs(tmp_path) if run.name == "dpo")
+    assert (dpo.start, dpo.parents) == ("sft", ["sft"])

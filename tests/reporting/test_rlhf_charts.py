@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from pipeline.reporting.history import RunView
-from pipeline.reporting.rlhf_charts import against_best_of_n, frontier, own_charts
+from pipeline.reporting.rlhf_charts import against_best_of_n, binned, frontier, own_charts
 
 
 def view(record=None, history=(), metrics=None, parents=()):
@@ -29,19 +29,21 @@ def test_a_reward_model_is_drawn_against_the_diagonal():
 
 
 def test_ppos_rewards_stand_side_by_side_over_the_kl():
-    """The learned one and the watched one, each by its own name and from 0: at the KLs 0, 1, 2 the true reward falls
-    to -2 while the learned one rises to 2."""
-    (chart,) = own_charts(
-        view(
-            history=[
-                {"step": i, "objective/kl": i - 1, "rewards/rm/mean": i, "rewards/true/mean": 5 - i} for i in (1, 2, 3)
-            ]
-        )
-    )
+    """The learned one and the watched one, each by its own name and from 0: while the KL rises and falls between 0 and
+    6, the learned one is the KL and the true one minus it. Seven points are a cloud; the line is the mean of the
+    lowest four and of the other three: (1.5, 1.5) and (5, 5).
+    """
+    kls = (0, 6, 1, 5, 2, 4, 3)
+    rows = [
+        {"step": i, "objective/kl": kl, "rewards/rm/mean": kl, "rewards/true/mean": 5 - kl} for i, kl in enumerate(kls)
+    ]
+    (chart,) = own_charts(view(history=rows))
+    assert chart.svg.count('<circle class="cloud') == 14
     learned, true = re.findall(r'points="([^"]+)"', chart.svg)
-    (x0, y0), (x1, y1) = ([[*map(float, point.split(","))] for point in line.split()][::2] for line in (learned, true))
-    assert x0 == x1
-    assert y0[1] < x0[1] < y1[1]
+    assert binned([(kl, kl) for kl in kls], 2) == [(1.5, 1.5), (5.0, 5.0)]
+    (up, higher), (down, lower) = ([[*map(float, p.split(","))] for p in line.split()] for line in (learned, true))
+    assert up[0] == down[0] < higher[0] == lower[0]
+    assert higher[1] < up[1] < down[1] < lower[1]  # y grows downwards
     assert ">rm<" in chart.svg
     assert ">true<" in chart.svg
 

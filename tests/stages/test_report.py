@@ -88,7 +88,7 @@ def test_the_page_is_whole_self_contained_and_escaped(page, runs):
 def test_every_run_is_shown_with_its_state(page):
     for text in ("pretrain", "ppo", "failed", "the same command resumes it", "its run.json cannot be read"):
         assert text in page.text
-    assert "held-out loss 3 → 1" in page.text
+    assert "held-out loss ↓ 3 → 1" in page.text
     assert "1 min 15 s" in page.text
     assert "2.5 GB" in page.text
     assert "0 of 1" in page.text  # expectations met
@@ -123,7 +123,7 @@ def test_the_terminal_gets_a_table(runs, capsys):
     report.main(["--runs", str(runs), "--output", str(runs / "deep" / "page.html")])
     out = capsys.readouterr().out
     lines = out.splitlines()
-    assert lines[0].split() == ["stage", "status", "what", "improved", "time", "memory"]
+    assert lines[0].split() == ["stage", "status", "what", "changed", "time", "memory"]
     assert any(line.startswith("pretrain") and "held-out loss 3 -> 1" in line for line in lines)
     assert "not met: sums/pass@1 >= 0.9 (after sft: 0.75)" in lines
     assert lines[-1] == f"report: {runs / 'deep' / 'page.html'}"
