@@ -4,8 +4,9 @@
 
     accelerate launch pipeline/grpo.py --config configs/quickstart/grpo.yaml
 
-Data: prompt, and the columns that the reward reads (answer for numeric). --reward names one of the registry's rewards
-(numeric, math, code, exact, …), a weighted sum of them, a reward-model folder, or package.module:function.
+Data: prompt, and the columns that the reward reads (answer for numeric). --reward names one or several of: the
+registry's (numeric, math, code, exact, …), TRL's (trl:accuracy, …), a weighted sum, a reward-model folder,
+package.module:function; --reward_weights weighs them (0: only watched).
 
 Paper: Part 2, section 3. TRL's default beta is 0, which is no KL at all: write beta and scale_rewards: none for the
 paper's objective. The KL is inside the loss, so its fixed point is per prefix, not pi* (docs/errata.md, line 9).
@@ -22,11 +23,15 @@ from pipeline.runtime.record import Run
 
 @dataclass
 class GRPOArguments(RolloutArguments):
-    """What GRPO rewards; everything else is TRL's ``GRPOConfig``."""
+    """What the model may call; everything else is TRL's ``GRPOConfig``."""
 
-    reward: str = field(
-        default="numeric",
-        metadata={"help": "A registry name, a weighted sum, a reward-model folder, or package.module:function."},
+    tools: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Functions that the model may call, as package.module:function with type hints."},
+    )
+    environment_factory: str | None = field(
+        default=None,
+        metadata={"help": "package.module:function that makes the environment of a rollout (TRL's protocol)."},
     )
     prefilter_samples: int = field(
         default=0,
@@ -52,40 +57,52 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.preparation import templated
         from pipeline.inference.positions import fitting
         from pipeline.model.policy import ChatModelArguments, load_policy
-        from pipeline.rewards.resolve import record_reward, resolve
+        from pipeline.rewards.resolve import record_reward, resolve_each, strict_metric, verdict_counts, weighted
         from pipeline.training.guards import Guards
         from pipeline.training.prefilter import prefilter
         from pipeline.training.rollouts import RolloutTrainer
         from pipeline.training.session import train_and_save
+        from pipeline.training.tools import load_tools, require_reward, require_tool_calling
 
         own, data_args, model_args, config = run.parse(GRPOArguments, DataArguments, ChatModelArguments, GRPOConfig)
-        reward = resolve(own.reward, allow_unsafe_code_execution=own.allow_unsafe_code_execution)
+        tools, environment = load_tools(own.tools, own.environment_factory)
+        specs = own.reward or ([] if environment else ["numeric"])  # an environment may have a reward of its own
+        require_reward(specs, environment)
+        weights, unsafe = config.reward_weights, own.allow_unsafe_code_execution
+        rewards = resolve_each(specs, weights, allow_unsafe_code_execution=unsafe)
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
-        record_reward(run, reward)
+        for reward in rewards:
+            record_reward(run, reward)
         data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
         template, skip = model_args.chat_template_path, data_args.skip_bad_rows
         data = templated(data, policy.tokenizer, run, "prompt", template, skip=skip)
-        data = fitting(run, data, policy.tokenizer, policy.model.config, config.max_completion_length)
+        if tools or environment:
+            require_tool_calling(policy.tokenizer, data)
+        data = fitting(run, data, policy.tokenizer, policy.model.config, config.max_completion_length, tools)
         train = data.train
         if own.prefilter_samples:
-            train = prefilter(run, policy, train, reward, own, config)
+            train = prefilter(run, policy, train, weighted(rewards, weights), own, config)
             config.shuffle_dataset = config.shuffle_dataset and not own.curriculum
-        guards = Guards(reward.strict_metric, rewards=[reward], max_kl=own.max_kl, patience=own.guard_patience)
+        learned = [reward for reward, weight in zip(rewards, weights or [1.0] * len(rewards)) if weight]
+        strict = strict_metric(rewards, weights)
+        guards = Guards(strict, rewards=learned, max_kl=own.max_kl, patience=own.guard_patience)
         trainer = RolloutTrainer(
             model=policy.model,
-            reward_funcs=reward,
+            reward_funcs=rewards,
             args=config,
             train_dataset=train,
             eval_dataset=data.evaluation if config.eval_strategy != "no" else None,
             processing_class=policy.tokenizer,
             peft_config=policy.peft_config,
             callbacks=[guards],
+            tools=tools,
+            environment_factory=environment,
         )
 
         def finish(folder: Path) -> None:
             policy.finish(folder)
-            run.add_metrics({f"verdicts/{verdict}": count for verdict, count in reward.counts.items()})
+            run.add_metrics(verdict_counts(rewards) | trainer.reward_parts())
 
         train_and_save(run, trainer, own, finish)
 

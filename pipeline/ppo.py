@@ -7,7 +7,8 @@
     accelerate launch pipeline/ppo.py --config configs/quickstart/ppo.yaml
 
 Data: prompt, and the columns that the reward reads. --reward names one or several of: a reward-model folder, a name of
-the registry, a weighted sum, package.module:function; --reward_weights weighs them (0: only watched).
+the registry, trl:NAME for TRL's, a weighted sum, package.module:function; --reward_weights weighs them (0: only
+watched).
 
 Paper: Part 2, section 1B. theta_frozen is one backbone with the adapters of policy and critic (critic: shared), and of
 the reward where it is an adapter of the same backbone; pi_ref is the backbone alone, or with a frozen copy of the
@@ -16,23 +17,12 @@ Loss: `objectives.policy_gradient.ppo_clip_loss` and `token_rewards`, `objective
 (tests/stages/test_losses.py::test_ppo).
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.runtime.arguments import RolloutArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
-
-
-@dataclass
-class PPOArguments(RolloutArguments):
-    """What PPO rewards; everything else is ``PPOConfig``, which is TRL's ``GRPOConfig`` and PPO's own fields."""
-
-    reward: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Reward-model folders, registry names, weighted sums or package.module:function."},
-    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,18 +35,18 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.preparation import templated
         from pipeline.inference.positions import fitting
         from pipeline.model.policy import ChatModelArguments, load_policy
-        from pipeline.rewards.resolve import record_reward, resolve, strict_metric
+        from pipeline.rewards.resolve import record_reward, resolve_each, strict_metric, verdict_counts
         from pipeline.training.guards import Guards
         from pipeline.training.ppo import AdapterReward, PPOTrainer
         from pipeline.training.ppo_config import PPOConfig
         from pipeline.training.session import train_and_save
         from pipeline.training.shared_backbone import same_backbone
 
-        own, data_args, model_args, config = run.parse(PPOArguments, DataArguments, ChatModelArguments, PPOConfig)
+        own, data_args, model_args, config = run.parse(RolloutArguments, DataArguments, ChatModelArguments, PPOConfig)
         if not own.reward:
             raise UserError("reward is missing: name a reward-model folder, a reward of the registry, or both")
         unsafe = own.allow_unsafe_code_execution
-        resolved = [resolve(name, allow_unsafe_code_execution=unsafe) for name in own.reward]
+        resolved = resolve_each(own.reward, config.reward_weights, allow_unsafe_code_execution=unsafe)
         policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
         rewards = []
         for name, reward in zip(own.reward, resolved):
@@ -93,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         def finish(folder: Path) -> None:
             policy.finish(folder)
             run.add_metrics(first_and_last(trainer.state.log_history))
+            run.add_metrics(verdict_counts(resolved) | trainer.reward_parts())
 
         train_and_save(run, trainer, own, finish)
 
@@ -122,4 +113,4 @@ FLAGS = {
 }
 
 if __name__ == "__main__":
-    entry(main, PPOArguments, __doc__, flags=FLAGS)
+    entry(main, RolloutArguments, __doc__, flags=FLAGS)

@@ -5,8 +5,9 @@
 
     accelerate launch pipeline/rsft.py --config configs/quickstart/rsft.yaml
 
-Data: prompt, and the columns that the reward reads; or --from_candidates with prompt + completion (+ reward) rows made
-elsewhere. Candidates are kept in <output_dir>/candidates; mine_pairs makes a preference dataset for dpo.py of them.
+Data: prompt, and the columns that the reward reads (--reward and --reward_weights as in grpo.py and ppo.py); or
+--from_candidates with prompt + completion (+ reward) rows made elsewhere. Candidates are kept in
+<output_dir>/candidates; mine_pairs makes a preference dataset for dpo.py of them.
 
 Paper: Part 2, section 2, with two corrections (docs/errata.md, 2 and 13). Best-of-N does not tend to
 pi_ref exp(R/tau) as N grows but to the argmax; drawing one of N by softmax(R/tau) does. And a second round from pi_k
@@ -28,9 +29,8 @@ from pipeline.runtime.record import Run
 class RSFTArguments(RewardArguments):
     """How candidates are made and chosen; everything else is TRL's ``SFTConfig``, used in every round."""
 
-    reward: str | None = field(
-        default=None,
-        metadata={"help": "A registry name, a weighted sum, a reward-model folder, or package.module:function."},
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each reward [1]; one of weight 0 is only reported."}
     )
     select: Literal["best", "top_k", "threshold", "softmax"] = field(
         default="best", metadata={"help": "Which candidates of a prompt are imitated."}
@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.inference.stopping import declare_stops
         from pipeline.model.loading import load_tokenizer, model_config
         from pipeline.model.policy import ModelArguments, start_name
+        from pipeline.rewards.judging import mean_parts
         from pipeline.rewards.resolve import record_reward, resolve
         from pipeline.training.candidates import external_candidates, mine_pairs, require_scores, sft_rows
         from pipeline.training.rounds import Round, read_external
@@ -98,7 +99,8 @@ def main(argv: list[str] | None = None) -> None:
         rule = Selection(own.select, own.top_k, own.threshold, own.tau, own.draws)
         check(own, config)
         unsafe = own.allow_unsafe_code_execution
-        reward = resolve(own.reward, allow_unsafe_code_execution=unsafe) if own.reward else None
+        weights = own.reward_weights
+        reward = resolve(own.reward, weights, allow_unsafe_code_execution=unsafe) if own.reward else None
         if own.from_candidates:
             data = read_external(own.from_candidates, data_args.dataset_map)
         else:
@@ -122,6 +124,7 @@ def main(argv: list[str] | None = None) -> None:
                 groups = leg.candidates(rows, reward, own)
             require_scores(groups, reward)
             leg.report(selection_metrics(groups, rule, number))
+            run.add_metrics(mean_parts(candidate.get("parts") for group in groups for candidate in group))
             run.add_curves("selection", {f"round {number}": best_of_n_curve(groups)})
             selected = sft_rows(groups, rule, leg.tokenizer(), config.seed + number)
             if own.mine_pairs:
@@ -148,7 +151,7 @@ def check(own: RSFTArguments, config) -> None:
         raise UserError("rounds and num_candidates must be at least 1")
     if own.from_candidates and own.rounds != 1:
         raise UserError("from_candidates: candidates made elsewhere are of one policy, so rounds must be 1")
-    if own.reward is None and not own.from_candidates:
+    if not own.reward and not own.from_candidates:
         raise UserError("reward is missing: name a reward of the registry or a reward-model folder")
     if own.use_vllm and config.world_size > 1:
         raise UserError(

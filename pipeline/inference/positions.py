@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.model.loading import position_limit
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def fitting(
-    run: Run, data: Data, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, new_tokens: int
+    run: Run,
+    data: Data,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    new_tokens: int,
+    tools: Sequence[Callable] | None = None,
 ) -> Data:
     """The data without the rows whose prompt and a completion of ``new_tokens`` exceed the model's positions.
 
@@ -31,6 +36,7 @@ def fitting(
         data: rows with a ``prompt``; a stream is left as it is.
         config: the model's config.
         new_tokens: longest completion in tokens.
+        tools: what the model may call; a prompt lists them.
 
     Raises:
         UserError: no row is left to train on.
@@ -43,7 +49,7 @@ def fitting(
         rows = getattr(data, name)
         if not rows or not hasattr(rows, "__len__"):
             continue
-        lengths = [len(ids) for ids in encode_prompts(tokenizer, [row["prompt"] for row in rows])]
+        lengths = [len(ids) for ids in encode_prompts(tokenizer, [row["prompt"] for row in rows], tools)]
         kept = [index for index, length in enumerate(lengths) if length + new_tokens <= limit]
         lost = len(lengths) - len(kept)
         run.add_metrics({f"{prefix}prompts_too_long": lost})

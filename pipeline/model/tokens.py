@@ -17,7 +17,7 @@ How the assistant's turns of a dialogue are found is in `pipeline.model.dialogue
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -122,10 +122,12 @@ def encode_exchange(
     return encode_text(tokenizer, ended(tokenizer, prompt + answer))
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Turn]) -> list[list[int]]:
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Turn], tools: Sequence[Callable] | None = None
+) -> list[list[int]]:
     """Ids of each prompt, ready to be continued: one BOS at most, no EOS; of messages the generation prompt too.
 
-    A final message of the assistant is continued.
+    A final message of the assistant is continued. ``tools`` are what the model may call, as its template lists them.
 
     Raises:
         UserError: a prompt has no token to start from, or the chat template refuses it.
@@ -134,7 +136,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Turn]) 
     for number, prompt in enumerate(prompts):
         if is_dialogue(prompt):
             begun = bool(prompt) and prompt[-1]["role"] == "assistant"
-            text = renderer(tokenizer, {})(prompt, generation=not begun, continued=begun)
+            text = renderer(tokenizer, {"tools": tools})(prompt, generation=not begun, continued=begun)
             ids = encode_rendered(tokenizer, text)
         else:
             ids = encode_text(tokenizer, prompt)

@@ -5,7 +5,7 @@
 Each row of the file (jsonl, json, csv or parquet, as the stages read it) has ``completion`` (text, or a list of
 messages), the columns of its reward (``answer`` for numeric, math, logic, exact and choice; ``tests`` for code) and,
 where the reward wants it, ``prompt``. The rows of the output are those of the input with ``score``, ``verdict`` and,
-for numeric, ``lenient_score`` added.
+for numeric, ``lenient_score`` added, of several rewards and of a sum ``reward_parts``.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pipeline.data.columns import check_map, parse_map
 from pipeline.data.files import read_rows
 from pipeline.data.rows import Row, RowError
-from pipeline.rewards.judging import VERDICTS, Judgement, judge_rows
+from pipeline.rewards.judging import VERDICTS, Judgement, judge_rows, part_means
 from pipeline.rewards.registry import names
 from pipeline.rewards.resolve import resolve
 from pipeline.rewards.spec import parse_options
@@ -42,8 +42,10 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--reward",
         required=True,
-        help="a name, a sum ('math + 0.2*format'), package.module:function, or the folder of a reward model",
+        nargs="+",
+        help="names, trl:NAME for TRL's, sums ('math + 0.2*format'), package.module:function, reward-model folders",
     )
+    parser.add_argument("--reward_weights", nargs="+", type=float, help="weight of each reward [1]; 0: only reported")
     parser.add_argument(
         "--file", required=True, type=Path, help="file of rows with a completion each (jsonl, json, csv, parquet)"
     )
@@ -115,7 +117,8 @@ def _tokenizer(name: str | None, columns: dict[str, list]) -> "PreTrainedTokeniz
 
 def _scored_row(row: dict, judgement: Judgement, with_lenient: bool) -> dict:
     lenient = {"lenient_score": judgement.lenient} if with_lenient else {}
-    return {**row, "score": judgement.score, **lenient, "verdict": judgement.verdict}
+    parts = {} if judgement.parts is None else {"reward_parts": judgement.parts}
+    return {**row, "score": judgement.score, **lenient, **parts, "verdict": judgement.verdict}
 
 
 def summary(judgements: list[Judgement]) -> list[str]:
@@ -130,7 +133,7 @@ def summary(judgements: list[Judgement]) -> list[str]:
     ):
         if values:
             lines.append(f"{name}: {sum(values) / len(values):.4f} over {len(values)} rows")
-    return lines
+    return lines + [f"{name}: {value:.4f}" for name, value in part_means(judgements).items()]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -141,7 +144,9 @@ def main(arguments: list[str] | None = None) -> None:
     """
     given = _parser().parse_args(arguments)
     options = parse_options(given.options)
-    reward = resolve(given.reward, allow_unsafe_code_execution=given.allow_unsafe_code_execution, **options)
+    reward = resolve(
+        given.reward, given.reward_weights, allow_unsafe_code_execution=given.allow_unsafe_code_execution, **options
+    )
     if given.out.is_dir():
         raise UserError(f"{given.out}: is a folder; --out names a file")
     rows = all_rows(given.file)
@@ -150,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     renamed = [dict(zip(columns, values)) for values in zip(*columns.values())] if columns else [{} for _ in rows]
     judgements = judge_rows(reward, renamed, completions, tokenizer=_tokenizer(given.tokenizer_name, columns))
 
-    with_lenient = given.reward.strip() == "numeric"
+    with_lenient = [text.strip() for text in given.reward] == ["numeric"]
     write_rows(given.out, [_scored_row(row.content, j, with_lenient) for row, j in zip(rows, judgements, strict=True)])
     print("\n".join(summary(judgements)))
     unjudged = [(row.number, j) for row, j in zip(rows, judgements) if j.verdict in ("unscorable", "error")]

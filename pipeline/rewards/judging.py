@@ -14,7 +14,7 @@ verdict        score        meaning
 =============  ===========  =========================================================================
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pipeline.runtime.messages import Turn, as_answer, text_of
@@ -27,12 +27,15 @@ VERDICTS = ("right", "wrong", "timeout", "scored", "unscorable", "error")
 
 
 class Judgement(NamedTuple):
-    """One verdict. ``lenient`` is a second, forgiving score where a verifier has one; ``reason`` is for people."""
+    """One verdict. ``lenient`` is a second, forgiving score where a verifier has one; ``reason`` is for people;
+    ``parts`` are the scores of the rewards that a sum is made of, by name.
+    """
 
     verdict: str
     score: float | None
     lenient: float | None = None
     reason: str = ""
+    parts: Mapping[str, float | None] | None = None
 
 
 class Sample(NamedTuple):
@@ -156,5 +159,27 @@ def judge_rows(
     token_ids: Sequence[list[int]] | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> list[Judgement]:
-    """As ``score``, with the verdicts beside the scores; for rewards of the registry."""
-    return reward.judge(**call_arguments(rows, completions, token_ids, tokenizer)) if rows else []
+    """As ``score``, with the verdicts and the parts of a sum beside the scores; a plain function has neither."""
+    if not rows:
+        return []
+    arguments = call_arguments(rows, completions, token_ids, tokenizer)
+    if hasattr(reward, "judge"):
+        return reward.judge(**arguments)
+    return [error("it returned None") if value is None else scored(value) for value in reward(**arguments)]
+
+
+def part_means(judgements: Iterable[Judgement]) -> dict[str, float]:
+    """``reward_parts/<name>``: the mean score of every part of a sum, over the completions that have one; {} for one
+    reward alone. The run record of every stage and evaluation has these figures.
+    """
+    return mean_parts(judgement.parts for judgement in judgements)
+
+
+def mean_parts(parts: Iterable[Mapping[str, float | None] | None]) -> dict[str, float]:
+    """As ``part_means``, of the parts alone."""
+    scores: dict[str, list[float]] = {}
+    for by_name in parts:
+        for name, value in (by_name or {}).items():
+            if value is not None:
+                scores.setdefault(name, []).append(value)
+    return {f"reward_parts/{name}": sum(values) / len(values) for name, values in scores.items()}

@@ -9,12 +9,13 @@ import inspect
 import math
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pipeline.rewards.judging import Judgement, Reward, Row, Sample, error, scored
+from pipeline.rewards import trl_rewards
+from pipeline.rewards.judging import Judgement, Reward, Row, Sample, error, judged, scored, unscorable
 from pipeline.rewards.spec import Options, terms_of
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.messages import Turn, text_of
@@ -169,13 +170,17 @@ class BuiltInReward(_Counted):
 
 
 class CustomReward(_Counted):
-    """A user's function, given as ``package.module:function`` with TRL's signature."""
+    """A function with TRL's signature: a user's (``package.module:function``), or one of TRL's (``trl:accuracy``)."""
 
     def __init__(self, path: str, options: Options):
         super().__init__()
         self.path, self.options = path, options
-        self._function = import_function(path, "reward")
         self.__name__ = path.rpartition(":")[2]
+        if path.startswith(trl_rewards.PREFIX):
+            found = trl_rewards.load(self.__name__, options)
+            self._call, self.columns, self.verifies = found.function, found.columns, found.verifies
+        else:
+            self._call = partial(import_function(path, "reward"), **options)
 
     def __reduce__(self):
         return CustomReward, (self.path, self.options)
@@ -186,28 +191,36 @@ class CustomReward(_Counted):
         return self.path
 
     def judge(self, prompts: list | None, completions: list, **columns: Any) -> list[Judgement]:
-        """Scores of the user's function as judgements: None is ``error``, any number is ``scored``.
+        """Scores of the function as judgements: None is ``error``, any number is ``scored``. A verifier of TRL's gives
+        ``right`` and ``wrong``, and ``unscorable`` where it cannot read the gold answer.
 
         Raises:
-            UserError: it fails, or does not return one number or None per completion.
+            UserError: it fails, does not return one number or None per completion, or the data lacks a column.
         """
+        _require_columns(self.title, self.columns, columns)
         try:
-            scores = self._function(prompts=prompts, completions=completions, **columns, **self.options)
+            scores = self._call(prompts=prompts, completions=completions, **columns)
         except UserError:
             raise
         except Exception as failure:
             raise UserError(_failure_text(self.path, failure, columns)) from failure
         scores = _listed(self.path, scores, len(completions))
-        judgements = [_judgement_of(self.path, index, score) for index, score in enumerate(scores)]
+        if self.verifies:
+            judgements = [unscorable("the gold answer is no formula") if s is None else judged(s == 1) for s in scores]
+        else:
+            judgements = [_judgement_of(self.path, index, score) for index, score in enumerate(scores)]
         return self._recorded(judgements, columns)
 
 
 class WeightedSum(_Counted):
-    """``sum_k w_k R_k``; None where any part is None (TRL's own sum would count a missing part as 0)."""
+    """``sum_k w_k R_k``; None where any part is None (TRL's own sum would count a missing part as 0). A part of
+    weight 0 is only watched, and may be None.
+    """
 
     def __init__(self, parts: list[tuple[float, Reward]]):
         super().__init__()
         self.parts = parts
+        name_apart([part for _, part in parts])
         self.columns = tuple(dict.fromkeys(column for _, part in parts for column in part.columns))
         self.sandbox = next((part.sandbox for _, part in parts if part.sandbox), None)
         verifier = next((part.__name__ for weight, part in parts if part.verifies and weight > 0), None)
@@ -229,11 +242,23 @@ class WeightedSum(_Counted):
                 log_metric(f"reward_parts/{part.__name__}", sum(scores) / len(scores))
         return judgements
 
-    def _total(self, row: Iterable[Judgement]) -> Judgement:
-        for judgement in row:
-            if judgement.score is None:
-                return judgement
-        return scored(math.fsum(weight * judgement.score for (weight, _), judgement in zip(self.parts, row)))
+    def _total(self, row: Sequence[Judgement]) -> Judgement:
+        parts: dict[str, float | None] = {}
+        for (_, part), judgement in zip(self.parts, row):
+            parts |= {part.__name__: judgement.score, **(judgement.parts or {})}
+        used = [(weight, judgement) for (weight, _), judgement in zip(self.parts, row) if weight]
+        missing = next((judgement for _, judgement in used if judgement.score is None), None)
+        total = missing or scored(math.fsum(weight * judgement.score for weight, judgement in used))
+        return total._replace(parts=parts)
+
+
+def name_apart(rewards: Sequence[Reward]) -> None:
+    """Number the rewards that have one name, ``length`` and ``length_2``: they are logged by it."""
+    seen: Counter[str] = Counter()
+    for reward in rewards:
+        seen[reward.__name__] += 1
+        if seen[reward.__name__] > 1:
+            reward.__name__ += f"_{seen[reward.__name__]}"
 
 
 def get_reward(spec: str | list[str], *, allow_unsafe_code_execution: bool = False, **options: Any) -> Reward:
@@ -265,7 +290,8 @@ def get_reward(spec: str | list[str], *, allow_unsafe_code_execution: bool = Fal
 def _single(name: str, options: Options, allow_unsafe: bool) -> Reward:
     if ":" in name:
         return CustomReward(name, options)
-    require_known(name, BUILT_IN, "reward", also="package.module:function, or the folder of a reward model")
+    others = "trl:NAME for TRL's, package.module:function, or the folder of a reward model"
+    require_known(name, BUILT_IN, "reward", also=others)
     if BUILT_IN[name].runs_code:
         options = {"allow_unsafe_code_execution": allow_unsafe, **options}
     return BuiltInReward(name, options)

@@ -1,7 +1,8 @@
 """From what ``--reward`` says to one callable, the same in every stage.
 
-A reward is a name of the registry, a weighted sum of names, ``package.module:function`` (or ``file.py:function``), or
-the folder of a reward model.
+A reward is a name of the registry, one of TRL's (``trl:accuracy``), a weighted sum of names,
+``package.module:function`` (or ``file.py:function``), or the folder of a reward model. Several are weighed by
+``--reward_weights``: their sum is what every stage and evaluation optimises or reports.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.rewards.judging import Reward
-from pipeline.rewards.registry import WeightedSum, get_reward, names
+from pipeline.rewards.registry import WeightedSum, get_reward, name_apart, names
 from pipeline.rewards.spec import weighed
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
 
 
@@ -20,22 +22,69 @@ def reward_spec(text: str) -> str:
     return f"reward_model(model={text!r})" if is_folder else text
 
 
-def resolve(spec: str | Sequence[str], *, allow_unsafe_code_execution: bool = False, **options: Any) -> Reward:
-    """The reward that ``spec`` names (a list is a sum), checked before any model of it is loaded.
+def resolve(
+    spec: str | Sequence[str],
+    weights: Sequence[float] | None = None,
+    *,
+    allow_unsafe_code_execution: bool = False,
+    **options: Any,
+) -> Reward:
+    """The reward that ``spec`` names (a list is a weighted sum), checked before any model of it is loaded.
 
     Args:
         spec: see the module's docstring.
+        weights: of a list, one for each; 1 where none are given. One of weight 0 is scored and reported only.
         allow_unsafe_code_execution: let the parts that run code run it without a sandbox where none can be had.
         options: of a single reward, such as ``limit`` of ``length``.
 
     Raises:
         UserError: an unknown name or option, a function that cannot be imported, a sum that cannot be read, no model,
-            no sandbox.
+            no sandbox, not as many weights as rewards.
     """
     specs = [spec] if isinstance(spec, str) else list(spec)
-    return get_reward(
-        [reward_spec(text) for text in specs], allow_unsafe_code_execution=allow_unsafe_code_execution, **options
-    )
+    if len(specs) == 1 and weights is None:
+        return get_reward(reward_spec(specs[0]), allow_unsafe_code_execution=allow_unsafe_code_execution, **options)
+    if options:
+        raise UserError(f"reward: write the options of several behind each, like 'length(limit=128)', not {options}")
+    return weighted(resolve_each(specs, weights, allow_unsafe_code_execution=allow_unsafe_code_execution), weights)
+
+
+def resolve_each(
+    specs: Sequence[str], weights: Sequence[float] | None = None, *, allow_unsafe_code_execution: bool = False
+) -> list[Reward]:
+    """Each of several rewards by itself, under names of their own, for trainers that weigh them.
+
+    Raises:
+        UserError: as ``resolve``.
+    """
+    if weights is not None and len(weights) != len(specs):
+        raise UserError(
+            f"reward_weights: {len(weights)} given for {len(specs)} rewards ({', '.join(specs)}): give one for each"
+        )
+    if weights is not None and not any(weights):
+        raise UserError(
+            "reward_weights: all are 0, so there is nothing to optimise; 0 is for a reward that is watched"
+        )
+    rewards = [get_reward(reward_spec(s), allow_unsafe_code_execution=allow_unsafe_code_execution) for s in specs]
+    name_apart(rewards)
+    return rewards
+
+
+def weighted(rewards: Sequence[Reward], weights: Sequence[float] | None = None) -> Reward:
+    """The sum of several rewards as one; a single one of weight 1 is itself."""
+    weights = [1.0] * len(rewards) if weights is None else [float(weight) for weight in weights]
+    if len(rewards) == 1 and weights == [1.0]:
+        return rewards[0]
+    return WeightedSum(list(zip(weights, rewards, strict=True)))
+
+
+def verdict_counts(rewards: Sequence[Reward]) -> dict[str, int]:
+    """``verdicts/<verdict>`` of one reward, ``verdicts/<name>/<verdict>`` of several: how often each was given."""
+    return {
+        f"verdicts/{verdict}" if len(rewards) == 1 else f"verdicts/{reward.__name__}/{verdict}": count
+        for reward in rewards
+        for verdict, count in getattr(reward, "counts", {}).items()
+    }
 
 
 def record_reward(run: Run, reward: Reward) -> None:

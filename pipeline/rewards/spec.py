@@ -8,7 +8,7 @@ from pipeline.runtime.errors import UserError
 
 Options = dict[str, Any]  # of a reward, by name; values are Python literals
 # A name, package.module:function, or the path of a Python file and a function of it.
-_NAME = r"[\w./~-]*\.py:\w+|[A-Za-z_][\w.]*(?::\w+)?"
+_NAME = r"[\w./~-]*\.py:\w+|[A-Za-z_][\w.]*(?::\w*)?"
 _TERM = re.compile(rf"\s*(?:(?P<weight>[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*\*\s*)?(?P<name>{_NAME})\s*")
 
 

@@ -70,6 +70,8 @@ FORMER_NAMES = {
 DROPPED = {
     "max_prompt_length": "TRL removed it: max_length limits prompt and answer together, and a prompt is not cut",
     "rpo_alpha": "TRL removed it: loss_type: [sigmoid, sft] with loss_weights: [1.0, alpha] is the same loss",
+    "tools": "tools and environments are for grpo.py",
+    "environment_factory": "tools and environments are for grpo.py",
     "ref_model": "pi_ref is the model that training starts from; adapter_mode decides which weights that is",
     "tokenizer_name_or_path": "a model's own tokenizer is used; pretrain.py takes tokenizer_name",
 }
@@ -94,6 +96,13 @@ class StageArguments:
 class RewardArguments(StageArguments):
     """Fields of the stages that call a reward."""
 
+    reward: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "One or several rewards: registry names, trl:NAME for TRL's, weighted sums, reward-model folders, "
+            "or package.module:function; reward_weights weighs them."
+        },
+    )
     allow_unsafe_code_execution: bool = field(
         default=False,
         metadata={"help": "Run programs in completions even if no sandbox is available; recorded in run.json."},

@@ -61,6 +61,9 @@ MEMBERS: dict[str, dict[str, tuple[str, ...]]] = {
             "eos_token_ids",
             "num_generations",
             "_step",
+            "_calculate_rewards(inputs, prompts, completions, completion_ids_list)",
+            "reward_func_names",
+            "reward_weights",
             "_determine_best_metric(metrics, trial)",
         )
     },
@@ -77,6 +80,8 @@ MEMBERS: dict[str, dict[str, tuple[str, ...]]] = {
             *SAVE,
         )
     },
+    "DPOTrainer": {"trl:DPOTrainer": ("_compute_loss(model, inputs, return_outputs)", "_metrics")},
+    "RewardTrainer": {"trl:RewardTrainer": ("_metrics",)},
     "LabelledRewardTrainer": {"trl:RewardTrainer": ("_metrics",)},
     "RankedRewardTrainer": {"trl:RewardTrainer": ("_metrics", "_total_train_tokens")},
     "Regularised": {

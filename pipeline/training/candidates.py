@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.inference.decoding import Completion, sample
 from pipeline.inference.likelihood import answer_log_likelihoods
 from pipeline.model.tokens import encode_prompts
-from pipeline.rewards.judging import Reward, score
+from pipeline.rewards.judging import Judgement, Reward, judge_rows
 from pipeline.runtime.distributed import processes, rank
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic
@@ -87,7 +87,8 @@ def sample_candidates(
         flat = [(i, completion) for i, completions in enumerate(drawn) for completion in completions]
         if number == own_rank:
             check_sampler(model, encode_prompts(tokenizer, prompts), flat[:16])
-        scores = score(reward, [part[i] for i, _ in flat], [c.text for _, c in flat], [c.token_ids for _, c in flat])
+        texts, ids = [c.text for _, c in flat], [c.token_ids for _, c in flat]
+        judgements = judge_rows(reward, [part[i] for i, _ in flat], texts, ids)
         ratios: list[float | None] = [None] * len(flat)
         if reference is not None:
             encoded = encode_prompts(tokenizer, prompts)
@@ -104,10 +105,11 @@ def sample_candidates(
                     "completion": completion.text,
                     "token_ids": completion.token_ids,
                     "finished": completion.finished,
-                    "reward": value,
+                    "reward": judgement.score,
+                    "parts": judgement.parts,
                     "log_ratio": ratio,
                 }
-                for (i, completion), value, ratio in zip(flat, scores, ratios)
+                for (i, completion), judgement, ratio in zip(flat, judgements, ratios)
             ],
         )
     if world > 1:
@@ -149,10 +151,14 @@ def write_candidates(file: Path, candidates: Sequence[Candidate]) -> None:
             "token_ids": pa.list_(pa.int32()),
             "finished": pa.bool_(),
             "reward": pa.float64(),
+            "parts": pa.map_(pa.string(), pa.float64()),  # of a sum: the score of each reward in it
             "log_ratio": pa.float64(),
         }
     )
-    plain = [c | {"prompt": json.dumps(c["prompt"], ensure_ascii=False)} for c in candidates]
+    plain = [
+        c | {"prompt": json.dumps(c["prompt"], ensure_ascii=False), "parts": list((c.get("parts") or {}).items())}
+        for c in candidates
+    ]
     with atomic(file) as temporary:
         pq.write_table(pa.Table.from_pylist(plain, schema=schema), temporary)
 
@@ -164,7 +170,8 @@ def read_candidates(files: Sequence[Path]) -> Iterator[list[Candidate]]:
     for file in files:
         groups: dict[int, list[Candidate]] = {}
         for candidate in pq.read_table(file).to_pylist():
-            groups.setdefault(candidate["row"], []).append(candidate | {"prompt": json.loads(candidate["prompt"])})
+            candidate |= {"prompt": json.loads(candidate["prompt"]), "parts": dict(candidate.get("parts") or ())}
+            groups.setdefault(candidate["row"], []).append(candidate)
         yield from groups.values()
 
 
@@ -183,16 +190,19 @@ def external_candidates(
         UserError: a row has no completion, or no reward and none is given.
     """
     missing = [row for row in rows if row.get("reward") is None]
-    scores: Iterator[float | None] = iter(())
+    judgements: Iterator[Judgement] = iter(())
     if missing:
         if reward is None:
             raise UserError("from_candidates: rows without a reward column need --reward to be scored")
         columns = [{name: value for name, value in row.items() if name != "reward"} for row in missing]
-        scores = iter(score(reward, columns, [text_of(row["completion"]) for row in missing], None, tokenizer))
+        texts = [text_of(row["completion"]) for row in missing]
+        judgements = iter(judge_rows(reward, columns, texts, None, tokenizer))
     groups: dict[str, list[Candidate]] = {}
     for row in rows:
-        value = next(scores) if row.get("reward") is None else row["reward"]
-        candidate = {"prompt": row["prompt"], "completion": text_of(row["completion"]), "reward": value}
+        candidate = {"prompt": row["prompt"], "completion": text_of(row["completion"]), "reward": row.get("reward")}
+        if candidate["reward"] is None:
+            judgement = next(judgements)
+            candidate |= {"reward": judgement.score, "parts": judgement.parts}
         groups.setdefault(json.dumps(row["prompt"], sort_keys=True), []).append(candidate)
     return list(groups.values())
 

@@ -93,7 +93,8 @@ class RankedRewardTrainer(RewardTrainer):
         with torch.no_grad():
             better = (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]  # (B, N, N)
             margins = (scores[:, :, None] - scores[:, None, :])[better]
-            statistics = torch.stack([(margins > 0).sum(), margins.sum(), better.sum()]).float()
+            won = torch.heaviside(margins, margins.new_tensor(0.5))  # a tie is half right
+            statistics = torch.stack([won.sum(), margins.sum(), better.sum()]).float()
             right, margin, pairs = self.accelerator.reduce(statistics, reduction="sum").tolist()
             tokens = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum()).sum().item()
             if mode == "train":

@@ -57,6 +57,8 @@ class RolloutTrainer(Resumable, GRPOTrainer):
     def __init__(self, **kwargs: Any):
         args, dataset = kwargs["args"], kwargs["train_dataset"]
         stops = declare_stops(kwargs["model"], kwargs["processing_class"], next(iter(dataset), {}))
+        given = kwargs["reward_funcs"]
+        self._own_rewards = len(given) if isinstance(given, list) else 1  # those of an environment come behind them
         if args.use_vllm:
             args.generation_kwargs = {"stop_token_ids": stops} | (args.generation_kwargs or {})
         super().__init__(**kwargs)
@@ -89,6 +91,28 @@ class RolloutTrainer(Resumable, GRPOTrainer):
         if any(key in metrics and metrics[key] is None for key in names):
             return False
         return super()._determine_best_metric(metrics, trial)
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The parent's, (completions of all processes, rewards); nan in all where a reward that counts has no score:
+        the completion teaches nothing. The parent's sum would count a missing part as 0.
+        """
+        rewards = super()._calculate_rewards(*args, **kwargs)
+        counts = self.reward_weights[: self._own_rewards] != 0
+        missing = rewards[:, : self._own_rewards][:, counts.to(rewards.device)].isnan().any(1)
+        return rewards.masked_fill(missing[:, None], torch.nan)
+
+    def reward_parts(self) -> dict[str, float]:
+        """``reward_parts/<name>``: the last logged mean of every reward, where there are several, and of the parts of
+        a sum.
+        """
+        last: dict[str, float] = {}
+        for entry in self.state.log_history:
+            last |= {name: value for name, value in entry.items() if value is not None}
+        found = {name: value for name, value in last.items() if name.startswith("reward_parts/")}
+        if len(self.reward_func_names) > 1:
+            named = {f"reward_parts/{name}": last.get(f"rewards/{name}/mean") for name in self.reward_func_names}
+            found |= {name: value for name, value in named.items() if value is not None}
+        return found
 
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs: list[Row]) -> Rollout:

@@ -47,6 +47,7 @@ class Round(Leg):
         settings = {
             "start": weights_sha256(Path(self.start)) if Path(self.start).is_dir() else self.start,
             "reward": own.reward,
+            "reward_weights": own.reward_weights,
             "n": own.num_candidates,
             "temperature": own.temperature,
             "max_new_tokens": own.max_completion_length,

@@ -29,6 +29,7 @@ def test_loss_starts_at_log_2_and_falls_on_held_out_rows(lora_run):
     """At the start pi = pi_ref, every implicit reward is 0, so the loss is -log sigma(0) = log 2."""
     metrics = read_metrics(lora_run)
     assert metrics["first_eval_loss"] == pytest.approx(0.6931472, abs=1e-5)
+    assert metrics["first_eval_rewards/accuracies"] == 0.5  # all ties: neither right nor wrong
     assert metrics["eval_loss"] < 0.6
     assert metrics["eval_rewards/accuracies"] == 1.0
     assert metrics["eval_rewards/margins"] > 0.2

@@ -161,3 +161,80 @@ def test_every_evaluation_with_a_reward_may_run_code_without_a_sandbox(name):
     from pipeline.evaluation.registry import get_evaluation
 
     assert signature(get_evaluation(name)).parameters["allow_unsafe_code_execution"].default is False
+
+
+OF_TRL = "trl:repetition_penalty(ngram_size=1)"
+
+
+@pytest.mark.parametrize("base", ["tiny_model", "foreign_model"])
+def test_several_rewards_mean_the_same_in_every_stage(request, base, tmp_path):
+    """2 repetition - 0.5 of a function, and a format that is watched, in GRPO, PPO, RSFT and an evaluation: each
+    part's mean in the record is TRL's own number of the completions, and what is optimised is the weighted sum.
+    """
+    import trl.rewards
+
+    model = request.getfixturevalue(base)
+    prompts = [{"prompt": f"What is {a} plus 1?", "answer": a, "level": 3 - a} for a in range(4)]
+    data = write_rows(tmp_path / "prompts.jsonl", prompts)
+    rewards, weights = [OF_TRL, f"{HERE}:recorded", "trl:think_format"], ["2", "-0.5", "0"]
+    common = {"model_name_or_path": model, "dataset_name": data, "eval_rows": 0, "max_steps": 1}
+    common |= {"reward": rewards, "reward_weights": weights, "max_completion_length": 24}
+    sampled = common | {"num_generations": 2, "per_device_train_batch_size": 8, "guard_patience": 0}
+    direct = trl.rewards.get_repetition_penalty_reward(ngram_size=1)
+    for stage, own in (
+        (grpo, sampled),
+        (ppo, sampled | {"critic": "none", "num_iterations": 1}),
+        (rsft, common | {"num_candidates": 2}),
+    ):
+        drained()
+        folder = tmp_path / stage.__module__.rpartition(".")[2]
+        stage(flags(output_dir=folder, **own))
+        found = drained()
+        assert len(found) == 8
+        metrics = json.loads((folder / "run.json").read_text())["metrics"]
+        parts = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith("reward_parts/")}
+        assert set(parts) == {"repetition_penalty", "recorded", "think_format"}
+        expected = direct(completion_ids=[call["completion_ids"] for call in found])
+        assert parts["repetition_penalty"] == pytest.approx(sum(expected) / 8, abs=1e-6)
+        assert parts["repetition_penalty"] < 0
+        total = 2 * parts["repetition_penalty"] - 0.5 * parts["recorded"]
+        if stage is rsft:
+            assert metrics["round_1_reward_before"] == pytest.approx(total, abs=1e-6)
+        else:
+            history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+            assert history[0]["reward"] == pytest.approx(total, abs=1e-5)
+        with pytest.raises(UserError, match="reward_weights: 1 given for 3 rewards"):
+            stage(flags(output_dir=tmp_path / "bad", **(own | {"reward_weights": ["1"]})))
+    config = tmp_path / "assess.yaml"
+    entry = {"type": "reward", "dataset": str(data), "split": "train", "max_new_tokens": 8, "reward": rewards}
+    config.write_text(json.dumps({"evaluations": [entry | {"reward_weights": [2, -0.5, 0]}]}))
+    assess(["--config", str(config), "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "assessed")])
+    metrics = json.loads((tmp_path / "assessed" / "run.json").read_text())["metrics"]
+    expected = direct(completion_ids=[call["completion_ids"] for call in drained()])
+    assert metrics["reward/reward_parts/repetition_penalty"] == pytest.approx(sum(expected) / 4, abs=1e-6)
+    total = 2 * sum(expected) / 4 - 0.5 * metrics["reward/reward_parts/recorded"]
+    assert metrics["reward/reward"] == pytest.approx(total, abs=1e-6)
+
+
+def blind_to_odd_answers(prompts, completions, answer, **columns):
+    """No score for every second row."""
+    return [None if a % 2 else 1.0 for a in answer]
+
+
+def test_a_completion_without_one_of_its_rewards_teaches_nothing_in_grpo(tiny_model, tmp_path):
+    """TRL would count the missing part as 0 and the sum of half the completions as that of the other reward alone."""
+    data = write_rows(
+        tmp_path / "rows.jsonl", [{"prompt": f"What is {a}?", "answer": a, "level": a} for a in range(4)]
+    )
+    drained()
+    grpo(
+        flags(
+            model_name_or_path=tiny_model, dataset_name=data, output_dir=tmp_path / "run", eval_rows=0, max_steps=1,
+            reward=[f"{HERE}:recorded", f"{HERE}:blind_to_odd_answers"], num_generations=2, max_completion_length=4,
+            guard_patience=0, per_device_train_batch_size=8,
+        )
+    )  # fmt: skip
+    scores = [call["score"] % 1 for call in drained() if call["answer"] % 2 == 0]
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert history[0]["rewards/recorded/mean"] == pytest.approx(sum(scores) / 4, abs=1e-5)
+    assert history[0]["reward"] == pytest.approx(sum(scores) / 4 + 1, abs=1e-5)

@@ -99,7 +99,8 @@ def test_an_interrupted_run_samples_nothing_twice(two_rounds, tiny_model, prompt
 
 
 def words(key: str, value) -> list[str]:
-    return [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]
+    values = value if isinstance(value, list) else [value]
+    return [f"--{key}", *(str(v).lower() if isinstance(v, bool) else str(v) for v in values)]
 
 
 def test_softmax_selection_weighs_the_second_round_by_the_ratio(tiny_model, prompts, tmp_path):

@@ -33,6 +33,7 @@ def best_of_n(
     *,
     reference: Callable[[], PreTrainedModel] | None = None,
     reward: str | Sequence[str] | None = None,
+    reward_weights: Sequence[float] | None = None,
     true_reward: str | Sequence[str] | None = None,
     max_new_tokens: int | None = None,
     candidates: int = 32,
@@ -52,7 +53,8 @@ def best_of_n(
 
     Args:
         reference: loads pi_ref; default: the one in the model's run record.
-        reward: what was optimised, and what selects; default: from the run record.
+        reward: what was optimised, and what selects; default: from the run record, with its weights.
+        reward_weights: of several rewards, one each.
         true_reward: a reward that is only watched.
         max_new_tokens: longest completion in tokens; default: from the run record.
         candidates: completions of pi_ref per prompt. Where the policy's KL is near log(candidates) or above, the
@@ -68,8 +70,8 @@ def best_of_n(
     """
     require_recorded(reference=reference, reward=reward, max_new_tokens=max_new_tokens)
     rows, source = read_rows(kind="prompt", **data)
-    specs = [reward, true_reward] if true_reward else [reward]
-    rewards = [resolve(spec, allow_unsafe_code_execution=allow_unsafe_code_execution) for spec in specs]
+    specs = [(reward, reward_weights), (true_reward, None)] if true_reward else [(reward, reward_weights)]
+    rewards = [resolve(*spec, allow_unsafe_code_execution=allow_unsafe_code_execution) for spec in specs]
     for each in rewards:
         each.require_columns(rows)
     prompts, pi_ref = [row["prompt"] for row in rows], reference()

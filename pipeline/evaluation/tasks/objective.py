@@ -34,6 +34,7 @@ def evaluate(
     *,
     reference: Callable[[], PreTrainedModel] | None = None,
     reward: str | Sequence[str] | None = None,
+    reward_weights: Sequence[float] | None = None,
     beta: float | None = None,
     max_new_tokens: int | None = None,
     n: int = 8,
@@ -51,7 +52,8 @@ def evaluate(
 
     Args:
         reference: loads pi_ref; default: the one in the model's run record.
-        reward: what ``resolve`` takes; default: the one in the model's run record.
+        reward: what ``resolve`` takes; default: the one in the model's run record, with its weights.
+        reward_weights: of several rewards, one each.
         beta: weight of the KL; default: from the run record.
         max_new_tokens: longest completion in tokens; default: from the run record.
         n: samples per prompt; one gives no standard error.
@@ -69,7 +71,7 @@ def evaluate(
     enumerated = str(data.get("dataset", "")) == "world/enumerable"
     if optimum_samples and not enumerated:
         raise UserError("optimum_samples: pi* is known only on world/enumerable")
-    scorer = resolve(reward, allow_unsafe_code_execution=allow_unsafe_code_execution)
+    scorer = resolve(reward, reward_weights, allow_unsafe_code_execution=allow_unsafe_code_execution)
     scorer.require_columns(rows)
     if enumerated and len(tokenizer) != enumerable.VOCABULARY:
         raise UserError(f"world/enumerable is for a model of its {enumerable.VOCABULARY} tokens (tokenizer_name)")

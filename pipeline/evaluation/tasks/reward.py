@@ -8,6 +8,7 @@ from pipeline.evaluation.completions import complete, judge_completions, length_
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.statistics import bootstrap_interval, with_interval
+from pipeline.rewards.judging import part_means
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError
 
@@ -17,6 +18,7 @@ def reward(
     tokenizer: PreTrainedTokenizerBase,
     *,
     reward: str | Sequence[str],
+    reward_weights: Sequence[float] | None = None,
     max_new_tokens: int,
     n: int = 1,
     temperature: float = 1.0,
@@ -30,7 +32,8 @@ def reward(
     """Mean reward E[R(x, y)] of samples y ~ pi(. | x) on held-out prompts, with a bootstrap interval over prompts.
 
     Args:
-        reward: what ``resolve`` takes, a learned reward too.
+        reward: what ``resolve`` takes, a learned reward too; of several, ``reward_parts/<name>`` is each one's mean.
+        reward_weights: of several rewards, one each.
         max_new_tokens: longest completion in tokens.
         n: samples per prompt.
         temperature: 1 samples the policy itself.
@@ -45,18 +48,20 @@ def reward(
         UserError: no completion got a reward.
     """
     rows, source = read_rows(kind="prompt", **data)
-    given = resolve(reward, allow_unsafe_code_execution=allow_unsafe_code_execution)
+    given = resolve(reward, reward_weights, allow_unsafe_code_execution=allow_unsafe_code_execution)
     given.require_columns(rows)
     drawn = complete(
         model, tokenizer, rows, template=template, n=n, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    scores = [[j.score for j in group] for group in judge_completions(given, rows, drawn)]
+    judgements = judge_completions(given, rows, drawn)
+    scores = [[j.score for j in group] for group in judgements]
     means = [sum(known) / len(known) for row in scores if (known := [s for s in row if s is not None])]
     if not means:
         raise UserError("the reward scored none of the completions: check its columns, or its messages above")
     metrics = {
         **with_interval("reward", sum(means) / len(means), bootstrap_interval(means, seed=seed)),
+        **part_means(j for group in judgements for j in group),
         "prompts": len(rows),
         "unscored": sum(s is None for row in scores for s in row),
         **length_figures(drawn),
