@@ -61,7 +61,7 @@ def templated(
 
     Raises:
         UserError: a row that the template refuses or writes in part (where it was read, and why); ``tools`` beside
-            prompts that are to be sampled from, which TRL does not pass on.
+            prompts that are to be sampled from, which TRL does not pass on; images beside them.
     """
     if not hasattr(data.train, "__len__"):
         return data
@@ -72,6 +72,12 @@ def templated(
         print(f"{run.stage}: {installed}", flush=True)
     if "messages" in columns:
         ensure_training_chat_template(tokenizer)
+    if kind == "prompt":
+        for column in {"image", "images"} & set(columns):
+            raise UserError(
+                f"column {column}: the stages that sample train models of text; rename it if a reward reads it "
+                f"(dataset_map {column}=picture), else leave it out"
+            )
     if not chat or kind == "text" or (kind == "sft" and learned is None):
         return data
     if kind == "prompt":
@@ -79,6 +85,7 @@ def templated(
             raise UserError(
                 f"column {column}: prompts are sampled from without it; rename it if a reward reads it "
                 f"(dataset_map {column}=other_name), else leave it out"
+                + ("; grpo.py --tools names functions that the model may call" if column == "tools" else "")
             )
     parts = []
     for rows, places, label in _splits(data, name):

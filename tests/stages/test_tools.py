@@ -8,6 +8,7 @@ import trl
 
 from pipeline.grpo import main
 from pipeline.ppo import main as ppo
+from pipeline.rsft import main as rsft
 from pipeline.runtime.errors import UserError
 from tests.stages.conftest import flags, read_metrics, write_rows
 
@@ -168,3 +169,16 @@ def test_what_cannot_work_is_one_line(foreign_model, tmp_path, change, message):
 def test_ppo_has_no_tools(foreign_model, tmp_path):
     with pytest.raises(UserError, match=r"tools: unknown flag; tools and environments are for grpo\.py"):
         ppo(flags(model_name_or_path=foreign_model, output_dir=tmp_path / "run", tools=f"{HERE}:add", reward="exact"))
+
+
+@pytest.mark.parametrize("stage", [main, ppo, rsft])
+@pytest.mark.parametrize("chat", [True, False])
+def test_images_beside_prompts_are_refused_and_not_sampled_without(foreign_model, tmp_path, stage, chat):
+    """TRL would put them into the message of a text model and fail inside its chat template."""
+    text = "What is it?"
+    row = {"prompt": [{"role": "user", "content": text}] if chat else text, "images": ["a.png"], "answer": "1"}
+    data = write_rows(tmp_path / "rows.jsonl", [row] * 4)
+    given = {"model_name_or_path": foreign_model, "dataset_name": data, "output_dir": tmp_path / "run"}
+    options = {"per_device_train_batch_size": 8, "deduplicate": False, "eval_rows": 0}
+    with pytest.raises(UserError, match="column images: the stages that sample train models of text"):
+        stage(flags(reward="exact", use_peft=True, **options, **given))
