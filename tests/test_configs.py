@@ -37,8 +37,9 @@ def parsers(stage: str) -> tuple[type, ...]:
     from pipeline.runtime.arguments import StageArguments
 
     module = importlib.import_module(f"pipeline.{stage}")
-    found = [v for k, v in vars(module).items() if k.endswith("Arguments") and v.__module__ == module.__name__]
-    own = found[0] if found else StageArguments  # a stage without fields of its own
+    found = [v for k, v in vars(module).items() if k.endswith("Arguments")]
+    # A stage without fields of its own has those that it imports.
+    own = next((v for v in found if v.__module__ == module.__name__), next(iter(found), StageArguments))
     configs = {
         "pretrain": TrainingArguments, "sft": SFTConfig, "dpo": DPOConfig, "grpo": GRPOConfig,
         "reward_model": RewardConfig, "rsft": SFTConfig, "continual": SFTConfig,

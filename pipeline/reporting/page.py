@@ -179,7 +179,9 @@ def abilities(run: RunView, runs: Sequence[RunView], kind: str) -> list[str]:
     for name in run.metrics:
         moved_by = difference(name, run.metrics, before, claims)
         if moved_by is not None and moved_by.kind == kind and not name.endswith("_lenient"):
-            label = name.replace("_", " ").replace("/", " ")
+            evaluation, _, figure_of_it = name.rpartition("/")
+            repeated = evaluation.endswith(figure_of_it)  # true_reward/reward
+            label = (evaluation if repeated else name).replace("_", " ").replace("/", " ")
             size = abs(moved_by.value) / (moved_by.high - moved_by.low)
             found.append((-size, f"{label} {number(before[name])} → {number(run.metrics[name])}"))
     return [text for _, text in sorted(found)]

@@ -64,7 +64,7 @@ def arguments_of(stage: str) -> tuple[object, tuple[type, ...]]:
 
     module = importlib.import_module(f"pipeline.{stage}")
     classes = [v for k, v in vars(module).items() if k.endswith("Arguments")]
-    own = next((v for v in classes if v.__module__ == module.__name__), StageArguments)
+    own = next((v for v in classes if v.__module__ == module.__name__), next(iter(classes), StageArguments))
     configs = {
         "pretrain": transformers.TrainingArguments, "sft": trl.SFTConfig, "rsft": trl.SFTConfig,
         "continual": trl.SFTConfig, "dpo": trl.DPOConfig, "grpo": trl.GRPOConfig, "ppo": PPOConfig,
