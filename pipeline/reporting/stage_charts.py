@@ -99,9 +99,12 @@ def stage_charts(run: RunView) -> tuple[list[Chart], list[Chart]]:
     for title, unit, lines in CHARTS:
         drawn = [Curve(label, series(run.history, name), marked) for name, label, marked in lines]
         used |= {name for name, _, _ in lines}
+        shown = charts
         if title == "loss":
+            # What GRPO and PPO minimise is a gradient's estimate: it is near 0 at every step and does not fall.
+            shown = charts if run.stage in LOSS_UNITS else others
             unit = LOSS_UNITS.get(run.stage, "as optimised")
-        charts.append(_stage_chart(run, title, unit, drawn))
+        shown.append(_stage_chart(run, title, unit, drawn))
     names = sorted({name for entry in run.history for name in entry} - used - set(NOT_CURVES))
     for name in names:
         if name.startswith(("train_", "eval_")) and name.endswith(("runtime", "per_second", "num_tokens")):

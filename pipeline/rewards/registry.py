@@ -290,6 +290,10 @@ def get_reward(spec: str | list[str], *, allow_unsafe_code_execution: bool = Fal
 def _single(name: str, options: Options, allow_unsafe: bool) -> Reward:
     if ":" in name:
         return CustomReward(name, options)
+    if name not in BUILT_IN:
+        theirs = {full: short for short, full in trl_rewards.names().items()}
+        if name in theirs:
+            raise UserError(f"reward: unknown name '{name}'; TRL's is called {trl_rewards.PREFIX}{theirs[name]} here")
     others = "trl:NAME for TRL's, package.module:function, or the folder of a reward model"
     require_known(name, BUILT_IN, "reward", also=others)
     if BUILT_IN[name].runs_code:

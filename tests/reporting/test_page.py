@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.reporting.figures import assessed
 from pipeline.reporting.history import RunView
 from pipeline.reporting.page import breakable, next_steps, running_seconds, stage_row, tree, where
-from pipeline.reporting.stage_charts import sequences
+from pipeline.reporting.stage_charts import sequences, stage_charts
 
 
 def view(**record):
@@ -112,3 +112,12 @@ def test_the_graph_has_models_only_with_what_was_expected_of_them():
     assert svg.count("<rect") == 2
     assert "1 of 1 met" in svg
     assert "a1" not in svg
+
+
+def test_the_loss_of_reinforcement_learning_is_not_among_the_first_charts():
+    """It is near 0 at every step whatever is learned; that of DPO falls, and is shown."""
+    history = [{"step": i, "loss": 0.01, "reward": i, "kl": i} for i in range(9)]
+    known, others = stage_charts(RunView("x", Path("x"), "completed", {"stage": "grpo"}, history))
+    assert ([c.caption for c in known], [c.caption for c in others]) == (["reward", "KL to the reference"], ["loss"])
+    known, _ = stage_charts(RunView("x", Path("x"), "completed", {"stage": "dpo"}, history))
+    assert "loss" in [chart.caption for chart in known]

@@ -84,6 +84,7 @@ def test_verdicts_of_trls_verifier():
         ("trl:repetition_penalty(size=3)", "unknown option 'size'; it takes ngram_size, max_penalty"),
         ("trl:repetition_penalty(max_penalty=2.0)", "max_penalty 2.0 should not be positive"),
         ("numeric + trl:acuracy", "unknown name 'trl:acuracy'"),
+        ("think_format_reward", "unknown name 'think_format_reward'; TRL's is called trl:think_format here"),
         ("acuracy", "trl:NAME for TRL's, package.module:function"),
     ],
 )
