@@ -11,8 +11,8 @@ class DataArguments:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Hub id, local file or folder (jsonl, json, parquet, csv, txt), or world/<name> for the embedded "
-            "data."
+            "help": "Hub id, local file or folder (jsonl, json, parquet, csv, txt, a folder of save_to_disk), a URL "
+            "(s3://, gs://, https:// …), or world/<name> for the embedded data."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration (subset) of a Hub dataset."})

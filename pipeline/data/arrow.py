@@ -66,6 +66,8 @@ def _standard_feature(name: str, values: Sequence[object], kind: str) -> "Featur
         return None
     if any(_more_than_role_and_content(value) for value in values):
         return datasets.Json()
+    if name == "system":
+        return text
     if name == "label":
         return datasets.Value("bool")
     if name == "ranks":

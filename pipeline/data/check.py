@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.data.columns import parse_map
-from pipeline.data.formats import KINDS, find_form
+from pipeline.data.formats import settle_systems
 from pipeline.data.loading import PEEK, read_source
 from pipeline.data.mixing import Part
+from pipeline.data.schemas import KINDS, find_form, prepare
 from pipeline.data.sources import Source, raw_rows
 from pipeline.runtime.entry import CommandParser, run_and_exit
 from pipeline.runtime.errors import UserError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.model.dialogue_tokens import Coded
 
 # Tried in this order when --kind is not given; ranked and prompt also take other kinds' columns, so they come late.
-GUESSES = ("preference", "sft", "ranked", "prompt")
+GUESSES = ("preference", "labelled", "sft", "ranked", "prompt")
 MEASURED_ROWS = 5000
 SHOWN_BAD_ROWS = 10
 SHOWN_CHARACTERS = 1500
@@ -64,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for line in describe(part, kind, columns, guessed=options.kind is None):
         print(line)
     if options.tokenizer:
-        for line in measure(part.rows, _tokenizer(options.tokenizer), options.max_length):
+        tokenizer = _tokenizer(options.tokenizer)
+        rows = settle_systems(part.rows, kind, chat=bool(tokenizer.chat_template))
+        for line in measure(rows, tokenizer, options.max_length):
             print(line)
 
 
@@ -82,6 +85,9 @@ def _look(source: Source, kind: str | None) -> tuple[list[str], str]:
             form = find_form(source, guess, first)
         except UserError:
             continue
+        labels = (prepare(row, source).get("label") for _, _, row in first if isinstance(row, Mapping))
+        if guess == "labelled" and not any(isinstance(label, bool) for label in labels):
+            continue  # a class, not a judgement of the answer
         return columns, "text" if form.columns == ("text",) else guess
     renamed = [source.dataset_map.get(c, c) if source.dataset_map else c for c in columns]
     for guess in ("sft", "preference"):
@@ -103,7 +109,8 @@ def describe(part: Part, kind: str, columns: Sequence[str], guessed: bool = Fals
         f"dataset      {part.source.label}, split {part.source.split}",
         f"columns      {', '.join(columns)}",
         f"kind         {kind}{' (guessed; --kind says otherwise)' if guessed else ''}",
-        f"read as      {shapes}",
+        f"read as      {part.reading}",
+        f"form         {shapes}",
         f"rows         {counts['rows_read']}: {len(part.rows)} good, {counts['bad_rows']} bad",
         f"duplicates   {len(part.rows) - len(first)} (exact; training drops them)",
     ]

@@ -1,7 +1,7 @@
 """Dialogues in any accepted spelling as lists of messages, one value at a time.
 
-A dialogue is a list of ``{"role", "content"}``, a ShareGPT list of ``{"from", "value"}``, or one string with
-``\\n\\nHuman:`` and ``\\n\\nAssistant:`` turns (HH-RLHF).
+A dialogue is a list of ``{"role", "content"}``, a ShareGPT list of ``{"from", "value"}``, a Capybara list of
+``{"input", "output"}``, or one string with ``\\n\\nHuman:`` and ``\\n\\nAssistant:`` turns (HH-RLHF).
 
 A message may have, beside role and content, ``tool_calls``, ``tool_call_id``, ``name``, ``reasoning_content``,
 ``reasoning`` and ``thinking``, which go to the chat template, and ``weight: 0`` (supervised learning leaves the turn
@@ -38,8 +38,7 @@ _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _PASSED = ("tool_calls", "tool_call_id", "name", *REASONING)
 
 _READ = {"role", "content", "from", "value", "weight", *_PASSED}
-
-DIALOGUES = ("messages", "conversations", "prompt", "completion", "chosen", "rejected", "ranked")
+_EXCHANGE = {"input": "user", "output": "assistant"}  # the two turns of an exchange in Capybara
 
 
 def checked_text(value: object, field: str, *, empty: bool = False) -> str:
@@ -78,10 +77,25 @@ def messages_of(value: object, field: str) -> list[Message]:
         return _hh_messages(value, field)
     if isinstance(value, Mapping):
         value = [value]
-    messages = [_message(message, f"{field}[{place}]") for place, message in enumerate(checked_list(value, field))]
+    messages = []
+    for place, message in enumerate(checked_list(value, field)):
+        at = f"{field}[{place}]"
+        messages += _exchange(message, at) if _is_exchange(message) else [_message(message, at)]
     if not messages:
         raise RowError(field, "is empty")
     return messages
+
+
+def _is_exchange(message: object) -> bool:
+    return isinstance(message, Mapping) and message.keys() >= _EXCHANGE.keys() and "role" not in message
+
+
+def _exchange(pair: Mapping[str, object], at: str) -> list[Message]:
+    """What the user says and what the assistant answers."""
+    return [
+        {"role": role, "content": checked_text(pair[key], f"{at}.{key}", empty=True)}
+        for key, role in _EXCHANGE.items()
+    ]
 
 
 def _message(message: object, at: str) -> Message:
@@ -152,14 +166,17 @@ def _hh_messages(value: str, field: str) -> list[Message]:
 
 
 def unused_keys(row: Json, kind: str) -> set[str]:
-    """Keys of a row's messages that nothing reads; the columns have the names of the standard forms.
+    """Keys of messages that nothing reads, in the columns of a row that are read.
 
     Running text (kind ``text``) holds the content of the messages alone. Reasoning that is null or empty is none.
     """
     read = _READ - set(REASONING) if kind == "text" else _READ
-    turns = [turn for name in DIALOGUES for turn in _turns(row.get(name))]
+    turns = [turn for value in row.values() for turn in _turns(value)]
     return {
-        key for turn in turns for key, value in turn.items() if key not in read and (key not in REASONING or value)
+        key
+        for turn in turns
+        for key, value in turn.items()
+        if key not in read and (key not in REASONING or value) and not (key in _EXCHANGE and _is_exchange(turn))
     }
 
 
@@ -195,6 +212,8 @@ def prompt_of(value: object, conversational: bool, field: str = "prompt") -> Tur
     if isinstance(value, str) and not is_hh(value):
         return user_turn(checked_text(value, field))
     messages = messages_of(value, field)
+    if is_hh(value) and not messages[-1]["content"]:  # "\n\nAssistant:" without an answer asks for one
+        messages.pop()
     if not any(message["content"].strip() for message in messages):
         raise RowError(field, "is empty")
     return messages

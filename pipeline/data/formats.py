@@ -1,18 +1,20 @@
-"""From the columns a dataset happens to have to TRL's standard forms, one row at a time. Pure functions on dicts.
+"""Rows in the standard forms of TRL, one at a time. Pure functions on dicts.
 
 ========== ============================================================ =============================================
 kind       result                                                       accepted
 ========== ============================================================ =============================================
 text       ``text``                                                     text; messages; prompt+completion
-sft        ``messages``, or ``prompt``+``completion``, or ``text``      the same, most structured first
+sft        ``messages``, or ``prompt``+``completion``, or ``text``      the same, most structured first; else chosen
 preference ``prompt``+``chosen``+``rejected``                           the same; chosen+rejected, complete dialogues
 prompt     ``prompt`` and every other column, for the rewards           prompt; messages; chosen+rejected dialogues
 ranked     ``prompt``+``ranked`` (best first)+``ranks`` (1 is best)     prompt+ranked(+ranks); any preference pair
 labelled   ``prompt``+``completion``+``label`` (true: good)             the same; true/false, 1/0, as text too
 ========== ============================================================ =============================================
 
-``conversations`` (ShareGPT) is read as ``messages``, and as the ``prompt`` of a preference pair. Dialogues bring the
-columns ``tools`` (schemas, as a list or as JSON) and ``chat_template_kwargs`` along.
+Under which names a dataset may have these columns is `pipeline.data.schemas`. ``conversations`` (ShareGPT) is read as
+``messages``, and as the ``prompt`` of a preference pair. Dialogues bring the columns ``tools`` (schemas, as a list or
+as JSON) and ``chat_template_kwargs`` along. A system prompt is the first message of a dialogue; beside a text prompt
+it stays a column ``system`` until the model is known (`settle_systems`).
 
 How a dialogue is written is `pipeline.data.dialogues`. Within one dataset a prompt is either always a string or
 always a dialogue; where a row has both, strings become messages.
@@ -20,159 +22,94 @@ always a dialogue; where a row has both, strings become messages.
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Sequence
 
-from pipeline.data.columns import check_map, listed, rename
 from pipeline.data.dialogues import (
     checked_answer,
     checked_list,
     checked_text,
     completion_of,
-    is_hh,
     messages_of,
     prompt_of,
     says_something,
     template_columns,
+    type_name,
 )
 from pipeline.data.rows import RowError
-from pipeline.data.sources import RawRow, Source
-from pipeline.runtime.errors import UserError, nearest
+from pipeline.data.schemas import Form
 from pipeline.runtime.files import Json
-from pipeline.runtime.messages import Message, assistant_turn, user_turn
-
-KINDS = ("text", "sft", "preference", "prompt", "ranked", "labelled")
-
-# Columns that make a form, in order of preference for each kind.
-FORMS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "text": (("text",), ("messages",), ("conversations",), ("prompt", "completion")),
-    "sft": (("messages",), ("conversations",), ("prompt", "completion"), ("text",)),
-    "preference": (("prompt", "chosen", "rejected"), ("conversations", "chosen", "rejected"), ("chosen", "rejected")),
-    "prompt": (("prompt",), ("messages",), ("conversations",), ("chosen", "rejected")),
-    "ranked": (
-        ("prompt", "ranked"),
-        ("prompt", "chosen", "rejected"),
-        ("conversations", "chosen", "rejected"),
-        ("chosen", "rejected"),
-    ),
-    "labelled": (("prompt", "completion", "label"),),
-}
-
-_WANTED = {
-    "text": "text (or messages, or prompt+completion)",
-    "sft": "messages, or prompt+completion (or text)",
-    "preference": "prompt+chosen+rejected, or chosen+rejected that are complete dialogues",
-    "prompt": "prompt (or messages)",
-    "ranked": "prompt+ranked, best first",
-    "labelled": "prompt+completion+label",
-}
-
-# What other people call these columns, for the hint that comes with an error.
-_ALIASES = {
-    "prompt": ("question", "instruction", "problem", "query", "user_query", "input", "task", "sentence", "text"),
-    "completion": ("answer", "response", "output", "solution", "chatgpt_response", "target", "code", "label"),
-    "text": ("content", "document", "sentence", "passage", "body", "code"),
-    "messages": ("conversation", "dialogue", "dialog", "chat"),
-    "chosen": ("preferred", "better", "accepted", "response_chosen", "answer_chosen"),
-    "rejected": ("dispreferred", "worse", "response_rejected", "answer_rejected"),
-    "ranked": ("ranking", "responses", "completions"),
-}
-
-
-class Form(NamedTuple):
-    """The form of one dataset: the columns it is read from, and whether prompts and answers are dialogues."""
-
-    columns: tuple[str, ...]
-    conversational: bool
-
-
-def find_form(source: Source, kind: str, first: Sequence[RawRow]) -> Form:
-    """The form of a dataset by its first readable rows; UserError where a named column is missing or none fits."""
-    rows = [row for _, _, row in first if not isinstance(row, RowError)]
-    if not rows:
-        place, number, error = next(iter(first))
-        raise UserError(f"{place}, row {number}: {error}")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    for name in source.columns or ():
-        if name not in columns:
-            raise UserError(f"{source.label} has no column {name!r} (columns); it has {', '.join(columns)}")
-    kept = [c for c in columns if source.columns is None or c in source.columns]
-    check_map(source.dataset_map, kept, source.label)
-    return detect([prepare(row, source) for row in rows], kind, source.label, set(source.dataset_map.values()))
-
-
-def prepare(row: Json, source: Source) -> Json:
-    """A raw row after the entry's ``columns`` and ``dataset_map``."""
-    if source.columns is not None:
-        row = {key: row[key] for key in source.columns if key in row}
-    return rename(row, source.dataset_map)
-
-
-def detect(rows: Sequence[Json], kind: str, where: str, mapped: Collection[str] = ()) -> Form:
-    """The form of a dataset, from its first rows (columns already renamed).
-
-    Columns that the user named in ``--dataset_map`` decide before the order of ``FORMS``.
-
-    Raises:
-        UserError: no form of this kind fits; the message lists the columns found and the nearest ``--dataset_map``.
-    """
-    if kind not in KINDS:
-        raise UserError(f"kind {kind!r} is none of {', '.join(KINDS)}")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    fitting = [form for form in FORMS[kind] if all(name in columns for name in form)]
-    fitting.sort(key=lambda form: -len(set(form) & set(mapped)))
-    if not fitting:
-        raise UserError(
-            f"{where} has no columns for {kind} data: it needs {_WANTED[kind]}; it has {listed(columns)}"
-            f"{_map_hint(columns, kind)}"
-        )
-    form = fitting[0]
-    sample = next((row for row in rows if all(row.get(name) is not None for name in form)), None)
-    if sample is None:
-        raise UserError(f"{where}: the first {len(rows)} rows leave {' or '.join(form)} empty")
-    if form == ("chosen", "rejected") and isinstance(sample["chosen"], str) and not is_hh(sample["chosen"]):
-        raise UserError(
-            f"{where} has chosen and rejected texts but no prompt: add a prompt column (dataset_map), or give "
-            f"complete dialogues; it has {listed(columns)}"
-        )
-    dialogue = any(not isinstance(sample[name], str) for name in form if name not in ("text", "ranked", "label"))
-    if "ranked" in form:
-        dialogue = dialogue or any(not isinstance(c, str) for c in checked_list(sample["ranked"], "ranked"))
-    return Form(form, dialogue or form[0] in ("messages", "conversations") or form == ("chosen", "rejected"))
-
-
-def _map_hint(columns: Sequence[str], kind: str) -> str:
-    """``; try --dataset_map question=prompt,answer=completion`` for the form that most columns can be renamed to."""
-    best: tuple[int, dict[str, str]] = (0, {})
-    for form in FORMS[kind]:
-        renames: dict[str, str] = {}
-        for name in form:
-            if name in columns:
-                continue
-            free = [c for c in columns if c not in renames and c not in form]
-            known = [c for alias in _ALIASES.get(name, ()) for c in free if c.lower() == alias]
-            column = known[0] if known else nearest(name, free, cutoff=0.75)
-            if column:
-                renames[column] = name
-        complete = all(name in columns or name in renames.values() for name in form)
-        score = len(renames) + 10 * complete
-        if renames and score > best[0]:
-            best = (score, renames)
-    return "; try --dataset_map " + ",".join(f"{old}={new}" for old, new in best[1].items()) if best[1] else ""
+from pipeline.runtime.messages import Message, Turn, assistant_turn, user_turn
 
 
 def convert(row: Json, form: Form, kind: str) -> Json:
     """One row in the standard form of its kind (see the table above).
 
     Raises:
-        RowError: field and reason, e.g. an empty completion, chosen equal to rejected, a wrong type.
+        RowError: field (as the row calls it) and reason, e.g. an empty completion, chosen equal to rejected, a wrong
+            type.
     """
-    converted = _converted(row, form, kind)
-    if kind in ("preference", "ranked", "labelled") and form.conversational:
-        _refuse_weights(converted)
-    if kind in ("sft", "preference", "ranked", "labelled"):
-        return {**converted, **template_columns(row, form.conversational)}
-    return converted
+    try:
+        given = _joined_input(form.read(row))
+        system = given.pop("system", None) if "system" in form.stored else None
+        if not isinstance(system, str | None):
+            raise RowError("system", f"text was expected, found {type_name(system)}")
+        converted = _converted(given, form, kind)
+        if system and system.strip():
+            converted = _with_system(converted, system, form, kind)
+        if kind in ("preference", "ranked", "labelled") and form.conversational:
+            _refuse_weights(converted)
+        if kind in ("sft", "preference", "ranked", "labelled"):
+            converted = {**converted, **template_columns(given, form.conversational)}
+        return converted
+    except RowError as error:
+        root = re.match(r"\w*", error.field)[0]
+        raise RowError(form.stored.get(root, root) + error.field[len(root) :], error.reason) from None
+
+
+def _joined_input(row: Json) -> Json:
+    """The row with ``input``, what its prompt is about, after the prompt as a paragraph of its own."""
+    if "input" not in row or "prompt" not in row:
+        return row
+    about = row.pop("input")
+    if about is None or about == "":
+        return row
+    return row | {"prompt": _joined([checked_text(row["prompt"], "prompt"), checked_text(about, "input", empty=True)])}
+
+
+def _with_system(row: Json, system: str, form: Form, kind: str) -> Json:
+    """A converted row with its system prompt: its first message, text before text, or (whether it becomes the one or
+    the other is for the model to say, see `settle_systems`) a column beside a prompt that is text.
+    """
+    if kind == "text":
+        return {"text": _joined([system, row["text"]])}
+    if not form.conversational:
+        return row | {"system": system}
+    name = "messages" if "messages" in row else "prompt"
+    first = row[name][0]
+    if first["role"] != "system":
+        return row | {name: [{"role": "system", "content": system}, *row[name]]}
+    if first["content"].strip() != system.strip():
+        raise RowError("system", f"is not the system message that {name} has; rename one of the two (dataset_map)")
+    return row
+
+
+def settle_systems(rows: Sequence[Json], kind: str, chat: bool) -> Sequence[Json]:
+    """Converted rows whose column ``system``, where they have one, has become part of the prompt.
+
+    Args:
+        chat: as the system message of a dialogue, which all rows then become; else as a paragraph before the text.
+    """
+    if not any("system" in row and isinstance(row.get("prompt"), str) for row in rows):
+        return rows
+    if chat:
+        return [_as_dialogue(row, kind) for row in rows]
+    settled = []
+    for row in rows:
+        system = row.get("system")
+        prompt = _joined([system, row["prompt"]]) if system else row["prompt"]
+        settled.append({key: prompt if key == "prompt" else row[key] for key in row if key != "system"})
+    return settled
 
 
 def _refuse_weights(row: Json) -> None:
@@ -211,9 +148,9 @@ def _converted(row: Json, form: Form, kind: str) -> Json:
         return {"prompt": prompt, **{key: value for key, value in row.items() if key != "prompt"}}
     if columns == ("text",):
         return {"text": checked_text(row.get("text"), "text")}
-    if columns == ("prompt", "completion"):
+    if columns[0] == "prompt":
         prompt = prompt_of(row.get("prompt"), form.conversational)
-        completion = completion_of(row.get("completion"), form.conversational, "completion")
+        prompt, completion = _answered(row, form, prompt)
         if kind == "sft":
             return {"prompt": prompt, "completion": completion}
         if not form.conversational:
@@ -227,6 +164,20 @@ def _converted(row: Json, form: Form, kind: str) -> Json:
         if "tool_calls" in message or message["role"] == "tool":
             raise RowError(columns[0], "has tool calls, which running text cannot hold: use the rows for SFT")
     return {"text": _joined([message["content"] for message in messages if message["content"]])}
+
+
+def _answered(row: Json, form: Form, prompt: Turn) -> tuple[Turn, Turn]:
+    """Prompt and the answer to learn: the completion, or the chosen one of a pair, which as a complete dialogue brings
+    the prompt along.
+    """
+    name = form.columns[1]
+    answer = row.get(name)
+    if form.conversational and isinstance(answer, list):
+        answer = messages_of(answer, name)
+        if name == "chosen" and prompt[-1] in answer:
+            end = answer.index(prompt[-1]) + 1
+            prompt, answer = answer[:end], answer[end:]
+    return prompt, completion_of(answer, form.conversational, name)
 
 
 def _pair(row: Json, form: Form) -> Json:
@@ -326,19 +277,28 @@ def _joined(parts: Sequence[str]) -> str:
 
 def to_messages(row: Json, kind: str) -> Json:
     """A converted row of any form as dialogue, so that datasets of different forms fit into one mixture."""
+    lifted = _as_dialogue(row, kind)
+    if kind == "sft" and "prompt" in lifted:  # only the completion is learned, as before
+        before = [m | {"weight": 0} if m["role"] == "assistant" else m for m in lifted.pop("prompt")]
+        return {"messages": before + lifted.pop("completion"), **lifted}
+    return lifted
+
+
+def _as_dialogue(row: Json, kind: str) -> Json:
+    """A converted row whose texts have become messages, with its system prompt as the first."""
     answer = {"chosen", "rejected", "completion"}
     lifted = {}
     for key, value in row.items():
         if key == "prompt" and isinstance(value, str):
             value = user_turn(value)
+            if row.get("system"):
+                value = [{"role": "system", "content": row["system"]}, *value]
         elif kind != "prompt" and key in answer and isinstance(value, str):
             value = assistant_turn(value)
         elif kind == "ranked" and key == "ranked":
             value = [assistant_turn(v) if isinstance(v, str) else v for v in value]
         lifted[key] = value
-    if kind == "sft" and "prompt" in lifted:  # only the completion is learned, as before
-        before = [m | {"weight": 0} if m["role"] == "assistant" else m for m in lifted.pop("prompt")]
-        return {"messages": before + lifted.pop("completion"), **lifted}
+    lifted.pop("system", None)
     return lifted
 
 
@@ -351,7 +311,7 @@ def content_hash(row: Json) -> str:
 def prompt_hash(row: Json) -> str:
     """Identity of what a row asks: rows that share it must be on the same side of a held-out split."""
     if "prompt" in row:
-        return content_hash({"prompt": row["prompt"]})
+        return content_hash({name: row[name] for name in ("system", "prompt") if name in row})
     if len(row.get("messages", ())) > 1 and row["messages"][-1]["role"] == "assistant":
         return content_hash({"prompt": row["messages"][:-1]})
     return content_hash(row)

@@ -19,9 +19,10 @@ from pipeline.data.arguments import DataArguments
 from pipeline.data.arrow import to_dataset
 from pipeline.data.columns import parse_map
 from pipeline.data.dialogues import unused_keys
-from pipeline.data.formats import content_hash, convert, find_form, prepare, prompt_hash
+from pipeline.data.formats import content_hash, convert, prompt_hash, settle_systems
 from pipeline.data.mixing import Part, Place
 from pipeline.data.rows import RowError
+from pipeline.data.schemas import FORMS, find_form, prepare
 from pipeline.data.sources import Source, eval_sources, raw_rows, sliced, source_fingerprint, sources_of
 from pipeline.runtime.distributed import is_main
 from pipeline.runtime.errors import UserError
@@ -109,7 +110,7 @@ def read_split(
     A single local file is read completely, whatever the split is called; ``split`` may carry a slice (``test[:200]``).
     """
     source = Source(name=name, split=split, config=config, dataset_map=parse_map(dataset_map))
-    return to_dataset(_announced(source, kind, skip_bad_rows).rows, kind)
+    return to_dataset(settle_systems(_announced(source, kind, skip_bad_rows).rows, kind, chat=True), kind)
 
 
 def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection[str] = ()) -> Part:
@@ -129,6 +130,7 @@ def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection
     good: list[Json] = []
     bad: list[str] = []
     places: list[Place] = []
+    columns: dict[str, None] = {}
     unused: Counter[str] = Counter()
     for place, number, row in chain(first, rows):
         try:
@@ -138,7 +140,8 @@ def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection
             converted = convert(given, form, kind)
             good.append(converted | {name: given[name] for name in keep if name in given and name not in converted})
             places.append((place, number))
-            unused.update(unused_keys(given, kind))
+            columns.update(dict.fromkeys(given))
+            unused.update(unused_keys(form.read_columns(given), kind))
         except RowError as error:
             described = f"{place}, row {number}: {error}"
             if not skip_bad_rows:
@@ -158,13 +161,16 @@ def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection
         counts=counts,
         bad_rows=tuple(bad[:20]),
         places=places,
+        reading=form.reading([name for name in columns if name not in keep], kind),
         notes={"unused_message_keys": dict(unused)} if unused else None,
     )
 
 
 def _announced(source: Source, kind: str, skip_bad_rows: bool) -> Part:
-    """`read_source`, with one line to the terminal where rows were skipped."""
+    """`read_source`, with a line to the terminal on what was read, and one where rows were skipped."""
     part = read_source(source, kind, skip_bad_rows)
+    if part.reading not in map(" + ".join, FORMS[kind]):  # else there is nothing to say
+        say(f"{source.label}: read as {part.reading}")
     if part.bad_rows:
         bad, every = part.counts["bad_rows"], part.counts["rows_read"]
         say(f"{source.label}: skipped {bad} bad of {every} rows; the first: {part.bad_rows[0]}")

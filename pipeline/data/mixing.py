@@ -13,12 +13,13 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
 
 Place = tuple[str, int]
+ALONGSIDE = ("ranked", "ranks", "system", "tools", "chat_template_kwargs")  # not what a form is told by
 
 
 @dataclass(frozen=True)
 class Part:
     """The converted rows of one source; ``hashes`` and ``prompts`` are their identities, ``places`` where they were
-    read (file or dataset, row number), row by row."""
+    read (file or dataset, row number), row by row; ``reading`` says from which columns (`schemas.Form.reading`)."""
 
     source: Source
     rows: list[Json]
@@ -27,6 +28,7 @@ class Part:
     fingerprint: str | None
     counts: dict[str, int]
     bad_rows: tuple[str, ...] = ()
+    reading: str = ""
     notes: Json | None = None
     places: Sequence[Place] = ()
 
@@ -50,6 +52,7 @@ class Part:
             "rows": len(self.rows),
             "fingerprint": self.fingerprint,
             **self.counts,
+            "read_as": self.reading,
         }
         if self.source.files():
             entry["files"] = [str(file) for file in self.source.files()]
@@ -138,8 +141,8 @@ def same_form(parts: Sequence[Part], kind: str, also: Sequence[Part] = ()) -> tu
 
 def _shape(row: Json, kind: str) -> tuple[tuple[str, bool], ...]:
     """The columns that make the form and whether each is text."""
-    names = ("prompt",) if kind == "prompt" else tuple(row)
-    return tuple(sorted((name, isinstance(row[name], str)) for name in names if name != "ranked"))
+    names = ("prompt",) if kind == "prompt" else [name for name in row if name not in ALONGSIDE]
+    return tuple(sorted((name, isinstance(row[name], str)) for name in names))
 
 
 def _lifted(part: Part, kind: str) -> Part:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipeline.data.arrow import to_dataset
+from pipeline.data.formats import settle_systems
 from pipeline.data.loading import Data
 from pipeline.data.mixing import Place
 from pipeline.model.dialogue_tokens import check_dialogue, renderer, unused_reasoning
@@ -65,6 +67,7 @@ def templated(
     """
     if not hasattr(data.train, "__len__"):
         return data
+    data = _with_systems(data, kind, chat=bool(path or tokenizer.chat_template), run=run)
     columns = data.train.column_names
     chat = "messages" in columns or ("prompt" in columns and not isinstance(data.train[0]["prompt"], str))
     installed = install_chat_template(tokenizer, path) if chat or path else None
@@ -94,6 +97,18 @@ def templated(
         _report_unused(run, label, Counter(key for row in written for key in unused_reasoning(tokenizer, row)))
         parts.append(_keep(rows, [REFUSED if why else "" for why in refused], run, label, places, refused, skip=skip))
     return replace(data, train=parts[0], evaluation=parts[1] if len(parts) > 1 else None)
+
+
+def _with_systems(data: Data, kind: str, *, chat: bool, run: "Run") -> Data:
+    """The data with the system prompts that go with text prompts in these: as messages, or without a chat template as
+    text."""
+    if "system" not in data.train.column_names or not isinstance(data.train[0].get("prompt"), str):
+        return data
+    if run.is_main and not chat:
+        print(f"{run.stage}: no chat template: the system prompts are put before the prompts as text", flush=True)
+    splits = (data.train, data.evaluation)
+    train, held_out = (rows and to_dataset(settle_systems(list(rows), kind, chat), kind) for rows in splits)
+    return replace(data, train=train, evaluation=held_out)
 
 
 def _refusal(row: Json, kind: str, tokenizer: "PreTrainedTokenizerBase", learned: Learned) -> str:

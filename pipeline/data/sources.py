@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.data.arguments import DataArguments
 from pipeline.data.columns import parse_map
-from pipeline.data.files import read_rows, split_files
+from pipeline.data.files import is_one_dataset, read_rows, split_files
+from pipeline.data.remote import is_url, local_copy
 from pipeline.data.rows import RowError
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import Json, files_sha256, is_local
@@ -62,6 +63,13 @@ class Source:
         """The dataset as messages name it."""
         return self.name + (f" ({self.config})" if self.config else "")
 
+    @property
+    def is_one(self) -> bool:
+        """Whether it is one file or saved Dataset, which has no splits."""
+        if self.is_world:
+            return False
+        return is_one_dataset(local_copy(self.name) if is_url(self.name) else Path(self.name).expanduser())
+
     def files(self, must_exist: bool = True) -> list[Path]:
         """The local files of this split; empty for a Hub id or the embedded world.
 
@@ -70,7 +78,7 @@ class Source:
         """
         if self.is_world:
             return []
-        path = Path(self.name).expanduser()
+        path = local_copy(self.name) if is_url(self.name) else Path(self.name).expanduser()
         if self.name in _FILE_BUILDERS and not path.exists():
             if self.data_files is None and self.data_dir is None:
                 raise UserError(f"dataset {self.name!r} needs data_files or data_dir")
@@ -96,8 +104,9 @@ class Source:
             names = names[self.split_name]
         found: list[Path] = []
         for name in [names] if isinstance(names, str) else names:
-            path = folder / Path(name).expanduser()
+            path = local_copy(name) if is_url(name) else folder / Path(name).expanduser()
             matches = [path] if path.exists() else sorted(folder.glob(name)) if not Path(name).is_absolute() else []
+            matches = [match for match in matches if match == path or not match.name.startswith((".", "__"))]
             if not matches:
                 raise UserError(f"{self.name}: data_files {name!r} matches no file in {folder}")
             found += [file for match in matches for file in split_files(match, self.split_name)]
@@ -143,9 +152,9 @@ def eval_sources(arguments: DataArguments, sources: Sequence[Source]) -> list[So
     if not split:
         return []
     for source in sources:
-        if source.files(must_exist=False) and Path(source.name).is_file():
+        if source.is_one:
             raise UserError(
-                f"{source.name} is one file and has no split {split!r}: name the evaluation file by eval_dataset_name"
+                f"{source.name} is one split and has no {split!r}: name the evaluation data by eval_dataset_name"
             )
     return [replace(s, split=split, weight=None, fraction=None, role="evaluation") for s in sources]
 

@@ -35,10 +35,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pipeline.data.arguments import DataArguments
 from pipeline.data.arrow import to_dataset
 from pipeline.data.files import read_rows
-from pipeline.data.formats import content_hash, convert, find_form, prepare
+from pipeline.data.formats import content_hash, convert
 from pipeline.data.loading import EVAL_ROWS, PEEK, Data, load_data, read_source, say
 from pipeline.data.packing import Packer
 from pipeline.data.rows import Cursor, RowError
+from pipeline.data.schemas import find_form, prepare
 from pipeline.data.sources import RawRow, Source, eval_sources, load_hub, raw_rows, source_fingerprint, sources_of
 from pipeline.model.tokens import encode_documents
 from pipeline.runtime.errors import UserError

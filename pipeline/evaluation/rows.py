@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from pipeline.data.columns import parse_map
+from pipeline.data.formats import settle_systems
 from pipeline.data.loading import read_source
 from pipeline.data.sources import Source
 from pipeline.runtime.errors import UserError
@@ -41,7 +42,7 @@ def read_rows(
     """
     source = Source(name=dataset, split=split, config=config, dataset_map=parse_map(dataset_map), role="evaluation")
     part = read_source(source, kind, skip_bad_rows, keep=(*columns, *(where or {})))
-    rows = part.rows
+    rows = settle_systems(part.rows, kind, chat=True)
     for column, value in (where or {}).items():
         if not any(column in row for row in rows):
             raise UserError(f"{dataset}: where names the column {column!r}, which the rows do not have")

@@ -13,7 +13,7 @@ from pipeline.runtime.errors import UserError
 
 Json = dict[str, Any]  # a JSON object, as run records, logs and rows of data hold it
 WHOLE_FILE_LIMIT, SAMPLE_BYTES = 1 << 30, 16 << 20
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".gz")
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".arrow", ".gz", ".zst")
 
 
 def is_local(name: str | Path) -> bool:

@@ -42,7 +42,8 @@ def test_report_without_a_tokenizer(tmp_path, capsys):
     found, lines = report(capsys, path)
     assert found["columns"] == "prompt, completion, id"
     assert found["kind"] == "sft (guessed; --kind says otherwise)"
-    assert found["read as"] == "prompt (text), completion (text)"
+    assert found["read as"] == "prompt + completion; not used: id"
+    assert found["form"] == "prompt (text), completion (text)"
     assert found["rows"] == "15: 3 good, 12 bad"
     assert found["duplicates"] == "1 (exact; training drops them)"
     assert found["prompts"] == "1 different ones in 2 different rows"
@@ -123,13 +124,13 @@ def test_quantile_is_the_smallest_value_that_covers_the_share(share, expected):
 
 
 def test_mistakes(tmp_path):
-    path = write(tmp_path / "a.jsonl", [{"question": "q", "answer": "a"}])
-    with pytest.raises(UserError, match="try --dataset_map question=prompt,answer=completion"):
+    path = write(tmp_path / "a.jsonl", [{"sentence": "q", "target": "a"}])
+    with pytest.raises(UserError, match="try --dataset_map sentence=prompt,target=completion"):
         check.main([path])
     with pytest.raises(UserError, match="unrecognized arguments: --tokeniser x"):
         check.main([path, "--tokeniser", "x"])
     with pytest.raises(UserError, match=r"tokenizer '\./none' cannot be loaded"):
-        check.main([path, "--dataset_map", "question=prompt", "--tokenizer", "./none"])
+        check.main([path, "--dataset_map", "sentence=prompt", "--tokenizer", "./none"])
     with pytest.raises(UserError, match=r"every row is bad; the first: .*row 1: prompt: is empty"):
         check.main([write(tmp_path / "b.jsonl", [{"prompt": ""}]), "--kind", "prompt"])
 

@@ -325,12 +325,12 @@ def test_files_that_make_no_split(tmp_path):
         split_files(tmp_path, "train")
     with pytest.raises(UserError, match="does not exist"):
         split_files(tmp_path / "none", "train")
-    (tmp_path / "more.jsonl.zst").write_text("x")
-    with pytest.raises(UserError, match=r"more\.jsonl\.zst is compressed in a way that is not read: unpack it"):
+    (tmp_path / "more.jsonl.xz").write_text("x")
+    with pytest.raises(UserError, match=r"more\.jsonl\.xz is compressed in a way that is not read: unpack it"):
         split_files(tmp_path, "train")
-    (tmp_path / "more.jsonl.zst").rename(tmp_path / "data-00000-of-00001.arrow")
-    with pytest.raises(UserError, match=r"holds Arrow files \(data-00000-of-00001\.arrow\)"):
-        split_files(tmp_path, "train")
+    (tmp_path / "more.jsonl.xz").rename(tmp_path / "feather.arrow")
+    with pytest.raises(UserError, match=r"feather\.arrow is not an Arrow file of datasets, or is cut or damaged"):
+        list(read_rows(tmp_path / "feather.arrow"))
     (tmp_path / "notes.md").write_text("x")
     with pytest.raises(UserError, match="is not a data file"):
         split_files(tmp_path / "notes.md", "train")

@@ -3,15 +3,9 @@
 import pytest
 
 from pipeline.data.dialogues import messages_of
-from pipeline.data.formats import (
-    Form,
-    content_hash,
-    convert,
-    detect,
-    prompt_hash,
-    to_messages,
-)
+from pipeline.data.formats import content_hash, convert, prompt_hash, to_messages
 from pipeline.data.rows import RowError
+from pipeline.data.schemas import Form, detect
 from pipeline.runtime.errors import UserError
 
 U, A, S = ({"role": role, "content": role[0]} for role in ("user", "assistant", "system"))
@@ -218,8 +212,8 @@ def test_pair_of_dialogues_with_several_turns_after_the_shared_ones():
 
 
 def test_missing_columns_name_what_is_there_and_how_to_rename():
-    with pytest.raises(UserError, match=r"has question, answer; try --dataset_map question=prompt,answer=completion"):
-        detect([{"question": "q", "answer": "a"}], "sft", "f.jsonl")
+    with pytest.raises(UserError, match=r"has sentence, answer; try --dataset_map sentence=prompt,answer=completion"):
+        detect([{"sentence": "q", "answer": "a"}], "sft", "f.jsonl")
     with pytest.raises(UserError, match="try --dataset_map promt=prompt"):
         detect([{"promt": "q", "completion": "a"}], "sft", "f.jsonl")
     with pytest.raises(UserError, match="chosen and rejected texts but no prompt"):
@@ -233,7 +227,7 @@ def test_missing_columns_name_what_is_there_and_how_to_rename():
 def test_columns_the_user_renamed_decide_the_form():
     row = {"messages": [U, A], "prompt": "p", "completion": "c"}
     assert detect([row], "sft", "here").columns == ("messages",)
-    assert detect([row], "sft", "here", {"prompt"}) == Form(("prompt", "completion"), False)
+    assert detect([row], "sft", "here", {"prompt"}) == Form(("prompt", "completion"), False, also=("messages",))
 
 
 def test_identity_ignores_column_order_and_sees_every_change():

@@ -73,6 +73,7 @@ def test_held_out_rows_are_seeded_disjoint_and_recorded(tmp_path):
     assert load(dataset_name=path, eval_rows=0).evaluation is None
     digest = hashlib.sha256((tmp_path / "a.jsonl").read_bytes()).hexdigest()
     base = {"name": path, "split": "train", "fingerprint": digest, "files": [path], "bad_rows": 0, "duplicates": 0}
+    base["read_as"] = "prompt + completion"
     assert data.sources == [
         {**base, "role": "train", "rows": 180, "rows_read": 200, "removed_from_train": 0},
         {

@@ -163,18 +163,39 @@ def public_rows(schema: str, count: int = 24) -> list[dict]:
 
 def _public_row(schema: str, a: int, b: int) -> dict:
     question, good, bad = f"What is {a} plus {b}?", f"It is {a + b}.", "Nobody knows."
+    # Of the rows with a system prompt some have none, as on the Hub.
+    system = "Be short." if b else ""
     match schema:
         case "sharegpt":
             return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": good}]}
         case "messages":
             return {"messages": _turns(question, good, f"And {b} plus 2?", f"It is {b + 2}.")}
+        case "smoltalk":
+            return {"messages": _turns(question, good), "source": "sums", "full_topic": "Arithmetic/Sums"}
         case "ultrafeedback":
-            return {"prompt": question, "chosen": _turns(question, good), "rejected": _turns(question, bad)}
+            return {
+                "prompt": question, "prompt_id": f"{a:08x}", "chosen": _turns(question, good),
+                "rejected": _turns(question, bad), "messages": _turns(question, good),
+                "score_chosen": 8.5, "score_rejected": 2.0,
+            }  # fmt: skip
         case "hh":
             dialogue = f"\n\nHuman: {question}\n\nAssistant: "
             return {"chosen": dialogue + good, "rejected": dialogue + bad}
         case "gsm8k":
             return {"question": question, "answer": f"{a}+{b} = {a + b}.\n#### {a + b}"}
+        case "math":
+            return {"problem": question, "solution": f"It is $\\boxed{{{a + b}}}$.", "answer": str(a + b), "level": b}
+        case "alpaca":
+            return {"instruction": "Add the numbers.", "input": f"{a} and {b}", "output": good, "text": "### no"}
+        case "openorca":
+            return {"id": f"cot.{a}", "system_prompt": system, "question": question, "response": good}
+        case "orca_dpo":
+            return {"system": system, "question": question, "chosen": good, "rejected": bad}
+        case "capybara":
+            turns = [{"input": question, "output": good}, {"input": f"And {b} plus 2?", "output": f"It is {b + 2}."}]
+            return {"source": "sums", "conversation": turns}
+        case "kto":
+            return {"prompt": question, "completion": good if a % 2 else bad, "label": bool(a % 2)}
     raise ValueError(schema)
 
 
