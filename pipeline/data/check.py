@@ -156,7 +156,7 @@ def measure(rows: Sequence[Json], tokenizer: "PreTrainedTokenizerBase", max_leng
     """Token lengths, supervised share and one masked sample, of all rows or of a fixed draw of ``MEASURED_ROWS``."""
     from pipeline.model.tokens import ANSWERS
 
-    if "messages" in rows[0] or isinstance(rows[0].get("prompt"), list):
+    if isinstance(rows[0].get("prompt", rows[0].get("messages")), list):
         # Dialogues need a template; the model room knows what to do for a tokenizer without one.
         from pipeline.model.tokenizer import ensure_training_chat_template
 

@@ -85,7 +85,7 @@ def _with_system(row: Json, system: str, form: Form, kind: str) -> Json:
         return {"text": _joined([system, row["text"]])}
     if not form.conversational:
         return row | {"system": system}
-    name = "messages" if "messages" in row else "prompt"
+    name = "prompt" if "prompt" in row else "messages"
     first = row[name][0]
     if first["role"] != "system":
         return row | {name: [{"role": "system", "content": system}, *row[name]]}

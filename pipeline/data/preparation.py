@@ -69,11 +69,12 @@ def templated(
         return data
     data = _with_systems(data, kind, chat=bool(path or tokenizer.chat_template), run=run)
     columns = data.train.column_names
-    chat = "messages" in columns or ("prompt" in columns and not isinstance(data.train[0]["prompt"], str))
+    # Beside a prompt, messages are one of the columns for the rewards.
+    chat = not isinstance(data.train[0]["prompt"], str) if "prompt" in columns else "messages" in columns
     installed = install_chat_template(tokenizer, path) if chat or path else None
     if installed and run.is_main:
         print(f"{run.stage}: {installed}", flush=True)
-    if "messages" in columns:
+    if chat and "prompt" not in columns:
         ensure_training_chat_template(tokenizer)
     if kind == "prompt":
         for column in {"image", "images"} & set(columns):

@@ -98,6 +98,8 @@ READ = [
     ),
     ("sft", {"chosen": f"{HH} r", "rejected": f"{HH} w"}, {"messages": turns("q", "r")},
      "chosen; not used: rejected"),
+    ("prompt", {"messages": turns("q", "r"), "system": "Think."},
+     {"prompt": turns("q", system="Think."), "messages": turns("q", "r")}, "messages, system as the system prompt"),
     ("prompt", {"prompt": HH}, {"prompt": turns("q")}, "prompt"),
     ("preference", {"prompt": HH, "chosen": "r", "rejected": "w"},
      {"prompt": turns("q"), "chosen": answer("r"), "rejected": answer("w")}, "prompt + chosen + rejected"),
