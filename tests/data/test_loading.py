@@ -166,7 +166,7 @@ def test_bad_rows_stop_or_are_counted(tmp_path, capsys):
         ({"dataset_name": "world/atlantis"}, "world/atlantis"),
         ({"dataset_name": "world/sft", "dataset_train_split": "dev"}, "no split 'dev'"),
         ({"dataset_name": "{empty}"}, "is empty: there are no rows in split 'train'"),
-        ({"dataset_name": "{good}", "dataset_test_split": "test"}, "is one file and has no split 'test'"),
+        ({"dataset_name": "{good}", "dataset_test_split": "test"}, "is one split and has no 'test'"),
         ({"dataset_name": "{good}", "dataset_map": "question=prompt"}, "no column 'question' to rename"),
         ({"dataset_name": "{good}", "eval_rows": 3}, "3 different rows cannot spare 3 for evaluation"),
         ({"dataset_name": "{good}", "eval_rows": -1}, "eval_rows -1 is negative"),
