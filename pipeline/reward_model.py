@@ -60,21 +60,12 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data, read_split
-        from pipeline.data.preparation import (
-            LONG,
-            readable_answers,
-            report_dropped,
-            settle_pairs,
-            templated,
-            within_positions,
-        )
-        from pipeline.evaluation.tasks.reward_quality import held_out_figures, held_out_label_figures
+        from pipeline.data.preparation import readable_answers, templated, within_positions
+        from pipeline.evaluation.tasks.reward_quality import saved_model_figures
         from pipeline.model.policy import ModelArguments, load_policy
-        from pipeline.rewards.learned import load_reward_model
         from pipeline.rewards.resolve import resolve
-        from pipeline.training import reward_model as rewards
+        from pipeline.training.reward_model import OBJECTIVES, build_trainer
         from pipeline.training.session import train_and_save
-        from pipeline.training.trainers import RewardTrainer
 
         own, data_args, model_args, config = run.parse(
             RewardModelArguments, DataArguments, ModelArguments, RewardConfig
@@ -89,54 +80,22 @@ def main(argv: list[str] | None = None) -> None:
         if start.peft_config is not None:  # the head is new: it must be trained and saved with the adapter
             start.peft_config.task_type = "SEQ_CLS"
             start.peft_config.modules_to_save = sorted({*(start.peft_config.modules_to_save or ()), "score"})
-        kind, trainer_class, collator, encode = {
-            "pairwise": ("preference", RewardTrainer, None, None),
-            "listwise": (
-                "ranked", rewards.RankedRewardTrainer, rewards.DataCollatorForRanking, rewards.encode_rankings
-            ),
-            "binary": (
-                "labelled", rewards.LabelledRewardTrainer, rewards.DataCollatorForLabels, rewards.encode_labelled
-            ),
-        }[own.objective]  # fmt: skip
-        data = load_data(data_args, kind, config.seed)
+        objective = OBJECTIVES[own.objective]
+        data = load_data(data_args, objective.kind, config.seed)
         run.add_data(data.sources)
         template, config.chat_template_path = config.chat_template_path, None  # TRL would change the model for it
-        data = templated(data, start.tokenizer, run, kind, template, skip=data_args.skip_bad_rows)
-        train, evaluation = data.train, data.evaluation
-        held_out = readable_answers(evaluation, start.tokenizer, start.model.config)
-        if encode:
-            config.remove_unused_columns = False
-            train = encode(train, start.tokenizer, config.max_length)
-            report_dropped(run, "train", {LONG: len(data.train) - len(train)}, len(data.train))
-            if evaluation is not None:
-                evaluation = encode(evaluation, start.tokenizer, config.max_length)
-                lost, needed = len(data.evaluation) - len(evaluation), config.eval_strategy != "no"
-                report_dropped(run, "evaluation", {LONG: lost}, len(data.evaluation), needed=needed)
-        trainer = trainer_class(
-            model=start.model,
-            args=config,
-            train_dataset=train,
-            eval_dataset=evaluation,
-            processing_class=start.tokenizer,
-            peft_config=start.peft_config,
-            data_collator=collator(start.tokenizer.pad_token_id) if collator else None,
-        )
-        if not encode:
-            settle_pairs(trainer, data, run)
+        data = templated(data, start.tokenizer, run, objective.kind, template, skip=data_args.skip_bad_rows)
+        held_out = readable_answers(data.evaluation, start.tokenizer, start.model.config)
+        trainer = build_trainer(objective, start, data, config, run)
 
         def finish(folder: Path) -> None:
             start.finish(folder)
             if held_out is None:
                 return
-            load_reward_model.cache_clear()  # the folder may hold other weights than when it was read before
-            model, tokenizer = load_reward_model(str(folder))
-            if own.objective == "binary":
-                figures = held_out_label_figures(model, tokenizer, held_out)
-            else:
-                ranked = read_split(own.ranked_dataset_name, "test", kind="ranked") if own.ranked_dataset_name else ()
-                figures, table = held_out_figures(model, tokenizer, held_out, truth, ranked, folder / "plots")
-                run.add_curves("reliability", {"held-out pairs": table})
+            ranked = read_split(own.ranked_dataset_name, "test", kind="ranked") if own.ranked_dataset_name else ()
+            figures, curves = saved_model_figures(folder, held_out, truth, ranked)
             run.add_metrics({f"held_out_{name}": value for name, value in figures.items()})
+            run.add_curves("reliability", curves)
 
         train_and_save(run, trainer, own, finish)
 

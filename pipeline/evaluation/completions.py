@@ -1,14 +1,15 @@
 """Completions of held-out prompts: draw them, call a verifier or reward on them, list them for the report."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from statistics import fmean
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.evaluation.rows import Row
 from pipeline.inference.decoding import Completion, sample
 from pipeline.inference.stopping import Stops
 from pipeline.rewards.judging import Judgement, Reward, judge_rows
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 from pipeline.runtime.messages import Turn, user_text
 
 Drawn = Sequence[Sequence[Completion]]  # the completions of each row
@@ -17,7 +18,7 @@ Drawn = Sequence[Sequence[Completion]]  # the completions of each row
 def complete(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
+    rows: Sequence[Json],
     *,
     template: str | None,
     stop: Sequence[str] = (),
@@ -42,7 +43,7 @@ def complete(
     return sample(model, tokenizer, prompts, stops=Stops(strings=tuple(stop)), **sampling)
 
 
-def judge_completions(reward: Reward, rows: Sequence[Row], drawn: Drawn) -> list[list[Judgement]]:
+def judge_completions(reward: Reward, rows: Sequence[Json], drawn: Drawn) -> list[list[Judgement]]:
     """One judgement per prompt and completion."""
     flat = [(row, completion) for row, group in zip(rows, drawn, strict=True) for completion in group]
     texts, ids = [c.text for _, c in flat], [c.token_ids for _, c in flat]
@@ -53,14 +54,14 @@ def judge_completions(reward: Reward, rows: Sequence[Row], drawn: Drawn) -> list
 def length_figures(drawn: Drawn) -> dict[str, float]:
     """``finished``, the share of completions that ended within the limit, and their mean ``tokens_per_completion``."""
     return {
-        "finished": mean(c.finished for group in drawn for c in group),
-        "tokens_per_completion": mean(len(c.token_ids) for group in drawn for c in group),
+        "finished": fmean(c.finished for group in drawn for c in group),
+        "tokens_per_completion": fmean(len(c.token_ids) for group in drawn for c in group),
     }
 
 
 def sample_rows(
-    rows: Sequence[Row], drawn: Drawn, scores: Sequence[Sequence[float | None]] | None = None
-) -> list[Row]:
+    rows: Sequence[Json], drawn: Drawn, scores: Sequence[Sequence[float | None]] | None = None
+) -> list[Json]:
     """What ``samples.jsonl`` has of each prompt: the completions, whether each ended, and the scores if there are."""
     found = []
     for i, row in enumerate(rows):
@@ -74,9 +75,3 @@ def sample_rows(
             entry["scores"] = list(scores[i])
         found.append(entry)
     return found
-
-
-def mean(values: Iterable[float]) -> float:
-    """The mean of at least one value."""
-    values = [float(value) for value in values]
-    return sum(values) / len(values)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from pipeline.inference.likelihood import next_token_log_probs
 from pipeline.objectives.divergences import exact_kl, log_partition, tilted_law
 
 TOLERANCE = 1e-5  # of the identity J* - J = beta KL(pi || pi*), in reward units
@@ -38,7 +39,6 @@ def exact_law(
         completions: token ids of each completion, the eos that ends it included.
         batch_size: sequences per forward pass.
     """
-    device = next(model.parameters()).device
     prefixes = list(dict.fromkeys(tuple(y[:t]) for y in completions for t in range(len(y))))
     inner = {s[:t] for s in prefixes for t in range(len(s))}
     longest_prefixes = [s for s in prefixes if s not in inner]  # every prefix is the start of one of these
@@ -48,27 +48,15 @@ def exact_law(
             place.setdefault(s[:t], (row, t))
     number = {s: i for i, s in enumerate(prefixes)}
     rows, steps = torch.tensor([place[s] for s in prefixes]).T
-    longest = max(map(len, longest_prefixes))
-    padded = torch.tensor([[*s, *[0] * (longest - len(s))] for s in longest_prefixes], dtype=torch.long)
     length = max(map(len, completions))
     before = torch.tensor([[number[tuple(y[: min(t, len(y) - 1)])] for t in range(length)] for y in completions])
     tokens = torch.tensor([[y[min(t, len(y) - 1)] for t in range(length)] for y in completions])
     real = torch.arange(length) < torch.tensor([[len(y)] for y in completions])
     law = []
-    was_training = model.training
-    model.eval()
-    try:
-        for x in prompts:
-            ids = torch.cat([torch.tensor(x).expand(len(longest_prefixes), -1), padded], 1).to(device)
-            parts = []
-            for part in ids.split(batch_size):  # padding is on the right, where no token attends to it
-                with torch.no_grad():
-                    logits = model(input_ids=part, attention_mask=torch.ones_like(part), use_cache=False).logits
-                parts.append(logits[:, len(x) - 1 :].double().log_softmax(-1).cpu())
-            conditional = torch.cat(parts)[rows, steps]  # (prefixes, V)
-            law.append((conditional[before, tokens] * real).sum(1))
-    finally:
-        model.train(was_training)
+    for x in prompts:
+        found = next_token_log_probs(model, x, longest_prefixes, batch_size=batch_size)
+        conditional = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)[rows, steps]  # (prefixes, V)
+        law.append((conditional[before, tokens] * real).sum(1))
     return torch.stack(law)
 
 

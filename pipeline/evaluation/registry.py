@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.evaluation.rows import Row, read_rows
+from pipeline.evaluation.rows import read_rows
 from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.files import Json
 from pipeline.runtime.registry import find
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ EVALUATIONS = {
     "samples": "pipeline.evaluation.tasks.samples:samples",
     "preference": "pipeline.evaluation.tasks.preference:preference",
     "best_of_n": "pipeline.evaluation.tasks.best_of_n:best_of_n",
-    "objective": "pipeline.evaluation.tasks.objective:evaluate",
+    "objective": "pipeline.evaluation.tasks.objective:objective",
 }
 
 
@@ -47,11 +48,11 @@ class Result:
     """
 
     metrics: dict[str, float]
-    samples: list[Row] = field(default_factory=list)
-    data: list[Row] = field(default_factory=list)
-    files: dict[str, list[Row]] = field(default_factory=dict)
-    curves: dict[str, list[Row]] = field(default_factory=dict)
-    tables: dict[str, list[Row]] = field(default_factory=dict)
+    samples: list[Json] = field(default_factory=list)
+    data: list[Json] = field(default_factory=list)
+    files: dict[str, list[Json]] = field(default_factory=dict)
+    curves: dict[str, list[Json]] = field(default_factory=dict)
+    tables: dict[str, list[Json]] = field(default_factory=dict)
 
 
 def require_recorded(**options: object) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.evaluation.registry import Entry, Result, headline, label, run_entry
-from pipeline.evaluation.rows import Row
 from pipeline.runtime.comparison import changed_inputs
-from pipeline.runtime.files import write_json, write_rows
+from pipeline.runtime.files import Json, write_json, write_rows
 from pipeline.runtime.record import Run
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ class Results:
         parents: the run record's entries of the model and its reference, which show changed weights.
     """
 
-    def __init__(self, folder: Path, parents: list[Row]):
+    def __init__(self, folder: Path, parents: list[Json]):
         self.folder, self.parents = folder, parents
 
     def read(self, entry: Entry, defaults: Entry) -> Result | None:
@@ -67,7 +66,7 @@ def assess_all(
         results: those of an earlier start are taken, new ones kept.
         entries: each evaluation with its defaults.
     """
-    samples: list[Row] = []
+    samples: list[Json] = []
     for number, (entry, defaults) in enumerate(entries, 1):
         started = time.monotonic()
         result = results.read(entry, defaults)

@@ -1,15 +1,13 @@
 """The rows an evaluation reads, and how the run record names them. Never training rows: the split is always given."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from pipeline.data.columns import parse_map
 from pipeline.data.formats import settle_systems
 from pipeline.data.loading import read_source
 from pipeline.data.sources import Source
 from pipeline.runtime.errors import UserError
-
-Row = dict[str, Any]
+from pipeline.runtime.files import Json
 
 
 def read_rows(
@@ -23,7 +21,7 @@ def read_rows(
     limit: int | None = None,
     skip_bad_rows: bool = False,
     columns: Collection[str] = (),
-) -> tuple[list[Row], Row]:
+) -> tuple[list[Json], Json]:
     """Rows of one dataset in the standard form of ``kind``, and their entry for the run record.
 
     Args:

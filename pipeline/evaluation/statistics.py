@@ -7,6 +7,7 @@ taken for a zero.
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from statistics import fmean
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def majority_score(answers: Sequence[Hashable | None], scores: Sequence[float]) 
         return 0.0
     most = max(map(len, votes.values()))
     leaders = [sum(group) / most for group in votes.values() if len(group) == most]
-    return sum(leaders) / len(leaders)
+    return fmean(leaders)
 
 
 def preference_accuracy(margins: Sequence[float]) -> float:

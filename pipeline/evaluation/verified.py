@@ -1,6 +1,7 @@
 """What the judgements of a verifier come to: accuracy or pass@k and majority vote, each with its interval."""
 
 from collections.abc import Hashable, Sequence
+from statistics import fmean
 
 from pipeline.evaluation.statistics import (
     bootstrap_interval,
@@ -55,7 +56,7 @@ def accuracy_figures(scores: Scores, suffix: str = "") -> dict[str, float]:
     known = [known[0] for known in _known(scores)]
     if not known:
         return {}
-    return with_interval(f"accuracy{suffix}", sum(known) / len(known), wilson_interval(sum(known), len(known)))
+    return with_interval(f"accuracy{suffix}", fmean(known), wilson_interval(sum(known), len(known)))
 
 
 def pass_at_k_figures(scores: Scores, k: Sequence[int], seed: int = 0, suffix: str = "") -> dict[str, float]:
@@ -81,4 +82,4 @@ def _known(scores: Scores) -> list[list[float]]:
 def _with_bootstrap(name: str, values: Sequence[float], seed: int) -> dict[str, float]:
     if not values:
         return {}
-    return with_interval(name, sum(values) / len(values), bootstrap_interval(values, seed=seed))
+    return with_interval(name, fmean(values), bootstrap_interval(values, seed=seed))

@@ -70,6 +70,25 @@ def answer_log_likelihoods(
     ]
 
 
+def next_token_log_probs(
+    model: PreTrainedModel, prompt: Sequence[int], answers: Sequence[Sequence[int]], *, batch_size: int = 64
+) -> list[torch.Tensor]:
+    """``log pi(. | x, y_<=t)`` for t = 0..T of every answer of T tokens, (T + 1, V) each, in float64 on the CPU.
+
+    Args:
+        prompt: token ids, at least one.
+        answers: token ids of each answer.
+        batch_size: rows per forward pass.
+    """
+
+    def read(output: CausalLMOutput, batch: Batch) -> Iterator[torch.Tensor]:
+        for row, length in enumerate(batch.lengths):
+            yield output.logits[row, len(prompt) - 1 : length].double().log_softmax(-1).cpu()
+
+    rows = [[*prompt, *answer] for answer in answers]
+    return forward_rows(model, rows, read, batch_size=batch_size, use_cache=False)
+
+
 def last_hidden_states(
     model: PreTrainedModel, rows: Sequence[Sequence[int]], *, batch_size: int = 64
 ) -> list[torch.Tensor]:

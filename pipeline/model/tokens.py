@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.model.dialogue_tokens import Coded, encode_dialogue, encode_rendered, renderer
+from pipeline.model.dialogue_tokens import Coded, closing_token, encode_dialogue, encode_rendered, renderer
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
 from pipeline.runtime.messages import Turn, as_answer, is_dialogue
@@ -120,6 +120,17 @@ def encode_exchange(
         messages = [*prompt, *as_answer(prompt, answer)]
         return encode_rendered(tokenizer, renderer(tokenizer, row or {})(messages))
     return encode_text(tokenizer, ended(tokenizer, prompt + answer))
+
+
+def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Turn | None, text: str) -> list[int]:
+    """Ids of a completion that is known as text only, as if it had been sampled: with the token that ends it.
+
+    That is the template's end of turn where the prompt is a dialogue and the template has one, else the EOS.
+    """
+    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    chat = is_dialogue(prompt) and tokenizer.chat_template
+    end = closing_token(tokenizer, tokenizer.get_chat_template()) if chat else None
+    return [*ids, tokenizer.eos_token_id if end is None else end]
 
 
 def encode_prompts(

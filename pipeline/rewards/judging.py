@@ -17,12 +17,12 @@ verdict        score        meaning
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from pipeline.runtime.files import Json
 from pipeline.runtime.messages import Turn, as_answer, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Row = dict[str, Any]  # the columns of one row of the data, by name
 VERDICTS = ("right", "wrong", "timeout", "scored", "unscorable", "error")
 
 
@@ -44,7 +44,7 @@ class Sample(NamedTuple):
     prompt: Turn | None
     completion: Turn
     text: str
-    row: Row
+    row: Json
 
 
 class Reward(Protocol):
@@ -62,7 +62,7 @@ class Reward(Protocol):
     def judge(self, prompts: list | None, completions: list, **columns: Any) -> list[Judgement]:
         """One judgement per completion."""
 
-    def require_columns(self, rows: Iterable[Row]) -> None:
+    def require_columns(self, rows: Iterable[Json]) -> None:
         """Refuse rows of which none has a column it cannot do without."""
 
     def no_scores(self) -> str | None:
@@ -105,11 +105,11 @@ def judged(is_right: bool, reason: str = "") -> Judgement:
 
 
 def call_arguments(
-    rows: Sequence[Row],
+    rows: Sequence[Json],
     completions: Sequence[Turn],
     token_ids: Sequence[list[int]] | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
-) -> Row:
+) -> Json:
     """What a reward is called with for one completion per row, in the form that TRL's trainers give it.
 
     Completions are messages where the prompt is a dialogue, else text; every column of the rows is a list with one
@@ -125,7 +125,12 @@ def call_arguments(
     names = dict.fromkeys(name for row in rows for name in row if name not in ("prompt", "completion"))
     columns = {name: [row.get(name) for row in rows] for name in names}
     if token_ids is None and tokenizer is not None:
-        token_ids = [completion_tokens(tokenizer, text_of(completion)) for completion in completions]
+        from pipeline.model.tokens import encode_completion
+
+        token_ids = [
+            encode_completion(tokenizer, row.get("prompt"), text_of(y))
+            for row, y in zip(rows, completions, strict=True)
+        ]
     if token_ids is not None:
         columns["completion_ids"] = [list(ids) for ids in token_ids]
     has_prompts = any(row.get("prompt") is not None for row in rows)
@@ -136,14 +141,9 @@ def call_arguments(
     }
 
 
-def completion_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """The tokens of a completion that is known as text only, and one that ends its turn, as if it had been sampled."""
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-
-
 def score(
     reward: Reward,
-    rows: Sequence[Row],
+    rows: Sequence[Json],
     completions: Sequence[Turn],
     token_ids: Sequence[list[int]] | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
@@ -154,7 +154,7 @@ def score(
 
 def judge_rows(
     reward: Reward,
-    rows: Sequence[Row],
+    rows: Sequence[Json],
     completions: Sequence[Turn],
     token_ids: Sequence[list[int]] | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,

@@ -15,9 +15,10 @@ from functools import partial
 from typing import Any
 
 from pipeline.rewards import trl_rewards
-from pipeline.rewards.judging import Judgement, Reward, Row, Sample, error, judged, scored, unscorable
+from pipeline.rewards.judging import Judgement, Reward, Sample, error, judged, scored, unscorable
 from pipeline.rewards.spec import Options, terms_of
 from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.files import Json
 from pipeline.runtime.messages import Turn, text_of
 from pipeline.runtime.registry import import_function, require_known
 
@@ -96,14 +97,14 @@ class _Counted:
         """One judgement per completion."""
         raise NotImplementedError
 
-    def require_columns(self, rows: Iterable[Row]) -> None:
+    def require_columns(self, rows: Iterable[Json]) -> None:
         """Refuse rows of which none has a column it cannot do without, by a UserError; before anything is sampled."""
         _require_columns(self.__name__, self.columns, {name: None for row in rows for name in row if name != "prompt"})
 
     def __call__(self, prompts: list | None, completions: list, **columns: Any) -> list[float | None]:
         return [judgement.score for judgement in self.judge(prompts, completions, **columns)]
 
-    def _recorded(self, judgements: list[Judgement], columns: Row) -> list[Judgement]:
+    def _recorded(self, judgements: list[Judgement], columns: Json) -> list[Judgement]:
         """The judgements, counted and their failures logged."""
         self._count(judgements)
         _log_verdicts(self.__name__, judgements, columns.get("log_metric"))
@@ -310,7 +311,7 @@ def _require_known(function: Callable, options: Options) -> None:
             raise UserError(f"reward: unknown option '{option}'; {known}{did_you_mean(option, accepted)}")
 
 
-def _rows(count: int, columns: Row) -> list[Row]:
+def _rows(count: int, columns: Json) -> list[Json]:
     """The columns row by row. Only lists with one entry per completion are columns."""
     listed = {
         name: values
@@ -320,7 +321,7 @@ def _rows(count: int, columns: Row) -> list[Row]:
     return [{name: values[index] for name, values in listed.items()} for index in range(count)]
 
 
-def _require_columns(reward: str, needed: tuple[str, ...], columns: Row) -> None:
+def _require_columns(reward: str, needed: tuple[str, ...], columns: Json) -> None:
     for column in needed:
         if column not in columns:
             present = ", ".join(sorted(set(columns) - _NOT_COLUMNS - {"completion_ids"})) or "none"
@@ -330,7 +331,7 @@ def _require_columns(reward: str, needed: tuple[str, ...], columns: Row) -> None
             )
 
 
-def _sample(prompt: Turn | None, completion: Turn, row: Row) -> Sample:
+def _sample(prompt: Turn | None, completion: Turn, row: Json) -> Sample:
     return Sample(prompt, completion, text_of(completion), row)
 
 
@@ -371,7 +372,7 @@ def _listed(path: str, scores: object, count: int) -> list:
     )
 
 
-def _failure_text(path: str, failure: Exception, columns: Row) -> str:
+def _failure_text(path: str, failure: Exception, columns: Json) -> str:
     """One line on an exception in a user's function: what, where, and the columns that it was given."""
     place = traceback.extract_tb(failure.__traceback__)[-1]
     given = ", ".join(sorted(set(columns) - _NOT_COLUMNS)) or "none"

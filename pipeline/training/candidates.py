@@ -7,7 +7,6 @@ sampled again. ``training.selection`` chooses among them.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,11 +17,9 @@ from pipeline.model.tokens import encode_prompts
 from pipeline.rewards.judging import Judgement, Reward, judge_rows
 from pipeline.runtime.distributed import processes, rank
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import atomic
+from pipeline.runtime.files import Json, atomic
 from pipeline.runtime.messages import as_answer, text_of
 from pipeline.training.selection import Candidate, Selection, reward_tensors, select, selection_probabilities
-
-Row = dict[str, Any]
 
 
 def require_scores(groups: Sequence[Sequence[Candidate]], reward: Reward | None = None) -> None:
@@ -44,7 +41,7 @@ def sample_candidates(
     folder: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
+    rows: Sequence[Json],
     reward: Reward,
     *,
     n: int,
@@ -176,7 +173,7 @@ def read_candidates(files: Sequence[Path]) -> Iterator[list[Candidate]]:
 
 
 def external_candidates(
-    rows: Sequence[Row], reward: Reward | None, tokenizer: PreTrainedTokenizerBase | None = None
+    rows: Sequence[Json], reward: Reward | None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> list[list[Candidate]]:
     """Candidates made elsewhere, grouped by prompt: rows of ``prompt`` + ``completion``, scored where ``reward`` is
     missing from them.
@@ -212,7 +209,7 @@ def external_candidates(
 
 def sft_rows(
     groups: Sequence[Sequence[Candidate]], rule: Selection, tokenizer: PreTrainedTokenizerBase, seed: int = 0
-) -> list[Row]:
+) -> list[Json]:
     """The selection as SFT rows.
 
     Candidates that carry their tokens give ``input_ids`` and ``completion_mask``: SFT then raises the likelihood of
@@ -245,7 +242,7 @@ def sft_rows(
     return rows
 
 
-def mine_pairs(groups: Sequence[Sequence[Candidate]]) -> list[Row]:
+def mine_pairs(groups: Sequence[Sequence[Candidate]]) -> list[Json]:
     """The best and the worst candidate of each prompt as a preference pair for DPO; prompts where all are equal give
     none.
     """

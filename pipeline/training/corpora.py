@@ -25,9 +25,10 @@ from pipeline.model.policy import ModelArguments, Policy
 from pipeline.model.routing import Router, load_routed, prompt_features, save_routed
 from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 from pipeline.runtime.record import Run
 from pipeline.training.legs import Leg
-from pipeline.training.omega import TERMS, Memory, Omega, Row
+from pipeline.training.omega import TERMS, Memory, Omega
 from pipeline.training.regularised import ContinualDPOTrainer, ContinualSFTTrainer
 from pipeline.training.self_replay import written_by
 from pipeline.worlds.table import is_world
@@ -63,7 +64,7 @@ def load_anchors(own: StageArguments, seed: int) -> Data:
 
 
 def encode_memory(
-    rows: list[Row], tokenizer: "PreTrainedTokenizerBase", config: "SFTConfig", learned: Any
+    rows: list[Json], tokenizer: "PreTrainedTokenizerBase", config: "SFTConfig", learned: Any
 ) -> datasets.Dataset:
     """Remembered rows prepared as those of the corpus are; those that cannot be trained on are left out."""
     kind = "text" if "text" in rows[0] else "sft"
@@ -124,7 +125,7 @@ class Corpus(Leg):
         self.backbone = backbone_sha256(policy.model) if complete else None
         return policy
 
-    def omega(self, policy: Policy, new_rows: Sequence[Row], old: Data | None, anchors: Data | None) -> Omega:
+    def omega(self, policy: Policy, new_rows: Sequence[Json], old: Data | None, anchors: Data | None) -> Omega:
         """Omega with the memory that corpus k-1 left, or that of the run's start, or one filled from old rows; less
         what the new rows contradict. With ``replay_source: model`` the policy writes what is replayed.
         """
@@ -196,7 +197,7 @@ class Corpus(Leg):
         return trainer
 
     def finish(
-        self, folder: Path, trainer: ContinualSFTTrainer | ContinualDPOTrainer, policy: Policy, rows: Sequence[Row]
+        self, folder: Path, trainer: ContinualSFTTrainer | ContinualDPOTrainer, policy: Policy, rows: Sequence[Json]
     ) -> None:
         """What a saved corpus needs beside its weights: the backbone unchanged, Omega's memory.
 

@@ -11,11 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.objectives import regularisers
-from pipeline.runtime.files import write_json
+from pipeline.runtime.files import Json, write_json
 
 TERMS = ("l2", "ewc", "distillation", "orthogonal", "replay")
-
-Row = dict[str, Any]
 
 
 @dataclass
@@ -34,17 +32,17 @@ class Memory:
     """
 
     size: int
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Json] = field(default_factory=list)
     seen: int = 0
     fisher: dict[str, torch.Tensor] = field(default_factory=dict)
-    anchors: list[Row] = field(default_factory=list)
+    anchors: list[Json] = field(default_factory=list)
 
-    def add(self, rows: Sequence[Row], seed: int) -> None:
+    def add(self, rows: Sequence[Json], seed: int) -> None:
         """Let rows stream past the reservoir."""
         draw = random.Random(f"{seed}/{self.seen}")
         self.rows, self.seen = regularisers.reservoir(self.rows, self.seen, rows, self.size, draw)
 
-    def supersede(self, rows: Sequence[Row]) -> None:
+    def supersede(self, rows: Sequence[Json]) -> None:
         """Forget every row whose prompt a new row answers otherwise: what has changed must not pull back."""
         answers = {repr(row["prompt"]): row["completion"] for row in rows if "prompt" in row and "completion" in row}
         self.rows = [
@@ -100,10 +98,10 @@ class Omega:
     batch_size: int = 16
     seed: int = 0
     old_reads: dict[str, torch.Tensor] = field(default_factory=dict)
-    written: list[Row] | None = None
+    written: list[Json] | None = None
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Json]:
         """What is replayed, and read where there are no anchors."""
         return self.memory.rows if self.written is None else self.written
 

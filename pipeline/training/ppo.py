@@ -32,10 +32,11 @@ from pipeline.objectives.value import (
 )
 from pipeline.runtime.compat import disable_gradient_checkpointing, get_config_model_id, require
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 from pipeline.runtime.messages import text_of
 from pipeline.training import shared_backbone as shared
 from pipeline.training.optimizers import split_groups
-from pipeline.training.rollouts import Rollout, RolloutTrainer, Row
+from pipeline.training.rollouts import Rollout, RolloutTrainer
 from pipeline.training.state import State
 
 require("PPOTrainer")
@@ -122,7 +123,7 @@ class PPOTrainer(RolloutTrainer):
         return result
 
     @torch.no_grad()
-    def _generate_and_score_completions(self, inputs: list[Row]) -> Rollout:
+    def _generate_and_score_completions(self, inputs: list[Json]) -> Rollout:
         """The parent's rollout, with per-token advantages, old values and returns from the KL in the reward."""
         output = super()._generate_and_score_completions(inputs)
         mode = "train" if self.model.training else "eval"

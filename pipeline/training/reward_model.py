@@ -7,25 +7,32 @@ all their orders. (Plackett, 1975; the paper's Part 2, section 1A.) Labelled sin
 the paper's other example of a reward model.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
+from pipeline.data.loading import Data
+from pipeline.data.preparation import LONG, report_dropped, settle_pairs
+from pipeline.model.policy import Policy
 from pipeline.model.tokens import encode_exchange
 from pipeline.objectives.preference import binary_reward_loss, plackett_luce_loss
 from pipeline.runtime.compat import pad, require
+from pipeline.runtime.files import Json
+from pipeline.runtime.record import Run
 from pipeline.training.trainers import RewardTrainer
+
+if TYPE_CHECKING:
+    from trl import RewardConfig
 
 require("RankedRewardTrainer")
 require("LabelledRewardTrainer")
 
-Row = dict[str, Any]
 
-
-def encode_ranking(example: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
+def encode_ranking(example: Json, tokenizer: PreTrainedTokenizerBase) -> Json:
     """Token ids of every candidate with its prompt, as RewardTrainer writes them: chat template, or text and one eos.
 
     ``chosen_ids`` and ``rejected_ids`` (the best and the last) tell RewardTrainer that the row is tokenized.
@@ -54,7 +61,7 @@ class DataCollatorForRanking:
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
 
-    def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[Json]) -> dict[str, torch.Tensor]:
         """Pad the candidates to one length and the ranks to one width."""
         ids = [torch.tensor(candidate) for row in rows for candidate in row["candidate_ids"]]
         return {
@@ -115,7 +122,7 @@ class RankedRewardTrainer(RewardTrainer):
 def encode_labelled(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
     """A ``prompt`` + ``completion`` + ``label`` dataset tokenized; a row longer than ``max_length`` is left out."""
 
-    def encode(row: Row) -> Row:
+    def encode(row: Json) -> Json:
         ids = encode_exchange(tokenizer, row["prompt"], row["completion"], row)
         return {"chosen_ids": ids, "rejected_ids": ids, "label": row["label"]}  # by their names TRL sees tokens
 
@@ -129,7 +136,7 @@ class DataCollatorForLabels:
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
 
-    def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[Json]) -> dict[str, torch.Tensor]:
         """Pad the rows to one length."""
         ids = [torch.tensor(row["chosen_ids"]) for row in rows]
         return {
@@ -162,3 +169,51 @@ class LabelledRewardTrainer(RewardTrainer):
             for name, value in {"accuracy": right, "mean_reward": scores.mean()}.items():
                 self._metrics[mode][name].append(self.accelerator.gather(value).mean().item())
         return (loss, outputs) if return_outputs else loss
+
+
+# ---------------------------------------------------------------------- what a reward model is fitted to
+
+
+class Objective(NamedTuple):
+    """The kind of the data, the trainer of the loss, and (none where TRL's are used) its collator and tokenization."""
+
+    kind: Literal["preference", "ranked", "labelled"]
+    trainer: type[RewardTrainer]
+    collator: Callable[[int], Callable] | None = None
+    encode: Callable[[Dataset, PreTrainedTokenizerBase, int | None], Dataset] | None = None
+
+
+OBJECTIVES = {
+    "pairwise": Objective("preference", RewardTrainer),
+    "listwise": Objective("ranked", RankedRewardTrainer, DataCollatorForRanking, encode_rankings),
+    "binary": Objective("labelled", LabelledRewardTrainer, DataCollatorForLabels, encode_labelled),
+}
+
+
+def build_trainer(objective: Objective, start: Policy, data: Data, config: "RewardConfig", run: Run) -> RewardTrainer:
+    """The trainer of an objective on its data; rows that are too long are left out, and counted in the run record.
+
+    Raises:
+        UserError: no row is left.
+    """
+    train, evaluation, encode = data.train, data.evaluation, objective.encode
+    if encode:
+        config.remove_unused_columns = False
+        train = encode(train, start.tokenizer, config.max_length)
+        report_dropped(run, "train", {LONG: len(data.train) - len(train)}, len(data.train))
+        if evaluation is not None:
+            evaluation = encode(evaluation, start.tokenizer, config.max_length)
+            lost, needed = len(data.evaluation) - len(evaluation), config.eval_strategy != "no"
+            report_dropped(run, "evaluation", {LONG: lost}, len(data.evaluation), needed=needed)
+    trainer = objective.trainer(
+        model=start.model,
+        args=config,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=start.tokenizer,
+        peft_config=start.peft_config,
+        data_collator=objective.collator(start.tokenizer.pad_token_id) if objective.collator else None,
+    )
+    if not encode:
+        settle_pairs(trainer, data, run)
+    return trainer

@@ -12,11 +12,11 @@ from trl import GRPOTrainer
 from pipeline.inference.stopping import declare_stops
 from pipeline.runtime.compat import RepeatSampler, require
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 from pipeline.training.state import Resumable, State
 
 require("RolloutTrainer")
 
-Row = dict[str, Any]
 Rollout = dict[str, Any]  # tensors (B, T) and what TRL adds to them
 
 # TRL prints five lines for every batch in which a completion has no score; the guards report it once, with the reason.
@@ -115,7 +115,7 @@ class RolloutTrainer(Resumable, GRPOTrainer):
         return found
 
     @torch.no_grad()
-    def _generate_and_score_completions(self, inputs: list[Row]) -> Rollout:
+    def _generate_and_score_completions(self, inputs: list[Json]) -> Rollout:
         """The parent's rollout; the first one of training is checked."""
         output = super()._generate_and_score_completions(inputs)
         if self.model.training and self.rollout_gap is None:

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,12 +20,10 @@ from pipeline.model.policy import Policy
 from pipeline.rewards.judging import Reward, score
 from pipeline.runtime.arguments import RewardArguments
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import path_sha256, weights_sha256, write_json, write_rows
+from pipeline.runtime.files import Json, path_sha256, weights_sha256, write_json, write_rows
 from pipeline.training.candidates import read_candidates, sample_candidates
 from pipeline.training.legs import Leg
 from pipeline.training.selection import Candidate
-
-Row = dict[str, Any]
 
 
 class Round(Leg):
@@ -37,7 +35,7 @@ class Round(Leg):
         """The model to train."""
         return self.load_policy(self.model_args)
 
-    def candidates(self, rows: list[Row], reward: Reward | None, own: RewardArguments) -> list[list[Candidate]]:
+    def candidates(self, rows: list[Json], reward: Reward | None, own: RewardArguments) -> list[list[Candidate]]:
         """This round's candidates by prompt, sampled and scored where they are not there already.
 
         Raises:
@@ -88,14 +86,14 @@ class Round(Leg):
             figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             print(f"{self.run.stage}: round {self.number} of {self.total}: {figures}", flush=True)
 
-    def write_pairs(self, pairs: list[Row]) -> None:
+    def write_pairs(self, pairs: list[Json]) -> None:
         """The last round's pairs as ``pairs.jsonl``, a preference dataset."""
         if self.run.is_main and self.last:
             write_rows(self.run.folder / "pairs.jsonl", pairs)
         self.run.add_metrics({"pairs": len(pairs)})
 
     def finish(
-        self, folder: Path, policy: Policy, held_out: list[Row], reward: Reward | None, own: RewardArguments
+        self, folder: Path, policy: Policy, held_out: list[Json], reward: Reward | None, own: RewardArguments
     ) -> None:
         """What a saved round needs beside its weights; the last one reports the reward of held-out prompts."""
         policy.finish(folder)
@@ -103,7 +101,7 @@ class Round(Leg):
             self.run.add_metrics(self.held_out_reward(folder, held_out, reward, own))
 
     def held_out_reward(
-        self, folder: Path, rows: list[Row], reward: Reward | None, own: RewardArguments
+        self, folder: Path, rows: list[Json], reward: Reward | None, own: RewardArguments
     ) -> dict[str, float]:
         """Mean reward of one sample per held-out prompt, of the run's start and of what was saved in ``folder``."""
         if reward is None:
@@ -121,7 +119,7 @@ class Round(Leg):
             texts, ids = [c[0].text for c in drawn], [c[0].token_ids for c in drawn]
             scores = [value for value in score(reward, rows, texts, ids) if value is not None]
             if scores:
-                figures[f"held_out_reward_{when}"] = sum(scores) / len(scores)
+                figures[f"held_out_reward_{when}"] = fmean(scores)
         return figures
 
     def _engine(

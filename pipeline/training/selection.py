@@ -9,6 +9,7 @@ give ``pi_ref exp(K R/tau)`` (docs/errata.md, 2 and 13).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -116,10 +117,10 @@ def selection_metrics(groups: Sequence[Sequence[Candidate]], rule: Selection, ro
         )
     every = [candidate for group in groups for candidate in group]
     return {
-        "reward_before": _mean(before),
-        "reward_after": _mean(after),
-        "effective_sample_size": _mean(sizes),
-        "selection_kl": _mean(kls),
+        "reward_before": fmean(before or [math.nan]),
+        "reward_after": fmean(after or [math.nan]),
+        "effective_sample_size": fmean(sizes or [math.nan]),
+        "selection_kl": fmean(kls or [math.nan]),
         "selection_kl_bound": best_of_n_bound(widest, rounds),
         "no_acceptable_share": empty / max(1, len(groups)),
         "unscored_share": sum(c["reward"] is None for c in every) / max(1, len(every)),
@@ -136,7 +137,7 @@ def best_of_n_curve(groups: Sequence[Sequence[Candidate]]) -> list[dict[str, flo
     curve = []
     for n in (2**k for k in range(max(map(len, known), default=0).bit_length())):
         kls, means = zip(*(map(float, best_of_candidates(rewards, n)) for rewards in known))
-        curve.append({"n": n, "kl": _mean(kls), "reward": _mean(means), "bound": best_of_n_bound(n)})
+        curve.append({"n": n, "kl": fmean(kls), "reward": fmean(means), "bound": best_of_n_bound(n)})
     return curve
 
 
@@ -146,7 +147,3 @@ def reward_tensors(group: Sequence[Candidate]) -> tuple[torch.Tensor, torch.Tens
     if any(c.get("log_ratio") is None for c in group):
         return rewards, None
     return rewards, torch.tensor([c["log_ratio"] for c in group], dtype=torch.float64)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan

@@ -6,27 +6,25 @@ prompt: complete texts are sampled from the BOS token, so nothing at all need be
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.inference.decoding import sample
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 from pipeline.runtime.messages import Turn, as_answer, assistant_turn
-
-Row = dict[str, Any]
 
 
 def written_by(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
+    rows: Sequence[Json],
     *,
     kind: str,
     count: int,
     max_new_tokens: int,
     seed: int,
-) -> list[Row]:
+) -> list[Json]:
     """Rows to replay, in the form of the corpora, with the model's samples at temperature 1 as what is learned.
 
     A sample that did not end within ``max_new_tokens`` is left out: it would teach to end there.
@@ -46,7 +44,7 @@ def written_by(
         if tokenizer.bos_token_id is None:
             raise UserError("replay_source model: texts are sampled from the BOS token, which this tokenizer lacks")
         prompts: list[Turn] = [""] * count
-        replayed: list[Row] = [{}] * count
+        replayed: list[Json] = [{}] * count
     else:
         replayed = list(rows)
         prompts = [row["messages"][:-1] if "messages" in row else row["prompt"] for row in replayed]
@@ -61,7 +59,7 @@ def written_by(
     return written
 
 
-def _row(row: Row, text: str) -> Row:
+def _row(row: Json, text: str) -> Json:
     """The row with the model's text in place of its answer."""
     if "messages" in row:
         return {**row, "messages": [*row["messages"][:-1], *assistant_turn(text)]}

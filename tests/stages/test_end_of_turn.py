@@ -14,6 +14,7 @@ from pipeline import assess, continual, dpo, generate, grpo, ppo, rsft, sft
 from pipeline.inference.stopping import stop_token_ids
 from pipeline.model.dialogue_tokens import closing_token
 from pipeline.model.loading import load_model, load_tokenizer
+from pipeline.rewards.judging import call_arguments
 from pipeline.training.candidates import read_candidates
 from pipeline.training.rollouts import RolloutTrainer
 from tests.stages.conftest import flags, write_rows
@@ -231,3 +232,12 @@ def test_white_space_between_answer_and_end_of_turn_does_not_hide_it(foreign_mod
     tokenizer.chat_template = tokenizer.chat_template.replace("'<|im_end|>", "'\\n<|im_end|>")
     assert "\n<|im_end|>" in tokenizer.apply_chat_template(QUESTION, tokenize=False)
     assert closing_token(tokenizer, tokenizer.chat_template) == end
+
+
+def test_a_completion_known_as_text_ends_as_a_sampled_one_would(foreign_model):
+    """Rewards that count tokens see the end of turn after a dialogue, and the tokenizer's eos after plain text."""
+    tokenizer = load_tokenizer(str(foreign_model))
+    rows = [{"prompt": QUESTION}, {"prompt": "What is 1?"}]
+    ids = call_arguments(rows, ["AB", "AB"], tokenizer=tokenizer)["completion_ids"]
+    a, b, turn, eos = (tokenizer.convert_tokens_to_ids(t) for t in ("A", "B", "<|im_end|>", "<|endoftext|>"))
+    assert ids == [[a, b, turn], [a, b, eos]]

@@ -1,16 +1,18 @@
 """Accuracy by a verifier: the share of right completions, pass@k and majority vote."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.evaluation.completions import Row, complete, judge_completions, mean, sample_rows
+from pipeline.evaluation.completions import complete, judge_completions, sample_rows
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.verified import verified_figures
 from pipeline.rewards.answers import marked_answer, visible_text
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 
 
 def accuracy(
@@ -68,13 +70,13 @@ def accuracy(
     for prefix, members in groups.items():
         judged, voted = ([part[i] for i in members] if part else None for part in (judgements, votes))
         figures = verified_figures(judged, k=k, votes=voted, seed=seed)
-        figures |= {"prompts": len(members), "finished": mean(c.finished for i in members for c in drawn[i])}
+        figures |= {"prompts": len(members), "finished": fmean(c.finished for i in members for c in drawn[i])}
         metrics |= {prefix + name: value for name, value in figures.items()}
     scores = [[j.score for j in group] for group in judgements]
     return Result(metrics, sample_rows(rows, drawn, scores), [source])
 
 
-def groups_by(rows: Sequence[Row], by: str | None) -> dict[str, Sequence[int]]:
+def groups_by(rows: Sequence[Json], by: str | None) -> dict[str, Sequence[int]]:
     """Prefix of the figures' names -> row numbers: all rows under "", and those of each value of the column ``by``.
 
     Raises:

@@ -8,11 +8,12 @@ policy's is found by bisection; what the policy gains over it is the figure.
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import fmean
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.evaluation.completions import Drawn, Row
+from pipeline.evaluation.completions import Drawn
 from pipeline.evaluation.registry import Result, require_recorded
 from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.statistics import bootstrap_interval, with_interval
@@ -23,6 +24,7 @@ from pipeline.objectives.divergences import best_of_candidates
 from pipeline.rewards.judging import Reward, score
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 
 MOST = 2.0**20  # from here on best of n is the argmax
 
@@ -110,7 +112,7 @@ def compared(
         **with_interval(name, policy.mean().item(), bootstrap_interval(own, seed=seed)),
         f"reference_{name}": candidates.mean().item(),
         f"best_of_n_{name}": best.mean().item(),
-        **with_interval(f"{prefix}advantage", sum(gained) / len(gained), bootstrap_interval(gained, seed=seed)),
+        **with_interval(f"{prefix}advantage", fmean(gained), bootstrap_interval(gained, seed=seed)),
     }
 
 
@@ -148,7 +150,7 @@ def equal_n(rewards: torch.Tensor, kl: float) -> float:
     return 2 ** ((low + high) / 2)
 
 
-def _scores(reward: Reward, rows: Sequence[Row], drawn: Drawn) -> torch.Tensor:
+def _scores(reward: Reward, rows: Sequence[Json], drawn: Drawn) -> torch.Tensor:
     """(P, N) scores of N completions per prompt; equal completions are scored once, so that ties are ties."""
     different = {(i, tuple(c.token_ids)): c for i, group in enumerate(drawn) for c in group}
     chosen = list(different.values())

@@ -9,6 +9,7 @@ the likeliest given those before it, which is the case exactly when greedy decod
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -77,7 +78,7 @@ def _score_pairs(
     return {
         "loss": -sum(totals[::2]) / max(tokens, 1),
         "accuracy": sum((margin > 0) + 0.5 * (margin == 0) for margin in margins) / len(margins),
-        "margin": sum(margins) / len(margins),
+        "margin": fmean(margins),
     }
 
 
@@ -130,21 +131,17 @@ def summarise(matrix: Sequence[Sequence[float]], first: int = 1) -> dict[str, fl
     earlier = [j for j in learned if j < last]
     final = [matrix[last][column] for column in learned.values()]
     figures = {
-        "average": _mean(final),
-        "plasticity": _mean([matrix[j][learned[j]] for j in corpora]),
+        "average": fmean(final),
+        "plasticity": fmean([matrix[j][learned[j]] for j in corpora]),
     }
     if earlier:
         gained = [matrix[last][learned[j]] - matrix[j][learned[j]] for j in earlier]
         best = [max(matrix[i][learned[j]] for i in range(j, last)) for j in earlier]
-        figures["backward_transfer"] = _mean(gained)
-        figures["forgetting"] = _mean([top - matrix[last][learned[j]] for top, j in zip(best, earlier, strict=True)])
+        figures["backward_transfer"] = fmean(gained)
+        figures["forgetting"] = fmean([top - matrix[last][learned[j]] for top, j in zip(best, earlier, strict=True)])
     if later := [j for j in corpora if j >= 2]:
-        figures["forward_transfer"] = _mean([matrix[j - 1][learned[j]] - matrix[0][learned[j]] for j in later])
+        figures["forward_transfer"] = fmean([matrix[j - 1][learned[j]] - matrix[0][learned[j]] for j in later])
     return figures
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 class Matrix:
@@ -271,7 +268,7 @@ class WatchOverlap(TrainerCallback):
     @property
     def mean(self) -> float:
         """The mean over the points measured; NaN where there is none."""
-        return sum(self.points) / len(self.points) if self.points else float("nan")
+        return fmean(self.points) if self.points else float("nan")
 
 
 def hidden_states(model: PreTrainedModel, coded: Sequence[Scored], batch_size: int = 64) -> list[torch.Tensor]:

@@ -8,13 +8,14 @@ also exactly (``pipeline.evaluation.exact``). KL is in nats per completion, J in
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import fmean
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.evaluation.exact import exact_figures, exact_law, frontier
 from pipeline.evaluation.registry import Result, require_recorded
-from pipeline.evaluation.rows import Row, read_rows
+from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.statistics import Z95, bootstrap_interval, with_interval
 from pipeline.inference.decoding import sample
 from pipeline.inference.likelihood import sequence_divergences
@@ -23,12 +24,13 @@ from pipeline.objectives.divergences import tilted_law
 from pipeline.rewards.judging import Reward, score
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 from pipeline.worlds import enumerable
 
 FRONTIER = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 4.0)  # betas of the curve of optima
 
 
-def evaluate(
+def objective(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -102,7 +104,7 @@ def add_exact(
     model: PreTrainedModel,
     reference: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    rows: Sequence[Row],
+    rows: Sequence[Json],
     reward: Reward,
     beta: float,
 ) -> torch.Tensor:  # (P, Y)
@@ -155,7 +157,7 @@ def estimates(
             "objective": [scores[i] - beta * second[i] for i in known],
         }
         for name, samples in values.items():
-            count, mean = len(samples), math.fsum(samples) / len(samples)
+            count, mean = len(samples), fmean(samples)
             found[name].append(mean)
             spread = math.fsum((value - mean) ** 2 for value in samples)
             found[f"{name}_variance"].append(spread / (count - 1) / count if count > 1 else math.nan)
@@ -171,7 +173,7 @@ def summary(found: dict[str, list[float]], *, seed: int = 0, all_prompts: bool =
     figures: dict[str, float] = {}
     for name in ("reward", "kl", "kl_sampled", "objective"):
         values, variances = found[name], found[f"{name}_variance"]
-        mean, error = math.fsum(values) / len(values), math.sqrt(math.fsum(variances)) / len(values)
+        mean, error = fmean(values), math.sqrt(math.fsum(variances)) / len(values)
         interval = (mean - Z95 * error, mean + Z95 * error) if all_prompts else bootstrap_interval(values, seed=seed)
         figures |= with_interval(name, mean, interval)
         if math.isfinite(error):

@@ -1,6 +1,7 @@
 """The mean reward of a policy's samples."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -56,11 +57,11 @@ def reward(
     )  # fmt: skip
     judgements = judge_completions(given, rows, drawn)
     scores = [[j.score for j in group] for group in judgements]
-    means = [sum(known) / len(known) for row in scores if (known := [s for s in row if s is not None])]
+    means = [fmean(known) for row in scores if (known := [s for s in row if s is not None])]
     if not means:
         raise UserError("the reward scored none of the completions: check its columns, or its messages above")
     metrics = {
-        **with_interval("reward", sum(means) / len(means), bootstrap_interval(means, seed=seed)),
+        **with_interval("reward", fmean(means), bootstrap_interval(means, seed=seed)),
         **part_means(j for group in judgements for j in group),
         "prompts": len(rows),
         "unscored": sum(s is None for row in scores for s in row),

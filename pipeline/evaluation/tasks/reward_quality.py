@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.evaluation.statistics import preference_figures, wilson_interval, with_interval
 from pipeline.model.tokens import encode_exchange
-from pipeline.rewards.learned import score_sequences
+from pipeline.rewards.learned import load_reward_model, score_sequences
 from pipeline.runtime.messages import text_of
 
 if TYPE_CHECKING:
@@ -21,6 +21,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BINS = 10
+
+
+def saved_model_figures(
+    folder: Path,
+    held_out: "Dataset",
+    truth: Callable[..., list[float]] | None,
+    ranked: Iterable[Mapping[str, Any]],
+) -> tuple[dict[str, float], dict[str, list[dict[str, float]]]]:
+    """The figures of the reward model that was saved in a folder, loaded anew, and its curves by name.
+
+    Args:
+        folder: gets the reliability diagram of comparisons, in ``plots``.
+        held_out: rows of ``chosen`` and ``rejected``, of ``ranked``, or of ``completion`` and ``label``.
+        truth: see `held_out_figures`.
+        ranked: see `held_out_figures`.
+    """
+    load_reward_model.cache_clear()  # the folder may hold other weights than when it was read before
+    model, tokenizer = load_reward_model(str(folder))
+    if "label" in held_out.column_names:
+        return held_out_label_figures(model, tokenizer, held_out), {}
+    figures, table = held_out_figures(model, tokenizer, held_out, truth, ranked, folder / "plots")
+    return figures, {"held-out pairs": table}
 
 
 def held_out_label_figures(

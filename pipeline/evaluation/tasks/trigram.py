@@ -5,10 +5,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.evaluation import ngram
 from pipeline.evaluation.registry import Result
-from pipeline.evaluation.rows import Row, read_rows
+from pipeline.evaluation.rows import read_rows
 from pipeline.evaluation.tasks.loss import cut, default_length, loss_metrics
 from pipeline.model.tokens import encode_row
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 
 
 def trigram(
@@ -45,7 +46,7 @@ def trigram(
         )
     length = max_length or default_length(model)
 
-    def encode(rows: list[Row]) -> list[list[int]]:
+    def encode(rows: list[Json]) -> list[list[int]]:
         return [piece for row in rows for piece, _ in cut(*encode_row(tokenizer, row), length)]
 
     held, kept = encode(train[-validation_rows:]), encode(train[:-validation_rows])

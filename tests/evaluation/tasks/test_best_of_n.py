@@ -54,7 +54,7 @@ def rows(tmp_path):
 
 def test_the_reference_gains_nothing_over_itself(rows):
     """pi = pi_ref: KL 0, N = 1, and the reward that both sample differs by chance alone."""
-    model, name = tiny_model(), "tests.evaluation.test_best_of_n:letters"
+    model, name = tiny_model(), "tests.evaluation.tasks.test_best_of_n:letters"
     options = {"reward": name, "true_reward": name, "max_new_tokens": 3, "candidates": 16, "n": 16}
     found = best_of_n(model, tiny_tokenizer(), reference=lambda: model, **options, **rows)
     metrics = found.metrics
@@ -98,7 +98,7 @@ def test_the_policy_and_pi_ref_are_told_apart_and_the_reward_selects(rows):
     reward 0; were it selected by the other, or the policy's samples drawn from pi_ref, all of these would differ.
     """
     policy, reference = writer("1"), writer("1", "2")
-    name = "tests.evaluation.test_best_of_n"
+    name = "tests.evaluation.tasks.test_best_of_n"
     options = {"reward": f"{name}:ones", "true_reward": f"{name}:twos", "max_new_tokens": 1}
     metrics = best_of_n(
         policy, tiny_tokenizer(), reference=lambda: reference, candidates=64, n=4, **options, **rows
