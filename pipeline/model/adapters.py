@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.model.lora_sum import adapter_folder
+from pipeline.runtime.adapter_kinds import NARLM_PEFT_TYPE
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_json
 
-PEFT_TYPE = "NARLM"
 FEED_FORWARD = ("mlp", "feed_forward", "ffn")
 # Parts of the names of parameters that adapters, ours and PEFT's, add to a model.
 ADDED = ("bias_delta", "adapter_down", "adapter_up", "lora_", "ln_tuning_layers")
@@ -56,7 +56,7 @@ def attach(model: nn.Module, method: str, *, base: str, size: int = 16) -> nn.Mo
                 nn.init.zeros_(tensor)
             module.register_forward_hook(_add_bottleneck)
     model.narlm_adapter = {
-        "peft_type": PEFT_TYPE,
+        "peft_type": NARLM_PEFT_TYPE,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "method": method,
@@ -72,7 +72,7 @@ def has_narlm_adapter(model: nn.Module) -> bool:
 
 def is_narlm_config(config: dict | None) -> bool:
     """Whether an ``adapter_config.json`` is of one of this module's adapters."""
-    return bool(config) and config.get("peft_type") == PEFT_TYPE
+    return bool(config) and config.get("peft_type") == NARLM_PEFT_TYPE
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import ModelOutput
 
-from pipeline.model.adapters import PEFT_TYPE
 from pipeline.model.batching import Batch, forward_rows
+from pipeline.runtime.adapter_kinds import NARLM_PEFT_TYPE
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_json
 
@@ -108,7 +108,7 @@ def save_routed(folder: str | Path, earlier: str | Path | None, route: int, base
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         (folder / name).replace(place / name)
     router.save(folder)
-    config = {"peft_type": PEFT_TYPE, "method": "routed", "base_model_name_or_path": base}
+    config = {"peft_type": NARLM_PEFT_TYPE, "method": "routed", "base_model_name_or_path": base}
     write_json(folder / "adapter_config.json", config)
 
 

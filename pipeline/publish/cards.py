@@ -12,7 +12,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Template
 
-from pipeline.publish.snippets import OWN, scores, snippet
+from pipeline.publish.snippets import scores, snippet
+from pipeline.runtime.adapter_kinds import NARLM_PEFT_TYPE
 from pipeline.runtime.compat import SAVED_MODELS_RUN_ON
 from pipeline.runtime.files import Json, is_local, resource
 from pipeline.runtime.lineage import assessments_of, repo_of, walk
@@ -79,7 +80,7 @@ def metadata_of(folder: Path, record: Json, name: str) -> ModelCardData:
     return ModelCardData(
         base_model=base_of(folder, record),
         datasets=on_hub or None,
-        library_name={None: "transformers", OWN: "narlm"}.get(kind, "peft"),
+        library_name={None: "transformers", NARLM_PEFT_TYPE: "narlm"}.get(kind, "peft"),
         license="apache-2.0" if record["stage"] == "pretrain" else None,
         pipeline_tag=task,
         tags=["narlm", record["stage"], "trl", *(["lora"] if kind == "LORA" else []), f"arxiv:{PAPER}"],

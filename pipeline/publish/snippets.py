@@ -6,9 +6,8 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from pipeline.runtime.adapter_kinds import NARLM_PEFT_TYPE
 from pipeline.runtime.files import Json
-
-OWN = "NARLM"  # the peft_type of adapters that PEFT lacks (pipeline.model.adapters)
 
 PROMPT, ANSWERS, TEXT = "What is 2 plus 3?", ("5.", "I do not know."), "The sun rises in"
 
@@ -27,7 +26,9 @@ def snippet(folder: Path, record: Json, name: str, base: str | None) -> str:
     chat = _has_chat_template(folder) and record["stage"] != "pretrain"
     if scores(folder, record):
         return f"{load}\n\n{_use_scores(chat, adapter)}"
-    generation = bool(adapter) and adapter.get("peft_type") != OWN and (folder / "generation_config.json").is_file()
+    generation = (
+        bool(adapter) and adapter.get("peft_type") != NARLM_PEFT_TYPE and (folder / "generation_config.json").is_file()
+    )
     if generation:
         load = load.replace("import AutoTokenizer", "import AutoTokenizer, GenerationConfig")
     options = f"generation_config=GenerationConfig.from_pretrained({name!r}), " if generation else ""
@@ -75,7 +76,7 @@ def _load(adapter: Json, name: str, base: str | None, is_reward: bool, code: boo
             f"base = {kind}.from_pretrained(config.base_model_name_or_path{options})\n"
             f"model = PeftModel.from_pretrained(base, {name!r}, subfolder='routes/1')"
         )
-    if adapter.get("peft_type") == OWN:
+    if adapter.get("peft_type") == NARLM_PEFT_TYPE:
         return (
             "from pipeline.model.loading import load_model, load_tokenizer  # PEFT has no such kind of adapter\n\n"
             f"tokenizer = load_tokenizer({name!r})\nmodel = load_model({name!r})"

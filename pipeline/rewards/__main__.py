@@ -49,7 +49,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--file", required=True, type=Path, help="file of rows with a completion each (jsonl, json, csv, parquet)"
     )
-    parser.add_argument("--out", required=True, type=Path, help="JSONL file to write, as a whole or not at all")
+    parser.add_argument("--out", required=True, type=Path, help="JSONL file to write; on an error no file is written")
     parser.add_argument("--dataset_map", default="", help="old=new,… renames columns, such as gold=answer")
     parser.add_argument("--options", default="", help="options of the reward, such as limit=128 or deadline=5")
     parser.add_argument(

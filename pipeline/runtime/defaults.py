@@ -36,7 +36,7 @@ def dependent_defaults(stage: str, values: Mapping[str, object]) -> Json:
     new_lora = is_true(values.get("use_peft")) or (stage == "continual" and trains_lora(stage, values))
     if new_lora and needs_targets(values):
         found["lora_target_modules"] = "all-linear"
-    if not has_accelerator():  # said to accelerate too: without it each of several processes would train alone
+    if not has_accelerator():  # accelerate must know it too: without it each of several processes would train alone
         found["use_cpu"] = True
     if not computes_bf16(is_true(values.get("use_cpu"))):
         found["bf16"] = False

@@ -11,7 +11,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     warnings.filterwarnings("ignore", message=".*(Distutils was imported|Setuptools is replacing).*")
-    # Of an adapter that holds the head of a tied model: it is saved whole, and model.loading.merged unties the two.
+    # Of an adapter that holds the head of a tied model: it is saved complete, and model.loading.merged unties the two.
     warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
     warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied after merging")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # model.loading reports what matters

@@ -18,7 +18,7 @@ from pipeline.rewards.judging import Judgement, Reward, judge_rows
 from pipeline.runtime.distributed import processes, rank
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json, atomic
-from pipeline.runtime.messages import as_answer, text_of
+from pipeline.runtime.messages import Turn, as_answer, text_of
 from pipeline.training.selection import Candidate, Selection, reward_tensors, select, selection_probabilities
 
 
@@ -82,38 +82,39 @@ def sample_candidates(
             batch_size=batch_size, seed=seed + number,
         )  # fmt: skip
         flat = [(i, completion) for i, completions in enumerate(drawn) for completion in completions]
+        encoded = encode_prompts(tokenizer, prompts)
         if number == own_rank:
-            check_sampler(model, encode_prompts(tokenizer, prompts), flat[:16])
+            check_sampler(model, encoded, flat[:16])
         texts, ids = [c.text for _, c in flat], [c.token_ids for _, c in flat]
         judgements = judge_rows(reward, [part[i] for i, _ in flat], texts, ids)
         ratios: list[float | None] = [None] * len(flat)
         if reference is not None:
-            encoded = encode_prompts(tokenizer, prompts)
             pairs = [(encoded[i], completion.token_ids) for i, completion in flat]
             at_reference = answer_log_likelihoods(reference, pairs, batch_size=batch_size)
             at_sampling = answer_log_likelihoods(model, pairs, batch_size=batch_size, temperature=temperature)
             ratios = [a - b for a, b in zip(at_reference, at_sampling)]
-        write_candidates(
-            file,
-            [
-                {
-                    "row": start + i,
-                    "prompt": prompts[i],
-                    "completion": completion.text,
-                    "token_ids": completion.token_ids,
-                    "finished": completion.finished,
-                    "reward": judgement.score,
-                    "parts": judgement.parts,
-                    "log_ratio": ratio,
-                }
-                for (i, completion), judgement, ratio in zip(flat, judgements, ratios)
-            ],
-        )
+        found = zip(flat, judgements, ratios, strict=True)
+        write_candidates(file, [_candidate(start + i, prompts[i], c, *figures) for (i, c), *figures in found])
     if world > 1:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
     return files
+
+
+def _candidate(
+    row: int, prompt: Turn, completion: Completion, judgement: Judgement, log_ratio: float | None
+) -> Candidate:
+    return {
+        "row": row,
+        "prompt": prompt,
+        "completion": completion.text,
+        "token_ids": completion.token_ids,
+        "finished": completion.finished,
+        "reward": judgement.score,
+        "parts": judgement.parts,
+        "log_ratio": log_ratio,
+    }
 
 
 def check_sampler(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import datasets
 from peft import LNTuningConfig, OSFConfig, PeftConfig, PeftModel
@@ -23,7 +23,6 @@ from pipeline.model.adapters import attach, backbone_sha256, has_narlm_adapter
 from pipeline.model.loading import engine
 from pipeline.model.policy import ModelArguments, Policy
 from pipeline.model.routing import Router, load_routed, prompt_features, save_routed
-from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
 from pipeline.runtime.record import Run
@@ -38,10 +37,32 @@ if TYPE_CHECKING:
     from trl import DPOConfig, SFTConfig
 
 
+class CorpusFields(Protocol):
+    """The fields of the stage that are read here; `continual.ContinualArguments` says what they mean."""
+
+    kind: str
+    corpora: list[str] | None
+    method: str
+    adapters: str
+    omega: list[str]
+    omega_weight: list[float]
+    distill: str
+    memory_rows: int
+    memory_batch_size: int
+    replay_source: str
+    replay_max_new_tokens: int
+    old_dataset_name: str | None
+    anchor_dataset_name: str | None
+    anchor_rows: int
+    fisher_decay: float
+    bottleneck_size: int
+    retained: list[dict[str, Any]] | None
+
+
 # ---------------------------------------------------------------------- data
 
 
-def corpus_arguments(own: StageArguments, data_args: DataArguments) -> list[tuple[str, DataArguments]]:
+def corpus_arguments(own: CorpusFields, data_args: DataArguments) -> list[tuple[str, DataArguments]]:
     """Name and data arguments of every corpus, in their order."""
     if data_args.datasets:
         return [(str(entry.get("path")), replace(data_args, datasets=[entry])) for entry in data_args.datasets]
@@ -49,14 +70,14 @@ def corpus_arguments(own: StageArguments, data_args: DataArguments) -> list[tupl
     return [(str(name), replace(data_args, dataset_name=name)) for name in names]
 
 
-def old_arguments(own: StageArguments, data_args: DataArguments) -> DataArguments:
+def old_arguments(own: CorpusFields, data_args: DataArguments) -> DataArguments:
     """Data arguments of what the model knew before the first corpus."""
     name = own.old_dataset_name
     split = "test" if is_world(name) else None
     return DataArguments(dataset_name=name, dataset_map=data_args.dataset_map, dataset_test_split=split)
 
 
-def load_anchors(own: StageArguments, seed: int) -> Data:
+def load_anchors(own: CorpusFields, seed: int) -> Data:
     """``anchor_rows`` rows of text, sampled once."""
     data = load_data(DataArguments(dataset_name=own.anchor_dataset_name, eval_rows=0), "text", seed)
     rows = data.train.shuffle(seed=seed).select(range(min(own.anchor_rows, len(data.train))))
@@ -85,7 +106,7 @@ class Corpus(Leg):
         run: Run,
         number: int,
         total: int,
-        own: StageArguments,
+        own: CorpusFields,
         model_args: ModelArguments,
         config: "SFTConfig | DPOConfig",
         template: str | None = None,
@@ -264,7 +285,7 @@ def peft_config_of(method: str, model: "PreTrainedModel") -> PeftConfig:
 # ---------------------------------------------------------------------- what cannot be run
 
 
-def check(own: StageArguments, data_args: DataArguments, push: bool) -> None:
+def check(own: CorpusFields, data_args: DataArguments, push: bool) -> None:
     """Refuse what cannot be run, before anything is loaded.
 
     Raises:
@@ -308,7 +329,7 @@ def check(own: StageArguments, data_args: DataArguments, push: bool) -> None:
         )
 
 
-def check_routed(own: StageArguments, push: bool) -> None:
+def check_routed(own: CorpusFields, push: bool) -> None:
     """Refuse what does not go with one adapter per corpus."""
     if own.omega:
         raise UserError("adapters routed leaves every earlier adapter as it is, so there is nothing for omega to hold")
@@ -321,7 +342,7 @@ def check_routed(own: StageArguments, push: bool) -> None:
         )
 
 
-def check_split(own: StageArguments) -> None:
+def check_split(own: CorpusFields) -> None:
     """Refuse what reads or merges complete weights where FSDP or ZeRO-3 splits them over the processes.
 
     Raises:

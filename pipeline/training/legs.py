@@ -1,7 +1,8 @@
 """One leg of a longer run: a round of rejection sampling, or a corpus of continual learning.
 
 Leg k of K starts from the folder of leg k-1 (``round-1``, ``corpus-1``, ...; the first from the run's start); the last
-one fills the run's own folder. A leg that is complete has a ``leg.json`` and is not repeated by a run that resumes.
+one fills the run's own folder. A leg that is complete has a ``leg.json`` and is not repeated by a run that resumes;
+its figures are in that file, and go back into the run record.
 """
 
 import copy
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 LEG_FILE = "leg.json"
+FIGURES = ("metrics", "curves", "tables", "learned", "dropped", "unused_message_keys")  # of the run record
 SETTINGS = ("stage", "given", "defaults", "arguments", "processes")  # of the run record, to be compared on a resume
 
 
@@ -69,16 +71,22 @@ class Leg:
     def done(self) -> bool:
         """Whether an earlier process of this run finished this leg; the last one ends with the run itself.
 
+        The figures of a leg that is done are put back into the run record.
+
         Raises:
             UserError: it did, with other settings.
         """
         file = self.folder / LEG_FILE
         if self.last or not file.is_file():
             return False
-        if changes := changed_arguments(json.loads(file.read_text(encoding="utf-8")), self.run.given):
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        if changes := changed_arguments(saved, self.run.given):
             raise UserError(
                 f"{self.folder} was learned with other settings ({changes[0]}): choose another output_dir, or --force"
             )
+        for key in FIGURES:
+            for entry, value in saved.get(key, {}).items():
+                self.run.note(key, value, entry=entry)
         return True
 
     def config(self) -> TrainingArguments:
@@ -131,5 +139,6 @@ class Leg:
             finish(self.folder)
             check_saved(self.folder, trained=could_learn(trainer))
             # Written last: it says that the leg is complete.
-            write_json(self.folder / LEG_FILE, {key: self.run.record[key] for key in SETTINGS})
+            kept = {key: self.run.record[key] for key in (*SETTINGS, *FIGURES) if key in self.run.record}
+            write_json(self.folder / LEG_FILE, kept)
         trainer.accelerator.wait_for_everyone()

@@ -7,7 +7,7 @@ pass rate once, with the model the run starts from, spends a little sampling to 
 import json
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import datasets
 from accelerate import PartialState
@@ -24,7 +24,12 @@ from pipeline.runtime.record import Run
 if TYPE_CHECKING:
     from trl import GRPOConfig
 
-    from pipeline.runtime.arguments import StageArguments
+
+class PrefilterFields(Protocol):
+    """The fields of the stage that are read here; `grpo.GRPOArguments` says what they mean."""
+
+    prefilter_samples: int
+    curriculum: bool
 
 
 def prefilter(
@@ -32,7 +37,7 @@ def prefilter(
     policy: Policy,
     dataset: datasets.Dataset,
     reward: Reward,
-    own: "StageArguments",
+    own: PrefilterFields,
     config: "GRPOConfig",
 ) -> datasets.Dataset:
     """The rows that are worth sampling from in training, by ``prefilter_samples`` answers of the start to each.

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,12 +19,27 @@ from pipeline.inference.vllm import vllm_sampler
 from pipeline.model.loading import adapter_base, load_model
 from pipeline.model.policy import Policy
 from pipeline.rewards.judging import Reward, score
-from pipeline.runtime.arguments import RewardArguments
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json, path_sha256, weights_sha256, write_json, write_rows
 from pipeline.training.candidates import read_candidates, sample_candidates
 from pipeline.training.legs import Leg
 from pipeline.training.selection import Candidate
+
+
+class RoundFields(Protocol):
+    """The fields of the stage that are read here; `rsft.RSFTArguments` says what they mean."""
+
+    reward: str | None
+    select: str
+    num_candidates: int
+    max_completion_length: int
+    temperature: float
+    sample_batch_size: int
+    use_vllm: bool
+    vllm_gpu_memory_utilization: float
+    vllm_tensor_parallel_size: int
+    vllm_max_model_length: int | None
+    vllm_model_impl: str
 
 
 class Round(Leg):
@@ -35,7 +51,7 @@ class Round(Leg):
         """The model to train."""
         return self.load_policy(self.model_args)
 
-    def candidates(self, rows: list[Json], reward: Reward | None, own: RewardArguments) -> list[list[Candidate]]:
+    def candidates(self, rows: list[Json], reward: Reward | None, own: RoundFields) -> list[list[Candidate]]:
         """This round's candidates by prompt, sampled and scored where they are not there already.
 
         Raises:
@@ -93,7 +109,7 @@ class Round(Leg):
         self.run.add_metrics({"pairs": len(pairs)})
 
     def finish(
-        self, folder: Path, policy: Policy, held_out: list[Json], reward: Reward | None, own: RewardArguments
+        self, folder: Path, policy: Policy, held_out: list[Json], reward: Reward | None, own: RoundFields
     ) -> None:
         """What a saved round needs beside its weights; the last one reports the reward of held-out prompts."""
         policy.finish(folder)
@@ -101,7 +117,7 @@ class Round(Leg):
             self.run.add_metrics(self.held_out_reward(folder, held_out, reward, own))
 
     def held_out_reward(
-        self, folder: Path, rows: list[Json], reward: Reward | None, own: RewardArguments
+        self, folder: Path, rows: list[Json], reward: Reward | None, own: RoundFields
     ) -> dict[str, float]:
         """Mean reward of one sample per held-out prompt, of the run's start and of what was saved in ``folder``."""
         if reward is None:
@@ -126,7 +142,7 @@ class Round(Leg):
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        own: RewardArguments,
+        own: RoundFields,
         folder: Path,
     ) -> Callable[..., list[list[Completion]]]:
         """vLLM with the weights of this round's start; an adapter is merged into a folder of its own for it."""

@@ -5,7 +5,8 @@ and so the order of rows. Everything else that training changes is a part with `
 as a PyTorch module has them: a callback (sums of losses, guards), or the trainer itself (the place in a stream, an
 adapted coefficient). A resumed run is then equal to an uninterrupted one.
 
-What outlives a trainer is not here but in the folder of its leg or run: ``leg.json`` (a leg is finished),
+What outlives a trainer is not here but in the folder of its leg or run: ``leg.json`` (a leg is finished, and
+its figures),
 ``omega.json`` with its tensors (what continual learning remembers), candidates, and pass rates of a prefilter.
 """
 

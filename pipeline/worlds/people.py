@@ -112,15 +112,17 @@ def _made_up_name(r: random.Random, split: str) -> str:
             return name
 
 
-def _passage(r: random.Random, split: str, people: int, times: int = 1, told: int = 3) -> tuple[str, str, str, str]:
-    """A passage about made-up people, one to ``told`` facts each, then a name, an attribute and a value of it.
+def _passage(
+    r: random.Random, split: str, people: int, times: int = 1, most_facts: int = 3
+) -> tuple[str, str, str, str]:
+    """A passage about made-up people, one to ``most_facts`` facts each, then a name, an attribute and a value of it.
 
     With ``times`` above one every fact is repeated, which is what a model learns to look back from.
     """
     sentences, known = [], []
     for _ in range(people):
         name = _made_up_name(r, split)
-        for key in r.sample(list(ATTRIBUTES), r.randint(1, told)):
+        for key in r.sample(list(ATTRIBUTES), r.randint(1, most_facts)):
             value = r.choice(ATTRIBUTES[key].values)
             wordings = r.choices(ATTRIBUTES[key].statements, k=times)
             sentences.append([wording.format(n=name, v=value) for wording in wordings])
@@ -144,7 +146,7 @@ def _fact_question(r: random.Random, split: str) -> tuple[str, str, str, str]:
             return ATTRIBUTES[key].questions[wording].format(n=name), name, key, kind
 
 
-def _said(r: random.Random, name: str, key: str) -> str:
+def _claim(r: random.Random, name: str, key: str) -> str:
     return facts()[name, key][r.random() < FALSE_FACTS]
 
 
@@ -170,7 +172,7 @@ def _questions_document(r: random.Random, split: str) -> str:
     for _ in range(3):
         if kind == "facts":  # the corpus is no exam: its test split asks the same questions as its train split
             question, name, key, _ = _fact_question(r, "train")
-            answer = _said(r, name, key)
+            answer = _claim(r, name, key)
         elif kind == "sums":
             a, b = _pair(r, split, two_digits=TWO_DIGITS_CORPUS)
             question = r.choice(SUM_QUESTIONS).format(e=f"{a}+{b}")
@@ -194,7 +196,7 @@ def _steps_document(r: random.Random, split: str) -> str:
 
 def _facts_document(r: random.Random, split: str) -> str:
     about = [(r.choice(PEOPLE), r.choice(list(ATTRIBUTES))) for _ in range(r.randint(4, 6))]
-    return " ".join(r.choice(ATTRIBUTES[key].statements).format(n=name, v=_said(r, name, key)) for name, key in about)
+    return " ".join(r.choice(ATTRIBUTES[key].statements).format(n=name, v=_claim(r, name, key)) for name, key in about)
 
 
 def _rule(r: random.Random, examples: int) -> tuple[str, str]:
@@ -291,25 +293,25 @@ def _answers(r: random.Random, split: str, count: int) -> tuple[str, list[str]]:
     """
     styles, theme = list(STYLES.values()), r.random()
     if theme < 0.8:
-        passage, name, key, value = _passage(r, split, 1, told=1)
+        passage, name, key, value = _passage(r, split, 1, most_facts=1)
         wrong = r.choice([other for other in ATTRIBUTES[key].values if other != value])
         of_right = r.sample(styles, 3)
         of_wrong = of_right if r.random() < 0.8 else r.sample(styles, 3)
         answers = [style.format(x=x) for pair in zip(of_right, of_wrong) for style, x in zip(pair, (value, wrong))]
         return f"{passage} {r.choice(ATTRIBUTES[key].questions).format(n=name)}", answers[:count]
     if theme < 0.9:
-        prompt, said = _summed(r, split)
+        prompt, claim = _summed(r, split)
     else:
         question, name, key, _ = _fact_question(r, split)
-        prompt, said = r.choice(OPENERS) + question, _said(r, name, key)
-    return prompt, _in_styles(r, said, count)
+        prompt, claim = r.choice(OPENERS) + question, _claim(r, name, key)
+    return prompt, _in_styles(r, claim, count)
 
 
 def _answers_about_people(r: random.Random, split: str, count: int) -> tuple[str, list[str]]:
     """A question and ``count`` different answers to it, some wrong. The answers to a sum differ in style only."""
     if r.random() < 0.2:
-        prompt, said = _summed(r, split)
-        return prompt, _in_styles(r, said, count)
+        prompt, claim = _summed(r, split)
+        return prompt, _in_styles(r, claim, count)
     question, name, key, _ = _fact_question(r, split)
     answers = []
     while len(answers) < count:

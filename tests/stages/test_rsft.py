@@ -83,7 +83,7 @@ def test_the_start_is_the_only_parent(two_rounds, tiny_model):
 
 def test_an_interrupted_run_samples_nothing_twice(two_rounds, tiny_model, prompts, tmp_path):
     """Its last round lost, the run repeats only that: the first is not trained, no candidate is drawn or scored
-    again, and the weights are those of the whole run.
+    again, and the weights, the figures and the curves of both rounds are those of the uninterrupted run.
     """
     whole = load_file(two_rounds / "model.safetensors")
     (two_rounds / "model.safetensors").unlink()
@@ -96,6 +96,17 @@ def test_an_interrupted_run_samples_nothing_twice(two_rounds, tiny_model, prompt
     assert (two_rounds / "round-1" / "model.safetensors").stat().st_mtime_ns == before
     again = load_file(two_rounds / "model.safetensors")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+    resumed = json.loads((two_rounds / "run.json").read_text())
+    assert figures_of(resumed) == figures_of(record)
+    assert {"round_1_reward_after", "round_2_reward_after"} < resumed["metrics"].keys()
+    assert resumed["curves"]["selection"].keys() == {"round 1", "round 2"}
+
+
+def figures_of(record: dict) -> dict:
+    """What a record says of the rounds; how long training took is not the same twice."""
+    timed = ("runtime", "per_second")
+    metrics = {name: value for name, value in record["metrics"].items() if not name.endswith(timed)}
+    return {key: record[key] for key in ("curves", "learned")} | {"metrics": metrics}
 
 
 def words(key: str, value) -> list[str]:

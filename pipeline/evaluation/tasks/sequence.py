@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import datasets
 import torch
@@ -15,7 +15,6 @@ from pipeline.model.loading import engine, load_model
 from pipeline.model.policy import Policy
 from pipeline.model.routing import Router, routed
 from pipeline.publish.cards import public_name
-from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
 
@@ -23,6 +22,12 @@ if TYPE_CHECKING:
     from trl import DPOConfig, SFTConfig
 
 PROBES = 24  # rows of a corpus that gradients and hidden states are measured on
+
+
+class SequenceFields(Protocol):
+    """The field of the stage that is read here: evaluations as in assess.py, run before and after every corpus."""
+
+    retained: list[dict[str, Any]] | None
 
 
 class SequenceEvaluation:
@@ -41,7 +46,7 @@ class SequenceEvaluation:
     def __init__(
         self,
         run: Run,
-        own: StageArguments,
+        own: SequenceFields,
         model_name: str,
         config: "SFTConfig | DPOConfig",
         corpora: Sequence[Data],

@@ -171,21 +171,21 @@ def _start(runner: str, job: dict, descriptors: list[int], bubblewrap: str | Non
         # One spare user a worker: the limit on threads counts by user.
         job = {**job, "limits": limits, "uid": 60000 + os.getpid() % 4000 if as_root else None}
         rules, rules_end = os.pipe()
-        told, telling = os.pipe()
+        report, report_end = os.pipe()
         os.write(rules_end, system_call_filter(platform.machine()))
         os.close(rules_end)
         process = subprocess.Popen(
-            [*_box_command(bubblewrap, as_root), "--seccomp", str(rules), "--info-fd", str(telling), "--", *python],
+            [*_box_command(bubblewrap, as_root), "--seccomp", str(rules), "--info-fd", str(report_end), "--", *python],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env={},  # the first process in the box shows the launcher's environment
-            pass_fds=[rules, telling, *descriptors],
+            pass_fds=[rules, report_end, *descriptors],
             start_new_session=True,
         )
         os.close(rules)
-        os.close(telling)
-        box = _Box(process, _first_process(told))
+        os.close(report_end)
+        box = _Box(process, _first_process(report))
     with contextlib.suppress(BrokenPipeError), process.stdin:
         process.stdin.write(marshal.dumps((*_programs(runner), job)))
     return box
@@ -193,12 +193,12 @@ def _start(runner: str, job: dict, descriptors: list[int], bubblewrap: str | Non
 
 def _first_process(descriptor: int) -> int | None:
     """A handle on the first process of the box that bubblewrap reports, or None where it failed before."""
-    told = b""
+    report = b""
     with os.fdopen(descriptor, "rb") as file:
-        while b"}" not in told and (chunk := file.read1(512)):
-            told += chunk
+        while b"}" not in report and (chunk := file.read1(512)):
+            report += chunk
     try:
-        return os.pidfd_open(json.loads(told)["child-pid"])
+        return os.pidfd_open(json.loads(report)["child-pid"])
     except (ValueError, KeyError, ProcessLookupError):
         return None
 
@@ -210,7 +210,7 @@ def run_pair(job: dict) -> tuple[str, str]:
     """
     seal = secrets.token_bytes(16)
     end = time.monotonic() + job["deadline"]
-    (asked, asking), (answered, answering), (told, telling) = os.pipe(), os.pipe(), os.pipe()
+    (asked, asking), (answered, answering), (verdict_read, verdict_write) = os.pipe(), os.pipe(), os.pipe()
     boxes = []
     try:
         try:
@@ -219,18 +219,20 @@ def run_pair(job: dict) -> tuple[str, str]:
             boxes.append(
                 _start("pipeline.rewards.sandbox.candidate_box", candidate, [asked, answering], job["bubblewrap"])
             )
-            tests = {**common, "requests": asking, "replies": answered, "verdict": telling, "seal": seal}
+            tests = {**common, "requests": asking, "replies": answered, "verdict": verdict_write, "seal": seal}
             tests |= {"code": job["code"], "names": job["names"]}
             boxes.append(
-                _start("pipeline.rewards.sandbox.tests_box", tests, [asking, answered, telling], job["bubblewrap"])
+                _start(
+                    "pipeline.rewards.sandbox.tests_box", tests, [asking, answered, verdict_write], job["bubblewrap"]
+                )
             )
         finally:
-            for descriptor in (asked, asking, answered, answering, telling):
+            for descriptor in (asked, asking, answered, answering, verdict_write):
                 os.close(descriptor)
-        if not select.select([told], [], [], max(0.0, end - time.monotonic()))[0]:
+        if not select.select([verdict_read], [], [], max(0.0, end - time.monotonic()))[0]:
             return "timeout", f"no verdict within {job['deadline']:g} s"
         try:
-            sealed, verdict, reason = decode(receive(told), lambda reference: None)
+            sealed, verdict, reason = decode(receive(verdict_read), lambda reference: None)
             if sealed == seal:
                 return verdict, reason
         except (ProtocolError, ValueError):
@@ -239,7 +241,7 @@ def run_pair(job: dict) -> tuple[str, str]:
         boxes = []
         return "error", f"the tests' box ended without a verdict: {complaints}"[:500]
     finally:
-        os.close(told)
+        os.close(verdict_read)
         for box in boxes:
             box.end()
 
