@@ -349,7 +349,7 @@ def draw(rows: list[dict], folder: Path) -> None:
                 axes.text(
                     j, i, f"{mean[i][j]:.2f}", ha="center", va="center", color="white" if mean[i][j] > 0.6 else "black"
                 )
-        axes.set(title=variant, xlabel="judged on", xticks=range(5), yticks=range(5))
+        axes.set(title=variant, xlabel="evaluated on", xticks=range(5), yticks=range(5))
         axes.set_xticklabels(names)
         axes.set_yticklabels(["start", *names[1:]])
     many[0][0].set_ylabel("after corpus")

@@ -26,9 +26,8 @@ def snippet(folder: Path, record: Json, name: str, base: str | None) -> str:
     chat = _has_chat_template(folder) and record["stage"] != "pretrain"
     if scores(folder, record):
         return f"{load}\n\n{_use_scores(chat, adapter)}"
-    generation = (
-        bool(adapter) and adapter.get("peft_type") != NARLM_PEFT_TYPE and (folder / "generation_config.json").is_file()
-    )
+    by_peft = bool(adapter) and adapter.get("peft_type") != NARLM_PEFT_TYPE
+    generation = by_peft and (folder / "generation_config.json").is_file()
     if generation:
         load = load.replace("import AutoTokenizer", "import AutoTokenizer, GenerationConfig")
     options = f"generation_config=GenerationConfig.from_pretrained({name!r}), " if generation else ""

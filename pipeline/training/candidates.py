@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.inference.decoding import Completion, sample
-from pipeline.inference.likelihood import answer_log_likelihoods
+from pipeline.inference.likelihood import Pair, answer_log_likelihoods
 from pipeline.model.tokens import encode_prompts
 from pipeline.rewards.judging import Judgement, Reward, judge_rows
 from pipeline.runtime.distributed import processes, rank
@@ -75,7 +75,7 @@ def sample_candidates(
     for number, (start, file) in enumerate(zip(starts, files)):
         if number % world != own_rank or file.is_file():
             continue
-        part = list(rows[start : start + prompts_per_file])
+        part = rows[start : start + prompts_per_file]
         prompts = [row["prompt"] for row in part]
         drawn = sampler(
             model, tokenizer, prompts, n=n, max_new_tokens=max_new_tokens, temperature=temperature,
@@ -90,9 +90,7 @@ def sample_candidates(
         ratios: list[float | None] = [None] * len(flat)
         if reference is not None:
             pairs = [(encoded[i], completion.token_ids) for i, completion in flat]
-            at_reference = answer_log_likelihoods(reference, pairs, batch_size=batch_size)
-            at_sampling = answer_log_likelihoods(model, pairs, batch_size=batch_size, temperature=temperature)
-            ratios = [a - b for a, b in zip(at_reference, at_sampling)]
+            ratios = log_ratios(reference, model, pairs, temperature, batch_size)
         found = zip(flat, judgements, ratios, strict=True)
         write_candidates(file, [_candidate(start + i, prompts[i], c, *figures) for (i, c), *figures in found])
     if world > 1:
@@ -100,6 +98,15 @@ def sample_candidates(
 
         PartialState().wait_for_everyone()
     return files
+
+
+def log_ratios(
+    reference: PreTrainedModel, model: PreTrainedModel, pairs: Sequence[Pair], temperature: float, batch_size: int
+) -> list[float]:
+    """``log pi_ref(y|x) - log pi(y|x)`` in nats, the second at the temperature that was sampled at."""
+    at_reference = answer_log_likelihoods(reference, pairs, batch_size=batch_size)
+    at_sampling = answer_log_likelihoods(model, pairs, batch_size=batch_size, temperature=temperature)
+    return [a - b for a, b in zip(at_reference, at_sampling, strict=True)]
 
 
 def _candidate(

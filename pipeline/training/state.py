@@ -6,8 +6,8 @@ as a PyTorch module has them: a callback (sums of losses, guards), or the traine
 adapted coefficient). A resumed run is then equal to an uninterrupted one.
 
 What outlives a trainer is not here but in the folder of its leg or run: ``leg.json`` (a leg is finished, and
-its figures),
-``omega.json`` with its tensors (what continual learning remembers), candidates, and pass rates of a prefilter.
+its figures), ``omega.json`` with its tensors (what continual learning remembers), candidates, and pass rates of a
+prefilter.
 """
 
 import json

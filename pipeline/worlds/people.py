@@ -322,9 +322,9 @@ def _answers_about_people(r: random.Random, split: str, count: int) -> tuple[str
     return r.choice(OPENERS) + question, answers
 
 
-def _in_styles(r: random.Random, said: str, count: int) -> list[str]:
+def _in_styles(r: random.Random, claim: str, count: int) -> list[str]:
     """The same answer in up to ``count`` styles."""
-    return [style.format(x=said) for style in r.sample(list(STYLES.values()), min(count, len(STYLES)))]
+    return [style.format(x=claim) for style in r.sample(list(STYLES.values()), min(count, len(STYLES)))]
 
 
 def _summed(r: random.Random, split: str) -> tuple[str, str]:

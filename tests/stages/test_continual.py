@@ -80,6 +80,10 @@ def test_a_method_learns_and_loads_back_as_what_was_measured(method, tiny_model,
     assert weights == frozen
     assert 0 <= metrics["after_2/gradient_overlap"] <= 1
     assert metrics["after_2/drift"] > 0
+    [path] = record["tables"]["forgetting"]["path interference"]
+    assert (path["after"], path["corpus"]) == (2, "sft-0.jsonl")
+    assert path["rise"] == rows[2]["scores"][0]["loss"] - rows[1]["scores"][0]["loss"]
+    assert path["path_interference"] == metrics["after_2/sft-0.jsonl/path_interference"] != 0
     card = (tmp_path / "run" / "README.md").read_text()
     assert "forgetting" in card
     assert str(tmp_path) not in card

@@ -185,12 +185,30 @@ class Matrix:
             for name, cell in zip(names, row["scores"], strict=True)
         ]
 
+    def paths(self) -> list[Json]:
+        """A table of what learning a corpus did to those before it: ``path_interference`` (see `WatchPath`) beside the
+        ``rise`` of the held-out loss, both in nats per token.
+        """
+        names, rows = self.content["names"], self.content["rows"]
+        return [
+            {
+                "after": number,
+                "corpus": names[j],
+                "path_interference": value,
+                "rise": row["scores"][j]["loss"] - rows[number - 1]["scores"][j]["loss"],
+            }
+            for number, row in enumerate(rows)
+            for j, value in enumerate(row.get("path_interference", ()))
+        ]
+
     def metrics(self) -> dict[str, float]:
         """Flat metrics: the summaries of accuracy and, with ``_loss`` behind the name, of the loss in nats."""
         figures = summarise(self.table("accuracy"), self.first)
         losses = summarise([[-value for value in row] for row in self.table("loss")], self.first)
         signs = {"average": -1, "plasticity": -1}
         figures |= {f"{name}_loss": signs.get(name, 1) * value for name, value in losses.items()}
+        for path in self.paths():
+            figures[f"after_{path['after']}/{path['corpus']}/path_interference"] = path["path_interference"]
         rows = self.content["rows"]
         for i, row in enumerate(rows):
             for name, cell in zip(self.content["names"], row["scores"], strict=True):
@@ -269,6 +287,55 @@ class WatchOverlap(TrainerCallback):
     def mean(self) -> float:
         """The mean over the points measured; NaN where there is none."""
         return fmean(self.points) if self.points else float("nan")
+
+
+class WatchPath(TrainerCallback):
+    """Adds up along training what the path of the parameters does to the loss of each earlier corpus.
+
+    By `path_interference` on the trained parameters, at the start, at the end and at ``times`` - 1 places between. The
+    fewer the places, the more it differs from the rise of the loss. Nothing random is drawn and no gradient is left
+    behind. A training that resumes lacks the beginning of its path, so there nothing is measured.
+
+    Args:
+        old: rows of every earlier corpus, from `supervised`.
+        times: number of pieces of the path.
+
+    Attributes:
+        rises: in nats per token, one of each earlier corpus; empty where nothing was measured.
+    """
+
+    def __init__(self, old: Sequence[Sequence[Scored]], times: int = 8):
+        self.old, self.times = old, times
+        self.rises: list[float] = []
+        self._last: tuple[torch.Tensor, list[torch.Tensor]] | None = None
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
+        """The first place of the path."""
+        if self.old and not state.global_step:
+            self.rises = [0.0] * len(self.old)
+            self._add(model)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
+        """A further place at every ``1 / times`` of the way."""
+        if self._last and state.global_step % max(1, state.max_steps // self.times) == 0:
+            self._add(model)
+
+    def on_train_end(self, args, state, control, model=None, **kwargs) -> None:
+        """The last place of the path."""
+        if self._last:
+            self._add(model)
+            self._last = None
+
+    def _add(self, model: PreTrainedModel) -> None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        point = torch.cat([p.detach().flatten().cpu() for p in parameters])
+        with evaluating(model):
+            gradients = [gradient(model, rows, parameters).cpu() for rows in self.old]
+        if self._last:
+            before, first = self._last
+            for i, last in enumerate(gradients):
+                self.rises[i] += path_interference([before, point], [first[i], last])
+        self._last = point, gradients
 
 
 def hidden_states(model: PreTrainedModel, coded: Sequence[Scored], batch_size: int = 64) -> list[torch.Tensor]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import datasets
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from pipeline.data.loading import Data
 from pipeline.evaluation.registry import label, run_entry
@@ -66,6 +66,7 @@ class SequenceEvaluation:
         self.first = 1 if old is None else 0
         self.matrix = forgetting.Matrix(run.folder, names, self.columns, self.first)
         self.watch: forgetting.WatchOverlap | None = None
+        self.path: forgetting.WatchPath | None = None
         self._probes: list[torch.Tensor] | None = None
         self._router: Router | None = None
 
@@ -84,14 +85,17 @@ class SequenceEvaluation:
         if number == 1 and self.run.is_main:
             self._measure(0, self._base() if engine() else policy.model, policy.tokenizer)
 
-    def callbacks(self, number: int, tokenizer: PreTrainedTokenizerBase) -> list[forgetting.WatchOverlap]:
-        """Watches the gradients' overlap while corpus ``number`` is learned, where one process has them all."""
+    def callbacks(self, number: int, tokenizer: PreTrainedTokenizerBase) -> list[TrainerCallback]:
+        """Watch gradients while corpus ``number`` is learned, where one process has them all: their overlap with the
+        old ones, and what the path does to the old losses.
+        """
         if engine():
             return []
         place = number - self.first
         old = [self._coded(tokenizer, column) for column in self.columns[:place]]
         self.watch = forgetting.WatchOverlap(self._coded(tokenizer, self.corpora[number - 1].train), old)
-        return [self.watch]
+        self.path = forgetting.WatchPath(old)
+        return [self.watch, self.path]
 
     def after(
         self,
@@ -110,11 +114,14 @@ class SequenceEvaluation:
         more = {"drift": self._drift(model, tokenizer)}
         if self.watch is not None and self.watch.points:
             more["gradient_overlap"] = self.watch.mean
+        if self.path is not None and self.path.rises:
+            more["path_interference"] = self.path.rises
         self._measure(number, model, tokenizer, **more)
         figures = self.matrix.metrics()
         self.run.add_metrics(figures)
         if number == len(self.corpora):
-            self.run.add_tables("forgetting", {"scores": self.matrix.rows()})
+            tables = {"scores": self.matrix.rows(), "path interference": self.matrix.paths()}
+            self.run.add_tables("forgetting", {name: rows for name, rows in tables.items() if rows})
             plot(self.matrix.content, self.run.folder / "plots" / "forgetting.png")
         kept = {name: figures[name] for name in ("plasticity", "forgetting", "average") if name in figures}
         text = ", ".join(f"{name} {value:.3f}" for name, value in kept.items())
@@ -129,7 +136,9 @@ class SequenceEvaluation:
         )
         return asked, known
 
-    def _measure(self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **more: float) -> None:
+    def _measure(
+        self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **more: float | list[float]
+    ) -> None:
         retained = {}
         for item in self.own.retained or ():
             defaults = {"seed": self.config.seed, "reference": self._base}

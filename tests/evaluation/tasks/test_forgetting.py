@@ -6,6 +6,7 @@ import torch
 from pipeline.evaluation.tasks.forgetting import (
     Matrix,
     WatchOverlap,
+    WatchPath,
     drift,
     forward,
     gradient,
@@ -212,3 +213,31 @@ def test_path_interference_of_a_model_is_the_rise_of_its_loss():
     rise = losses[-1] - losses[0]
     assert abs(rise) > 0.05
     assert path_interference(points, gradients) == pytest.approx(rise, rel=0.02)
+
+
+def test_the_path_that_training_takes_is_watched_from_its_start_to_its_end():
+    """Sixteen steps of gradient descent on one text, seen at nine places: the interference with another is the rise of
+    its loss, to 5%. A training that resumes is not watched, since its path did not begin where it does.
+    """
+
+    class State:
+        global_step, max_steps = 0, 16
+
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    new, old = (supervised(tokenizer, [{"text": text}]) for text in ("1 + 2 = 3", "a b c d e"))
+    parameters, watch = list(model.parameters()), WatchPath([old])
+    before = score(model, tokenizer, [{"text": "a b c d e"}])["loss"]
+    watch.on_train_begin(None, State, None, model=model)
+    for State.global_step in range(1, 17):
+        step = gradient(model, new, parameters).split([p.numel() for p in parameters])
+        with torch.no_grad():
+            for p, part in zip(parameters, step):
+                p -= 0.05 * part.view_as(p)
+        watch.on_step_end(None, State, None, model=model)
+    watch.on_train_end(None, State, None, model=model)
+    rise = score(model, tokenizer, [{"text": "a b c d e"}])["loss"] - before
+    assert watch.rises == [pytest.approx(rise, rel=0.05)]
+    resumed = WatchPath([old])
+    resumed.on_train_begin(None, State, None, model=model)
+    resumed.on_train_end(None, State, None, model=model)
+    assert resumed.rises == []
