@@ -13,6 +13,7 @@ from statistics import fmean
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.evaluation.completions import Drawn
 from pipeline.evaluation.exact import exact_figures, exact_law, frontier
 from pipeline.evaluation.registry import Result, require_recorded
 from pipeline.evaluation.rows import read_rows
@@ -79,24 +80,33 @@ def objective(
         raise UserError(f"world/enumerable is for a model of its {enumerable.VOCABULARY} tokens (tokenizer_name)")
     prompts = [row["prompt"] for row in rows]
     drawn = sample(model, tokenizer, prompts, n=n, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
-    flat = [(row, completion) for row, group in zip(rows, drawn, strict=True) for completion in group]
-    scores = score(scorer, [row for row, _ in flat], [c.text for _, c in flat], [c.token_ids for _, c in flat])
-    if all(value is None for value in scores):
-        raise UserError("the reward scored none of the completions: check its columns, or its messages above")
+    scores = scored(scorer, rows, drawn)
     encoded, pi_ref = encode_prompts(tokenizer, prompts), reference()
     pairs = [(ids, c.token_ids) for ids, group in zip(encoded, drawn, strict=True) for c in group]
     kls = sequence_divergences(model, pi_ref, pairs, batch_size=batch_size)
-    by_prompt = [
-        [values[i : i + n] for i in range(0, len(flat), n)] for values in (scores, *(k.tolist() for k in kls))
-    ]
-    metrics = summary(estimates(*by_prompt, beta), seed=seed, all_prompts=enumerated)
-    metrics |= {"beta": beta, "prompts": len(rows), "unscored": sum(value is None for value in scores)}
+    by_prompt = [[values[i : i + n] for i in range(0, len(pairs), n)] for values in (k.tolist() for k in kls)]
+    metrics = summary(estimates(scores, *by_prompt, beta), seed=seed, all_prompts=enumerated)
+    metrics |= {"beta": beta, "prompts": len(rows), "unscored": sum(group.count(None) for group in scores)}
     result = Result(metrics, data=[source], tables={"policy": [_place("samples", metrics)]})
     if enumerated:
         star = add_exact(result, model, pi_ref, encoded, rows, scorer, beta)
         if optimum_samples:
             result.files["optimum.jsonl"] = _optimum_rows(prompts, star, optimum_samples, seed)
     return result
+
+
+def scored(reward: Reward, rows: Sequence[Json], drawn: Drawn) -> list[list[float | None]]:
+    """Scores of the completions of each row.
+
+    Raises:
+        UserError: none of them has one.
+    """
+    flat = [(row, completion) for row, group in zip(rows, drawn, strict=True) for completion in group]
+    scores = score(reward, [row for row, _ in flat], [c.text for _, c in flat], [c.token_ids for _, c in flat])
+    if all(value is None for value in scores):
+        raise UserError("the reward scored none of the completions: check its columns, or its messages above")
+    remaining = iter(scores)
+    return [[next(remaining) for _ in group] for group in drawn]
 
 
 def add_exact(
