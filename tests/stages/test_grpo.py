@@ -66,16 +66,23 @@ def test_a_guard_stops_a_run_that_cannot_learn_and_leaves_a_checkpoint(tiny_mode
 
 
 def test_a_resumed_run_sees_the_prompts_and_samples_it_would_have(tiny_model, prompts, tmp_path):
-    """Six steps in one go (an epoch is two), and four plus two after an interruption, end in the same weights."""
+    """Six steps in one go (an epoch is two), and four plus two after an interruption, end in the same weights and in
+    the same state: the step in the rollout, the sum of the losses, and what the guards have seen since the first step.
+    """
     common = {
         "model_name_or_path": tiny_model, "dataset_name": prompts, "eval_rows": 0, "max_steps": 6, "use_cpu": True,
-        "reward": "tests.stages.test_grpo:share_of_letters", "guard_patience": 0, **SAMPLING, "save_steps": 2,
+        "reward": "tests.stages.test_grpo:share_of_letters", "guard_patience": 100, **SAMPLING, "save_steps": 2,
     }  # fmt: skip
     main(flags(output_dir=tmp_path / "whole", **common))
     shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "parts" / "checkpoint-4")
     main(flags(output_dir=tmp_path / "parts", **common))
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    one, two = (
+        json.loads((tmp_path / name / "checkpoint-6" / "state.json").read_text()) for name in ("whole", "parts")
+    )
+    assert one == two
+    assert one["Guards"]["first"]
 
 
 def test_fewer_prompts_than_a_rollout_takes_are_refused(tiny_model, tmp_path):
