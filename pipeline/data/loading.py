@@ -9,7 +9,7 @@ the same data.
 import random
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING
@@ -67,6 +67,7 @@ def load_data(arguments: DataArguments, kind: str, seed: int) -> Data:
     sources = sources_of(arguments)
     groups = sources, eval_sources(arguments, sources)
     parts, held_out = ([_announced(s, kind, arguments.skip_bad_rows) for s in group] for group in groups)
+    say_reading(((part.source, part.reading) for part in (*parts, *held_out)), kind)
     parts, held_out = mixing.same_form(parts, kind, also=held_out)
     if arguments.deduplicate:
         parts, held_out = mixing.deduplicate(parts), mixing.deduplicate(held_out)
@@ -110,7 +111,9 @@ def read_split(
     A single local file is read completely, whatever the split is called; ``split`` may carry a slice (``test[:200]``).
     """
     source = Source(name=name, split=split, config=config, dataset_map=parse_map(dataset_map))
-    return to_dataset(settle_systems(_announced(source, kind, skip_bad_rows).rows, kind, chat=True), kind)
+    part = _announced(source, kind, skip_bad_rows)
+    say_reading([(source, part.reading)], kind)
+    return to_dataset(settle_systems(part.rows, kind, chat=True), kind)
 
 
 def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection[str] = ()) -> Part:
@@ -167,10 +170,8 @@ def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection
 
 
 def _announced(source: Source, kind: str, skip_bad_rows: bool) -> Part:
-    """`read_source`, with a line to the terminal on what was read, and one where rows were skipped."""
+    """`read_source`, with one line to the terminal where rows were skipped."""
     part = read_source(source, kind, skip_bad_rows)
-    if part.reading not in map(" + ".join, FORMS[kind]):  # else there is nothing to say
-        say(f"{source.label}: read as {part.reading}")
     if part.bad_rows:
         bad, every = part.counts["bad_rows"], part.counts["rows_read"]
         say(f"{source.label}: skipped {bad} bad of {every} rows; the first: {part.bad_rows[0]}")
@@ -178,6 +179,14 @@ def _announced(source: Source, kind: str, skip_bad_rows: bool) -> Part:
         keys = ", ".join(f"{key} ({count} rows)" for key, count in part.notes["unused_message_keys"].items())
         say(f"{source.label}: keys of messages that are not used: {keys}")
     return part
+
+
+def say_reading(readings: Iterable[tuple[Source, str]], kind: str) -> None:
+    """What was read of each dataset (`Form.reading`), once, to the terminal; nothing where it is all there is."""
+    plain = {" + ".join(form) for form in FORMS[kind]}
+    lines = (f"{source.label}: read as {reading}" for source, reading in readings if reading not in plain)
+    for line in dict.fromkeys(lines):
+        say(line)
 
 
 def _say_left_out(parts: Sequence[Part]) -> None:

@@ -36,7 +36,7 @@ from pipeline.data.arguments import DataArguments
 from pipeline.data.arrow import to_dataset
 from pipeline.data.files import read_rows
 from pipeline.data.formats import content_hash, convert
-from pipeline.data.loading import EVAL_ROWS, PEEK, Data, load_data, read_source, say
+from pipeline.data.loading import EVAL_ROWS, PEEK, Data, load_data, read_source, say, say_reading
 from pipeline.data.packing import Packer
 from pipeline.data.rows import Cursor, RowError
 from pipeline.data.schemas import find_form, prepare
@@ -73,7 +73,10 @@ class SourceReader:
         self._rows = None if self.files or source.is_world else load_hub(source, streaming=True)
         if source.is_world:
             self._rows = [row for _, _, row in raw_rows(source)]
-        self.form = find_form(source, "text", self._first())
+        first = self._first()
+        self.form = find_form(source, "text", first)
+        rows = [prepare(row, source) for _, _, row in first if not isinstance(row, RowError)]
+        self.reading = self.form.reading(list(dict.fromkeys(key for row in rows for key in row)), "text")
         self._live: tuple[Position, Iterator[tuple[str, Position]]] | None = None
 
     def _first(self) -> list[RawRow]:
@@ -319,12 +322,14 @@ def load_stream(arguments: DataArguments, seed: int) -> Data:
                 records.append({**entry, "held_out_of": "train", "held_out_by": "first documents of every file"})
     held_out = frozenset(_key(row) for row in rows)
     train = DocumentStream(sources, seed, skip_bad_rows=arguments.skip_bad_rows, held_out=held_out)
+    say_reading([(reader.source, reader.reading) for reader in train.readers], "text")
     for source, reader in zip(sources, train.readers):
         reader.record |= {
             "name": source.name,
             "split": source.split,
             "role": "train",
             "rows": None,
+            "read_as": reader.reading,
             "fingerprint": source_fingerprint(source),
             "streaming": True,
             **({"files": [str(file) for file in source.files()]} if source.files() else {}),

@@ -17,6 +17,7 @@ from pipeline.runtime.errors import UserError
 
 ROWS = [{"prompt": f"p{i}", "completion": "2024-01-02", "n": i} for i in range(6)]
 LINES = '{"prompt": "p", "completion": "c"}\n'
+LONG = "".join(f'{{"prompt": "{i}", "completion": "{"c" * 30_000}"}}\n' for i in range(9))  # more than a buffer holds
 
 
 def contents(name, split="train", **options):
@@ -87,10 +88,13 @@ def test_hidden_and_describing_files_are_no_data(tmp_path):
     (tmp_path / "train.jsonl").write_text(LINES)
     (tmp_path / "dataset_infos.json").write_text("{}")
     assert [file.name for file in split_files(tmp_path, "train")] == ["train.jsonl"]
+    for name in ("._train.jsonl", "train.jsonl"):  # the same of files that are named for no split
+        (tmp_path / name).rename(tmp_path / name.replace("train", "part"))
+    assert [file.name for file in split_files(tmp_path, "train")] == ["part.jsonl"]
     assert len(contents(tmp_path, data_files="*.jsonl")) == 1
 
 
-@pytest.mark.parametrize(("name", "data"), [("a.jsonl", LINES * 9), ("a.csv", "prompt,completion\n" + "p,c\n" * 9)])
+@pytest.mark.parametrize(("name", "data"), [("a.jsonl", LONG), ("a.csv", "prompt,completion\n" + "p,c\n" * 9)])
 def test_zstd(tmp_path, name, data):
     """The rows of the plain file, from any place on; cut, false and unnamed ones are errors."""
     (tmp_path / name).write_text(data)

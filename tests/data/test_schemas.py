@@ -10,6 +10,7 @@ from pipeline.data.formats import convert, settle_systems
 from pipeline.data.loading import load_data
 from pipeline.data.rows import RowError
 from pipeline.data.schemas import detect
+from pipeline.data.streaming import load_stream
 from pipeline.runtime.errors import UserError
 
 
@@ -189,6 +190,12 @@ def test_check_and_stages_say_the_same_once(tmp_path, capsys):
     data = load_data(DataArguments(dataset_name=str(path)), "sft", seed=0)
     assert capsys.readouterr().err == f"{path}: read as {said}\n"
     assert data.sources[0]["read_as"] == said
+    evaluated = DataArguments(dataset_name=str(path), eval_dataset_name=str(path), dataset_test_split="test[:2]")
+    load_data(evaluated, "sft", seed=0)
+    assert capsys.readouterr().err.count("read as") == 1  # the same of both splits
+    said = "prompt + completion from question + response, system_prompt as the system prompt; not used: id"
+    load_stream(DataArguments(dataset_name=str(path), eval_rows=0), seed=0)
+    assert capsys.readouterr().err == f"{path}: read as {said}\n"
     plain = tmp_path / "plain.jsonl"  # where nothing is to be said, nothing is
     plain.write_text("".join(json.dumps({"prompt": f"p{i}", "completion": "c"}) + "\n" for i in range(9)))
     load_data(DataArguments(dataset_name=str(plain)), "sft", seed=0)
