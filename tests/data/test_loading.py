@@ -218,13 +218,16 @@ def test_loading_does_not_import_torch(tmp_path):
 @pytest.mark.parametrize(
     ("name", "kind", "renames", "rows", "bad"),
     [
-        ("gsm8k/train.jsonl", "sft", "question=prompt,answer=completion", 7473, 0),
+        ("gsm8k/train.jsonl", "sft", "", 7473, 0),
         ("gsm8k/train.jsonl", "text", "question=prompt,answer=completion", 7473, 0),
+        ("gsm8k/test_first_half.jsonl", "prompt", "", 660, 0),
         ("hh_rlhf", "preference", "", 1796, 4),
         ("preference", "preference", "", 300, 0),
         ("humaneval", "prompt", "", 100, 0),
         ("mbpp", "prompt", "text=prompt", 700, 0),
-        ("math", "prompt", "problem=prompt", 1500, 0),
+        ("math", "prompt", "", 1500, 0),
+        ("math", "sft", "", 1500, 0),
+        ("hh_rlhf", "sft", "", 1796, 4),
         ("truthfulqa/mc_task.json", "prompt", "question=prompt", 400, 0),
         ("sycophancy", "prompt", "", 2000, 0),
         ("halueval/general_data.jsonl", "sft", "user_query=prompt,chatgpt_response=completion", 1500, 0),
