@@ -4,8 +4,8 @@
         --model_name_or_path runs/quickstart/sft --output_dir runs/quickstart/assess_sft
 
 The YAML lists the evaluations, {name, type, dataset, split, …}; types are loss, trigram, accuracy, reward, samples,
-preference, objective and best_of_n (pipeline/evaluation/registry.py), or the dotted path package.module:function of
-your own. Metrics go into run.json as name/metric, completions into samples.jsonl. Rows that the model or its parents
+preference, objective, best_of_n and retrieval (pipeline/evaluation/registry.py), or the dotted path
+package.module:function of your own. Metrics go into run.json as name/metric, completions into samples.jsonl. Rows that the model or its parents
 were trained on are refused. Every entry is checked, and its rows are read, before a model is loaded; each result is
 kept as it comes, and a run that failed or was stopped continues with what is missing.
 

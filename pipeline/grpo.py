@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.loading import load_data
         from pipeline.data.preparation import templated
         from pipeline.inference.positions import fitting
+        from pipeline.inference.retrieval.context import RetrievalArguments, context_limit, with_passages
         from pipeline.model.policy import ChatModelArguments, load_policy
         from pipeline.rewards.resolve import record_reward, resolve_each, strict_metric, verdict_counts, weighted
         from pipeline.training.guards import Guards
@@ -64,7 +65,9 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.training.session import train_and_save
         from pipeline.training.tools import load_tools, require_reward, require_tool_calling
 
-        own, data_args, model_args, config = run.parse(GRPOArguments, DataArguments, ChatModelArguments, GRPOConfig)
+        own, data_args, retrieval, model_args, config = run.parse(
+            GRPOArguments, DataArguments, RetrievalArguments, ChatModelArguments, GRPOConfig
+        )
         tools, environment = load_tools(own.tools, own.environment_factory)
         specs = own.reward or ([] if environment else ["numeric"])  # an environment may have a reward of its own
         require_reward(specs, environment)
@@ -79,6 +82,8 @@ def main(argv: list[str] | None = None) -> None:
         data = templated(data, policy.tokenizer, run, "prompt", template, skip=skip)
         if tools or environment:
             require_tool_calling(policy.tokenizer, data)
+        limit = context_limit(policy.model.config, config.max_completion_length)
+        data = with_passages(run, data, retrieval, policy.tokenizer, "prompt", limit)
         data = fitting(run, data, policy.tokenizer, policy.model.config, config.max_completion_length, tools)
         train = data.train
         if own.prefilter_samples:

@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.loading import load_data
         from pipeline.data.preparation import templated
         from pipeline.inference.positions import fitting
+        from pipeline.inference.retrieval.context import RetrievalArguments, context_limit, with_passages
         from pipeline.model.policy import ChatModelArguments, load_policy
         from pipeline.rewards.resolve import record_reward, resolve_each, strict_metric, verdict_counts
         from pipeline.training.guards import Guards
@@ -42,7 +43,9 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.training.session import train_and_save
         from pipeline.training.shared_backbone import same_backbone
 
-        own, data_args, model_args, config = run.parse(RolloutArguments, DataArguments, ChatModelArguments, PPOConfig)
+        own, data_args, retrieval, model_args, config = run.parse(
+            RolloutArguments, DataArguments, RetrievalArguments, ChatModelArguments, PPOConfig
+        )
         if not own.reward:
             raise UserError("reward is missing: name a reward-model folder, a reward of the registry, or both")
         unsafe = own.allow_unsafe_code_execution
@@ -60,6 +63,8 @@ def main(argv: list[str] | None = None) -> None:
         run.add_data(data.sources)
         template, skip = model_args.chat_template_path, data_args.skip_bad_rows
         data = templated(data, policy.tokenizer, run, "prompt", template, skip=skip)
+        limit = context_limit(policy.model.config, config.max_completion_length)
+        data = with_passages(run, data, retrieval, policy.tokenizer, "prompt", limit)
         data = fitting(run, data, policy.tokenizer, policy.model.config, config.max_completion_length)
         weights = config.reward_weights or [1.0] * len(rewards)
         guards = Guards(

@@ -85,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.loading import Data, load_data
         from pipeline.data.preparation import supervised, templated, within_positions
         from pipeline.inference.positions import fitting
+        from pipeline.inference.retrieval.context import RetrievalArguments, context_limit, with_passages
         from pipeline.inference.stopping import declare_stops
         from pipeline.model.loading import load_tokenizer, model_config
         from pipeline.model.policy import ModelArguments, start_name
@@ -95,7 +96,9 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.training.selection import Selection, best_of_n_curve, selection_metrics
         from pipeline.training.trainers import SFTTrainer
 
-        own, data_args, model_args, config = run.parse(RSFTArguments, DataArguments, ModelArguments, SFTConfig)
+        own, data_args, retrieval, model_args, config = run.parse(
+            RSFTArguments, DataArguments, RetrievalArguments, ModelArguments, SFTConfig
+        )
         rule = Selection(own.select, own.top_k, own.threshold, own.tau, own.draws)
         check(own, config)
         unsafe = own.allow_unsafe_code_execution
@@ -111,6 +114,8 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = load_tokenizer(start_name(model_args), config.trust_remote_code)
         data = templated(data, tokenizer, run, "prompt", config.chat_template_path, skip=data_args.skip_bad_rows)
         if not own.from_candidates:
+            limit = context_limit(base, own.max_completion_length)
+            data = with_passages(run, data, retrieval, tokenizer, "prompt", limit)
             data = fitting(run, data, tokenizer, base, own.max_completion_length)
         rows, held_out = list(data.train), list(data.evaluation or [])
 

@@ -33,6 +33,7 @@ def parsers(stage: str) -> tuple[type, ...]:
     from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
     from pipeline.data.arguments import DataArguments
+    from pipeline.inference.retrieval.context import RetrievalArguments
     from pipeline.model.policy import ModelArguments
     from pipeline.runtime.arguments import StageArguments
 
@@ -48,12 +49,14 @@ def parsers(stage: str) -> tuple[type, ...]:
         from pipeline.training.ppo_config import PPOConfig
 
         configs["ppo"] = PPOConfig
-    return (own, DataArguments, ModelArguments, configs[stage]) if stage in configs else (own,)
+    retrieval = (RetrievalArguments,) if stage in ("sft", "grpo", "ppo", "rsft") else ()
+    return (own, DataArguments, *retrieval, ModelArguments, configs[stage]) if stage in configs else (own,)
 
 
 COUNTS = {
     "quickstart": 10,
     "unified": 8,
+    "retrieval": 3,
     "grpo": 5,  # presets
     "continual": 2,  # presets
     "reward_model": 1,  # a preset

@@ -31,6 +31,7 @@ EVALUATIONS = {
     "preference": "pipeline.evaluation.tasks.preference:preference",
     "best_of_n": "pipeline.evaluation.tasks.best_of_n:best_of_n",
     "objective": "pipeline.evaluation.tasks.objective:objective",
+    "retrieval": "pipeline.evaluation.tasks.retrieval:retrieval",
 }
 
 

@@ -29,7 +29,8 @@ programs       prompt, tests, solution, kind               a one-line Python fun
 =============  ==========================================  ==================================================
 
 ``world/enumerable*``, a task whose every completion is known, is in ``pipeline/worlds/enumerable.py``, and
-``world/continual-0`` to ``-4``, new and changed facts in a sequence, in ``pipeline/worlds/continual.py``.
+``world/continual-0`` to ``-4``, new and changed facts in a sequence, in ``pipeline/worlds/continual.py``; and
+``world/retrieval-*``, a knowledge base of other people, in ``pipeline/worlds/retrieval.py``.
 
 **Answers.** Sums and steps end in a marker, ``17+25=42 #### 42``, which is what the strict score of the ``numeric``
 reward reads; their gold ``answer`` is the bare number. Facts, reading and rules are scored by ``exact`` (``Rome``).
@@ -132,7 +133,7 @@ def _passage(
     return " ".join(s for order in itertools.zip_longest(*sentences) for s in order if s), *r.choice(known)
 
 
-def _asked(name: str, key: str, wording: int) -> bool:
+def asked(name: str, key: str, wording: int) -> bool:
     """Whether training may ask this question. A quarter of the facts is never asked, a tenth of the rest not so."""
     return not held_out(25, "fact", name, key) and not held_out(10, "wording", name, key, wording)
 
@@ -141,7 +142,7 @@ def _fact_question(r: random.Random, split: str) -> tuple[str, str, str, str]:
     """A question about a person (without opener), its person and attribute, and in what way it is held out."""
     while True:
         name, key, wording = r.choice(PEOPLE), r.choice(list(ATTRIBUTES)), r.randrange(4)
-        if _asked(name, key, wording) == (split == "train"):
+        if asked(name, key, wording) == (split == "train"):
             kind = "asked" if split == "train" else "never asked" if held_out(25, "fact", name, key) else "reworded"
             return ATTRIBUTES[key].questions[wording].format(n=name), name, key, kind
 

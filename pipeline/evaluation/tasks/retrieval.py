@@ -1,0 +1,257 @@
+"""Answers from retrieved passages: how often the evidence is found, how well it is read, and what misleads the reader.
+
+    Acc_RAG(m) = recall@m a(m) + (1 - recall@m) c(m)
+
+``recall@m``: the evidence is among the m passages found. ``a(m)``: accuracy when it is in the context, ``c(m)``: when
+it is not. Recall and accuracy are measured on every other row; a and c on the rows in between, all of them in both
+conditions (the evidence takes the last place where it was not found, and is taken out where it was), so that the
+prediction could fail: it holds as far as what a search finds is as easy to read as what it misses.
+"""
+
+import functools
+from collections.abc import Sequence
+from itertools import islice
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.data.columns import parse_map
+from pipeline.data.sources import Source, raw_rows
+from pipeline.evaluation.completions import Row, complete, mean
+from pipeline.evaluation.passages import Answers, Found, Setting, cases, share
+from pipeline.evaluation.registry import Result
+from pipeline.evaluation.rows import read_rows
+from pipeline.inference.retrieval.context import (
+    RetrievalArguments,
+    check_arguments,
+    context_limit,
+    figures,
+    fit,
+)
+from pipeline.inference.retrieval.dense import Dense, Encoder
+from pipeline.inference.retrieval.index import Index, IndexOptions, Passage, open_index
+from pipeline.rewards.resolve import resolve
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import is_dialogue, user_text, user_turn
+
+RAGAS = {"user_input": "prompt", "reference": "answer"}
+SELF = "self"  # as encoder: the model that is assessed
+
+
+def retrieval(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dataset: str,
+    max_new_tokens: int,
+    documents: str | None = None,
+    passages: Sequence[int] = (1, 2, 3, 5, 8),
+    case_passages: int = 3,
+    hops: int = 1,
+    retrievers: Sequence[str] = ("bm25",),
+    encoder: str | None = None,
+    query_prefix: str = "",
+    passage_prefix: str = "",
+    reward: str = "exact",
+    abstentions: Sequence[str] = ("unknown", "not stated", "i do not know", "i don't know"),
+    passage_template: str = "{text}\n",
+    context_template: str = "{passages}\n{prompt}",
+    ragas_file: str = "ragas.jsonl",
+    dataset_map: dict[str, str] | str | None = None,
+    batch_size: int = 256,
+    **data: object,
+) -> Result:
+    """Closed and open book, the curve over the number of passages with its decomposition, and misleading passages.
+
+    Rows: ``prompt``, ``answer``; ``evidence`` (ids of the documents that answer, all of them needed) or
+    ``reference_contexts`` (their texts); without either there is no recall. ``false_evidence`` with ``false_answer``
+    and ``order`` with ``order_answer``, texts that a poisoned or hostile document would have, make the cases. RAGAS's
+    rows (``user_input``, ``reference``, ``reference_contexts``, ``retrieved_contexts``) are read as they are, and
+    ``ragas_file`` is written: the same names with ``response``, for RAGAS's own metrics.
+
+    Figures per number of passages m: ``accuracy@m``, ``hall@m`` (wrong and no abstention), and where evidence is known
+    ``recall@m``, ``a@m``, ``c@m``, ``predicted@m``, ``gap@m`` (measured - predicted). ``best_m`` has the highest
+    accuracy. Greedy decoding.
+
+    Args:
+        dataset: the questions.
+        max_new_tokens: longest answer in tokens.
+        documents: an index folder, or documents to index; without it the rows' ``retrieved_contexts`` are used.
+        passages: the numbers of passages.
+        case_passages: passages of the cases, of ``open_book`` and of ``ragas_file``.
+        hops: 2 for a second search by a reformulated query.
+        retrievers: of documents; an index folder has its own. Several are fused, and compared in a curve.
+        encoder: model of the dense retriever; ``self`` is the model that is assessed.
+        query_prefix: in front of a query, for the encoder.
+        passage_prefix: in front of a passage, for the encoder.
+        reward: what is right.
+        abstentions: an answer that begins so is no claim.
+        passage_template: how a passage is written.
+        context_template: how passages and the question become one message.
+        ragas_file: rows in RAGAS's names, beside ``samples.jsonl``.
+        dataset_map: renames columns.
+        batch_size: sequences decoded together.
+        data: which rows, see ``rows.read_rows``.
+    """
+    written = RetrievalArguments(documents, max((*passages, case_passages)), hops, passage_template, context_template)
+    check_arguments(written)
+    if not passages or min(*passages, case_passages, 1) < 1:
+        raise UserError("passages: give one or several numbers of passages, each 1 or more")
+    ragas = _is_ragas(dataset, str(data.get("split", "test"))) and not dataset_map
+    rows, source = read_rows(dataset, kind="prompt", dataset_map=RAGAS if ragas else dataset_map, **data)
+    verifier = resolve(reward)
+    verifier.require_columns(rows)
+    options = IndexOptions(list(retrievers), encoder, query_prefix, passage_prefix)
+    index, sources = _opened(documents, options, rows)
+    evidence = _evidence(rows, index)
+    if ragas and tokenizer.chat_template:
+        rows = [row if is_dialogue(row["prompt"]) else {**row, "prompt": user_turn(row["prompt"])} for row in rows]
+    if index is not None and SELF in (encoder,) and "dense" in options.retrievers:
+        index = _with_own_encoder(index, Encoder(model, tokenizer, query_prefix, passage_prefix))
+    limit = context_limit(model.config, max_new_tokens)
+
+    def answer(rows: Sequence[Row], found: Found, right: str = "answer") -> Answers:
+        augmented = fit(tokenizer, [row["prompt"] for row in rows], found, written, [limit] * len(rows))
+        asked = [{**row, "prompt": each.prompt} for row, each in zip(rows, augmented)]
+        drawn = complete(
+            model, tokenizer, asked, template=None, max_new_tokens=max_new_tokens, temperature=0.0,
+            batch_size=batch_size,
+        )  # fmt: skip
+        return Answers(rows, augmented, [group[0] for group in drawn], verifier, tuple(abstentions))
+
+    setting = Setting(rows, evidence, functools.cache(functools.partial(_search, index, rows, hops)), answer)
+    metrics, tables = _books(setting, case_passages)
+    points = [_point(setting, m) for m in sorted(set(passages))]
+    metrics |= {f"{name}@{p['passages']}": v for p in points for name, v in _named(p).items()}
+    metrics["best_m"] = max(points, key=lambda point: point["accuracy"])["passages"]
+    curves = {"accuracy by passages": [{k: v for k, v in point.items() if k in DRAWN} for point in points]}
+    if index is not None and any(evidence):
+        curves["recall by passages"] = _recall_curve(index, rows, evidence, sorted(set(passages)))
+    tables["by passages"] = points
+    final = setting.natural(case_passages)
+    metrics |= figures(final.augmented)
+    return Result(metrics, final.samples(), [source, *sources], {ragas_file: final.ragas()}, curves, tables)
+
+
+DRAWN = ("passages", "accuracy", "predicted", "a", "c", "recall", "hall")
+
+
+def _point(setting: Setting, m: int) -> Row:
+    """Everything about m passages: one row of the table, one point of the curves."""
+    measuring, calibrating = setting.halves()
+    answers = setting.natural(m)
+    point = {"passages": m, "n": len(measuring), **share("accuracy", answers.scores()), "hall": answers.hall()}
+    if not calibrating:
+        return point
+    recall = mean(setting.has(i, m) for i in measuring)
+    a = setting.measured(calibrating, lambda i: setting.given(i, m)).scores()
+    c = setting.measured(calibrating, lambda i: setting.withheld(i, m)).scores()
+    predicted = recall * mean(a) + (1 - recall) * mean(c)
+    point |= share("recall", [float(setting.has(i, m)) for i in measuring]) | share("a", a) | share("c", c)
+    return point | {"n_a_c": len(calibrating), "predicted": predicted, "gap": point["accuracy"] - predicted}
+
+
+def _books(setting: Setting, m: int) -> tuple[dict[str, float], dict[str, list[Row]]]:
+    """Figures without passages and with m, and the table of the cases."""
+    measuring, calibrating = setting.halves()
+    closed = setting.measured(measuring, lambda i: [])
+    opened = setting.natural(m)
+    metrics = share("closed_book", closed.scores()) | share("open_book", opened.scores())
+    metrics |= {"hall_closed_book": closed.hall(), "hall_open_book": opened.hall(), "prompts": len(measuring)}
+    if not calibrating:
+        return metrics, {}
+    found = cases(setting, calibrating, m)
+    for case in found:
+        for name in ("right", "follows"):
+            if name in case:
+                metrics[f"{case['case']}/{name}"] = case[name]
+    return metrics, {"cases": found}
+
+
+def _named(point: Row) -> Row:
+    """A point's figures for the run record; intervals of the accuracy only, the table has the others."""
+    kept = ("accuracy", "accuracy_low", "accuracy_high", "hall", "recall", "a", "c", "predicted", "gap")
+    return {name: point[name] for name in kept if name in point}
+
+
+def _recall_curve(index: Index, rows: Sequence[Row], evidence: Found, passages: Sequence[int]) -> list[Row]:
+    """``recall@m`` of each retriever alone and of their fusion, over all rows with evidence."""
+    known = [i for i, each in enumerate(evidence) if each]
+    queries = [user_text(rows[i]["prompt"]) for i in known]
+    alone = {name: Index(index.chunks, {name: r}, index.options) for name, r in index.retrievers.items()}
+    searched = alone if len(alone) == 1 else {**alone, "fused": index}
+    found = {name: each.search(queries, max(passages)) for name, each in searched.items()}
+    needed = [{passage.id for passage in evidence[i]} for i in known]
+
+    def recall(name: str, m: int) -> float:
+        return mean(ids <= {p.id for p in hits[:m]} for ids, hits in zip(needed, found[name]))
+
+    return [{"passages": m, **{name: recall(name, m) for name in found}} for m in passages]
+
+
+# --- rows and index --------------------------------------------------------------------------------------------------
+
+
+def _is_ragas(dataset: str, split: str) -> bool:
+    for _, _, row in islice(raw_rows(Source(name=dataset, split=split, dataset_map=parse_map(""))), 1):
+        return isinstance(row, dict) and "user_input" in row and "prompt" not in row
+    return False
+
+
+def _opened(documents: str | None, options: IndexOptions, rows: Sequence[Row]) -> tuple[Index | None, list[Row]]:
+    """The index and its entry for the run record; None where the rows bring their passages."""
+    if documents is not None:
+        if "dense" in options.retrievers and options.encoder is None:
+            raise UserError("encoder is missing: name a model for the dense retriever, or self")
+        now = options
+        if options.encoder == SELF:  # the model is not there yet: its vectors follow
+            others = [name for name in options.retrievers if name != "dense"]
+            now = IndexOptions(others or ["bm25"], SELF, options.query_prefix, options.passage_prefix)
+        index, record = open_index(documents, now)
+        if options.encoder == SELF:
+            index.options = options
+        return index, [record]
+    if any(not isinstance(row.get("retrieved_contexts"), list) for row in rows):
+        raise UserError("documents is missing: name an index or documents, or give rows with retrieved_contexts")
+    return None, []
+
+
+def _with_own_encoder(index: Index, encoder: Encoder) -> Index:
+    dense = Dense.of([chunk.text for chunk in index.chunks], encoder)
+    made = {**index.retrievers, "dense": dense}
+    return Index(index.chunks, {name: made[name] for name in index.options.retrievers}, index.options)
+
+
+def _search(index: Index | None, rows: Sequence[Row], hops: int, count: int) -> Found:
+    """``count`` passages for each row, by search or, without an index, those that it brings."""
+    if index is not None:
+        return index.search([user_text(row["prompt"]) for row in rows], count, hops)
+    return [
+        [Passage(str(number), text, 0.0) for number, text in enumerate(row["retrieved_contexts"][:count], 1)]
+        for row in rows
+    ]
+
+
+def _evidence(rows: Sequence[Row], index: Index | None) -> Found:
+    """The passages that hold the answer of each row, by ``evidence`` (ids) or ``reference_contexts`` (texts).
+
+    Raises:
+        UserError: an id that no document has.
+    """
+    if index is None:
+        return [[] for _ in rows]
+    by_document: dict[str, Passage] = {}
+    by_text: dict[str, Passage] = {}
+    for chunk in index.chunks:
+        passage = Passage(chunk.id, chunk.text, 0.0)
+        for known in (chunk.id, chunk.document):
+            by_document.setdefault(known, passage)
+        by_text.setdefault(chunk.text.strip(), passage)
+    found = []
+    for number, row in enumerate(rows, 1):
+        ids, texts = row.get("evidence") or [], row.get("reference_contexts") or []
+        if missing := [name for name in ids if name not in by_document]:
+            raise UserError(f"row {number}: evidence {missing[0]!r} is the id of no document")
+        texts = [texts] if isinstance(texts, str) else texts
+        known = [by_document[name] for name in ids] or [by_text.get(text.strip()) for text in texts]
+        found.append([] if None in known else known)
+    return found
