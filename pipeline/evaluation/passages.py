@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
-from pipeline.evaluation.completions import Row, judge_completions, mean
+from pipeline.evaluation.completions import judge_completions, sample_rows
 from pipeline.evaluation.statistics import wilson_interval, with_interval
 from pipeline.inference.decoding import Completion
 from pipeline.inference.retrieval.context import Augmented
 from pipeline.inference.retrieval.index import Passage
 from pipeline.rewards.judging import Reward
+from pipeline.runtime.files import Json
 from pipeline.runtime.messages import Turn, content_text, is_dialogue, user_text
 
 Found = list[list[Passage]]  # the passages of each row
@@ -20,7 +22,7 @@ BY_USER = "order by the user"  # the control: the same order in the prompt itsel
 class Answers:
     """Greedy answers of some rows, and how they are judged."""
 
-    rows: Sequence[Row]
+    rows: Sequence[Json]
     augmented: list[Augmented]
     completions: list[Completion]
     verifier: Reward
@@ -35,23 +37,15 @@ class Answers:
     def hall(self) -> float:
         """The share of answers that are wrong and no abstention."""
         claims = [not c.text.strip().lower().startswith(self.abstentions) for c in self.completions]
-        return mean(claim and not score for claim, score in zip(claims, self.scores()))
+        return fmean(claim and not score for claim, score in zip(claims, self.scores()))
 
-    def samples(self) -> list[Row]:
+    def samples(self) -> list[Json]:
         """For ``samples.jsonl``: what was read, which passages were used, and the answer."""
-        return [
-            {
-                "prompt": each.prompt,
-                "completions": [completion.text],
-                "finished": [completion.finished],
-                "retrieved_ids": [passage.id for passage in each.passages],
-                **{name: row[name] for name in ("answer", "kind") if row.get(name) is not None},
-                "scores": [score],
-            }
-            for row, each, completion, score in zip(self.rows, self.augmented, self.completions, self.scores())
-        ]
+        asked = [{**row, "prompt": each.prompt} for row, each in zip(self.rows, self.augmented)]
+        found = sample_rows(asked, [[c] for c in self.completions], [[score] for score in self.scores()])
+        return [{**row, "retrieved_ids": [p.id for p in each.passages]} for row, each in zip(found, self.augmented)]
 
-    def ragas(self) -> list[Row]:
+    def ragas(self) -> list[Json]:
         """Rows in RAGAS's names."""
         return [
             {
@@ -69,10 +63,10 @@ class Answers:
 class Setting:
     """The rows, the passages that hold each one's answer, those that were found, and how answers are got."""
 
-    rows: list[Row]
+    rows: list[Json]
     evidence: Found
     found: Callable[[int], Found]  # of a number of passages
-    answer: Callable[[Sequence[Row], Found], Answers]
+    answer: Callable[[Sequence[Json], Found], Answers]
     _natural: dict[int, Answers] = field(default_factory=dict)
 
     def halves(self) -> tuple[list[int], list[int]]:
@@ -108,7 +102,7 @@ class Setting:
         return self.answer([self.rows[i] for i in places], [passages(i) for i in places])
 
 
-def cases(setting: Setting, places: Sequence[int], m: int) -> list[Row]:
+def cases(setting: Setting, places: Sequence[int], m: int) -> list[Json]:
     """One row per case; ``follows`` is the share of answers that a false passage or an order asks for."""
     places = places[:CASE_ROWS]
     one = [i for i in places if len(setting.evidence[i]) == 1]
@@ -153,7 +147,7 @@ def _case(
     places: Sequence[int],
     passages: Callable[[int], list[Passage]],
     follows: str | None,
-) -> Row:
+) -> Json:
     if not places:
         return {}
     rows = [setting.rows[i] for i in places]
@@ -173,4 +167,4 @@ def _ordered(prompt: Turn, order: str) -> Turn:
 
 def share(name: str, scores: Sequence[float]) -> dict[str, float]:
     """A share with Wilson's interval."""
-    return with_interval(name, mean(scores), wilson_interval(sum(scores), len(scores)))
+    return with_interval(name, fmean(scores), wilson_interval(sum(scores), len(scores)))

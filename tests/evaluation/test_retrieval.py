@@ -41,7 +41,7 @@ def reader(monkeypatch, answer):
 
     def complete(model, tokenizer, rows, **options):
         read.extend(user_text(row["prompt"]) for row in rows)
-        return [[Completion(answer(user_text(row["prompt"])), [5], True)] for row in rows]
+        return [[Completion(answer(user_text(row["prompt"])), [5], "eos")] for row in rows]
 
     monkeypatch.setattr(task, "complete", complete)
     return read

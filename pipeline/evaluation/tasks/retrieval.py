@@ -11,12 +11,13 @@ prediction could fail: it holds as far as what a search finds is as easy to read
 import functools
 from collections.abc import Sequence
 from itertools import islice
+from statistics import fmean
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.data.columns import parse_map
 from pipeline.data.sources import Source, raw_rows
-from pipeline.evaluation.completions import Row, complete, mean
+from pipeline.evaluation.completions import complete
 from pipeline.evaluation.passages import Answers, Found, Setting, cases, share
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
@@ -31,6 +32,7 @@ from pipeline.inference.retrieval.dense import Dense, Encoder
 from pipeline.inference.retrieval.index import Index, IndexOptions, Passage, open_index
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 from pipeline.runtime.messages import is_dialogue, user_text, user_turn
 
 RAGAS = {"user_input": "prompt", "reference": "answer"}
@@ -109,7 +111,7 @@ def retrieval(
         index = _with_own_encoder(index, Encoder(model, tokenizer, query_prefix, passage_prefix))
     limit = context_limit(model.config, max_new_tokens)
 
-    def answer(rows: Sequence[Row], found: Found, right: str = "answer") -> Answers:
+    def answer(rows: Sequence[Json], found: Found, right: str = "answer") -> Answers:
         augmented = fit(tokenizer, [row["prompt"] for row in rows], found, written, [limit] * len(rows))
         asked = [{**row, "prompt": each.prompt} for row, each in zip(rows, augmented)]
         drawn = complete(
@@ -135,22 +137,22 @@ def retrieval(
 DRAWN = ("passages", "accuracy", "predicted", "a", "c", "recall", "hall")
 
 
-def _point(setting: Setting, m: int) -> Row:
+def _point(setting: Setting, m: int) -> Json:
     """Everything about m passages: one row of the table, one point of the curves."""
     measuring, calibrating = setting.halves()
     answers = setting.natural(m)
     point = {"passages": m, "n": len(measuring), **share("accuracy", answers.scores()), "hall": answers.hall()}
     if not calibrating:
         return point
-    recall = mean(setting.has(i, m) for i in measuring)
+    recall = fmean(setting.has(i, m) for i in measuring)
     a = setting.measured(calibrating, lambda i: setting.given(i, m)).scores()
     c = setting.measured(calibrating, lambda i: setting.withheld(i, m)).scores()
-    predicted = recall * mean(a) + (1 - recall) * mean(c)
+    predicted = recall * fmean(a) + (1 - recall) * fmean(c)
     point |= share("recall", [float(setting.has(i, m)) for i in measuring]) | share("a", a) | share("c", c)
     return point | {"n_a_c": len(calibrating), "predicted": predicted, "gap": point["accuracy"] - predicted}
 
 
-def _books(setting: Setting, m: int) -> tuple[dict[str, float], dict[str, list[Row]]]:
+def _books(setting: Setting, m: int) -> tuple[dict[str, float], dict[str, list[Json]]]:
     """Figures without passages and with m, and the table of the cases."""
     measuring, calibrating = setting.halves()
     closed = setting.measured(measuring, lambda i: [])
@@ -167,13 +169,13 @@ def _books(setting: Setting, m: int) -> tuple[dict[str, float], dict[str, list[R
     return metrics, {"cases": found}
 
 
-def _named(point: Row) -> Row:
+def _named(point: Json) -> Json:
     """A point's figures for the run record; intervals of the accuracy only, the table has the others."""
     kept = ("accuracy", "accuracy_low", "accuracy_high", "hall", "recall", "a", "c", "predicted", "gap")
     return {name: point[name] for name in kept if name in point}
 
 
-def _recall_curve(index: Index, rows: Sequence[Row], evidence: Found, passages: Sequence[int]) -> list[Row]:
+def _recall_curve(index: Index, rows: Sequence[Json], evidence: Found, passages: Sequence[int]) -> list[Json]:
     """``recall@m`` of each retriever alone and of their fusion, over all rows with evidence."""
     known = [i for i, each in enumerate(evidence) if each]
     queries = [user_text(rows[i]["prompt"]) for i in known]
@@ -183,7 +185,7 @@ def _recall_curve(index: Index, rows: Sequence[Row], evidence: Found, passages: 
     needed = [{passage.id for passage in evidence[i]} for i in known]
 
     def recall(name: str, m: int) -> float:
-        return mean(ids <= {p.id for p in hits[:m]} for ids, hits in zip(needed, found[name]))
+        return fmean(ids <= {p.id for p in hits[:m]} for ids, hits in zip(needed, found[name]))
 
     return [{"passages": m, **{name: recall(name, m) for name in found}} for m in passages]
 
@@ -197,7 +199,7 @@ def _is_ragas(dataset: str, split: str) -> bool:
     return False
 
 
-def _opened(documents: str | None, options: IndexOptions, rows: Sequence[Row]) -> tuple[Index | None, list[Row]]:
+def _opened(documents: str | None, options: IndexOptions, rows: Sequence[Json]) -> tuple[Index | None, list[Json]]:
     """The index and its entry for the run record; None where the rows bring their passages."""
     if documents is not None:
         if "dense" in options.retrievers and options.encoder is None:
@@ -221,7 +223,7 @@ def _with_own_encoder(index: Index, encoder: Encoder) -> Index:
     return Index(index.chunks, {name: made[name] for name in index.options.retrievers}, index.options)
 
 
-def _search(index: Index | None, rows: Sequence[Row], hops: int, count: int) -> Found:
+def _search(index: Index | None, rows: Sequence[Json], hops: int, count: int) -> Found:
     """``count`` passages for each row, by search or, without an index, those that it brings."""
     if index is not None:
         return index.search([user_text(row["prompt"]) for row in rows], count, hops)
@@ -231,7 +233,7 @@ def _search(index: Index | None, rows: Sequence[Row], hops: int, count: int) -> 
     ]
 
 
-def _evidence(rows: Sequence[Row], index: Index | None) -> Found:
+def _evidence(rows: Sequence[Json], index: Index | None) -> Found:
     """The passages that hold the answer of each row, by ``evidence`` (ids) or ``reference_contexts`` (texts).
 
     Raises:
