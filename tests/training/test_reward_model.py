@@ -8,6 +8,7 @@ from datasets import Dataset
 from trl import RewardConfig, RewardTrainer
 
 from pipeline.model import NarLMForSequenceClassification
+from pipeline.training import trainers
 from pipeline.training.reward_model import DataCollatorForRanking, RankedRewardTrainer, encode_rankings
 from tests import enumerable_task as task
 
@@ -80,6 +81,25 @@ def test_two_candidates_train_exactly_as_trl(start, tmp_path):
     mine = dict(ours.model.named_parameters())
     for name, parameter in theirs.model.named_parameters():
         torch.testing.assert_close(mine[name], parameter, atol=1e-6, rtol=1e-4)
+
+
+def test_a_tie_is_half_right(start, tmp_path):
+    """A head of zeros scores everything 0: of pairs and of rankings the accuracy of the first step is 1/2, not 0."""
+    pairs = {
+        "prompt": [p for p, _, _ in PAIRS],
+        "chosen": [f" {c}" for _, c, _ in PAIRS],
+        "rejected": [f" {r}" for _, _, r in PAIRS],
+    }
+    of_pairs = trainers.RewardTrainer(
+        model=classifier(start), args=config(tmp_path, max_steps=1), train_dataset=Dataset.from_dict(pairs),
+        processing_class=task.tokenizer(),
+    )  # fmt: skip
+    ranked = [list(pair) for pair in zip(pairs["chosen"], pairs["rejected"])]
+    of_rankings = ranked_trainer(start, tmp_path, {"prompt": pairs["prompt"], "ranked": ranked}, max_steps=1)
+    for trainer in (of_pairs, of_rankings):
+        torch.nn.init.zeros_(trainer.model.score.weight)
+        trainer.train()
+        assert trainer.state.log_history[0]["accuracy"] == 0.5
 
 
 def test_the_loss_is_that_of_the_scores(start, tmp_path):
