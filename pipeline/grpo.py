@@ -6,7 +6,8 @@
 
 Data: prompt, and the columns that the reward reads (answer for numeric). --reward names one or several of: the
 registry's (numeric, math, code, exact, …), TRL's (trl:accuracy, …), a weighted sum, a reward-model folder,
-package.module:function; --reward_weights weighs them (0: only watched).
+package.module:function; --reward_weights weighs them (0: only watched). Without it the reward is numeric, or that of
+the environment.
 
 Paper: Part 2, section 3. TRL's default beta is 0, which is no KL at all: write beta and scale_rewards: none for the
 paper's objective. The KL is inside the loss, so its fixed point is per prefix, not pi* (docs/errata.md, line 9).
@@ -113,6 +114,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 FLAGS = {
+    "reward_weights": "weight of each reward; 0: only watched [all 1]",
     "num_generations": "N: answers sampled per prompt [8]",
     "max_completion_length": "maximum tokens per answer [512]",
     "beta": "weight of the KL to pi_ref [0: none]",

@@ -107,6 +107,7 @@ def first_and_last(history: list[dict[str, float]]) -> dict[str, float]:
 
 
 FLAGS = {
+    "reward_weights": "weight of each reward; 0: only watched [all 1]",
     "beta": "weight of the KL to pi_ref in the reward [0.05]",
     "kl_target": "adapt beta towards this KL, in nats per completion [beta is fixed]",
     "critic": "shared (an adapter of the policy's backbone) | separate | none (RLOO) [shared]",

@@ -134,9 +134,9 @@ def main(argv: list[str] | None = None) -> None:
             selected = sft_rows(groups, rule, leg.tokenizer(), config.seed + number)
             if own.mine_pairs:
                 leg.write_pairs(mine_pairs(groups))
+            policy, args = leg.policy(), leg.config()
             if reward is not None and leg.last:
                 record_reward(run, reward)
-            policy, args = leg.policy(), leg.config()
             declare_stops(policy.model, policy.tokenizer, rows[0])
             chosen = Data(Dataset.from_list(selected), None, [])
             trainer = SFTTrainer(

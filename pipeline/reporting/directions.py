@@ -40,16 +40,20 @@ def direction(name: str, claims: Sequence[Json] = ()) -> str | None:
     """``UP``, ``DOWN`` or ``NEITHER`` of a figure's complete name; None for one that the table does not know.
 
     An evaluation of a user's own may have any names: nothing is claimed of those. What was expected of a figure comes
-    first: an accuracy that should stay below chance is a control, and lower is better.
+    first: an accuracy that should stay below chance is a control, and lower is better. A bound on a KL says nothing.
 
     Args:
         claims: the expectations of a run record.
     """
+    found = UP if "reward_parts/" in name else _known(name)  # what a part of a reward is called is the user's
     for claim in claims:
         if claim.get("metric") == name and (sign := re.search(r"[<>]", str(claim.get("claim", "")))):
-            return UP if sign[0] == ">" else DOWN
-    if "reward_parts/" in name:
-        return UP  # what a part of a reward is called is the user's
+            return found if found == NEITHER else UP if sign[0] == ">" else DOWN
+    return found
+
+
+def _known(name: str) -> str | None:
+    """What the table says of a name."""
     last = name.rpartition("/")[2]
     last = re.sub(r"^(first_|last_)?(eval_|held_out_)?", "", last)
     last = re.sub(r"(_lenient)?(@\d+)?(_lenient)?$", "", last)

@@ -106,9 +106,18 @@ def cell(
         "low": number(low) if bounded else None,
         "high": number(high) if bounded else None,
         "bar": interval_bar(value, low, high, scale) if scale is not None and not isinstance(value, int) else "",
-        "moved": moved(difference(name, run.metrics, before, claims)),
+        "moved": own_verdict(name, value, low, high) or moved(difference(name, run.metrics, before, claims)),
         "verdicts": verdicts,
     }
+
+
+def own_verdict(name: str, value: float, low: float | None, high: float | None) -> Json | None:
+    """Of an advantage, which is a difference already, whether its interval leaves 0 out; None of any other figure."""
+    if not name.endswith("advantage") or low is None or high is None:
+        return None
+    kind = "gain" if low > 0 else "loss" if high < 0 else "same"
+    word = {"gain": "better than best-of-N", "loss": "worse than best-of-N", "same": "no clear difference"}[kind]
+    return {"kind": kind, "text": "", "interval": f"{low:+.3f} to {high:+.3f}", "word": word}
 
 
 def moved(change: Difference | None) -> Json | None:

@@ -113,8 +113,7 @@ def read_runs(folder: Path) -> list[RunView]:
         paths = [parent["path"] for parent in given_parents(run.record) if "path" in parent]
         named = [by_path.get(Path(path).resolve()) for path in paths]
         run.parents = [name for name in (named[:1] if run.stage == "assess" else named) if name]
-        first = (given_parents(run.record) or [{}])[0]
-        run.start = named[0] if named and "path" in first else None
+        run.start = _start_of(run.record, by_path)
     return _in_order(found)
 
 
@@ -219,6 +218,14 @@ def series(history: Sequence[Json], name: str) -> list[tuple[float, float]]:
         if value is not None and step is not None:
             points[step] = value
     return sorted(points.items())
+
+
+def _start_of(record: Json, by_path: dict[Path, str]) -> str | None:
+    """The run that training started from: the model that was given, where it is a parent, else the first parent."""
+    parents = given_parents(record)
+    given = (record.get("given") or {}).get("model_name_or_path")
+    parents = [p for p in parents if given is not None and p.get("path") == str(given)] or parents
+    return by_path.get(Path(parents[0]["path"]).resolve()) if parents and "path" in parents[0] else None
 
 
 def _view(folder: Path) -> RunView:

@@ -10,7 +10,6 @@ from itertools import pairwise
 from pipeline.reporting.charts import Chart, Curve, line_chart
 from pipeline.reporting.history import RunView, model_of, series
 from pipeline.runtime.files import Json
-from pipeline.runtime.formatting import short
 
 KL = "KL to pi_ref (nats per completion)"
 DRAWN_CURVES, DRAWN_TABLES = ("best of n", "optima"), ("policy",)
@@ -92,8 +91,8 @@ def against_best_of_n(assessments: Sequence[RunView]) -> list[Chart]:
                 _curve(f"best of 1 to {points[-1]['n']}", points, "kl", "reward"),
                 Curve(model, [(found["kl"], found["reward"])], True),
             ]
-            interval = f"{short(found['advantage_low'])} to {short(found['advantage_high'])}"
-            caption = f"{model}: {found['advantage']:+.2f} ({interval}) over best-of-N at the same KL"
+            interval = f"{found['advantage_low']:+.3f} to {found['advantage_high']:+.3f}"
+            caption = f"{model}: {found['advantage']:+.3f} ({interval}) over best-of-N at the same KL"
             figures.append(_figure(caption, lines, KL, "reward"))
     return [chart for chart in figures if chart]
 

@@ -58,6 +58,8 @@ def test_what_was_expected_of_a_figure_says_which_way_is_better():
     claim = {"metric": "reading/without/accuracy", "claim": "reading/without/accuracy < 0.2"}
     assert direction("reading/without/accuracy", [claim]) == DOWN
     assert direction("reading/with/accuracy", [claim]) == UP
+    bound = {"metric": "best_of_n/kl", "claim": "best_of_n/kl <= 1.5"}
+    assert direction("best_of_n/kl", [bound]) == NEITHER
     assert direction("mine/oddness", [{"metric": "mine/oddness", "claim": "mine/oddness >= 3"}]) == UP
 
 

@@ -163,3 +163,12 @@ def test_a_run_that_has_recorded_no_parent_yet_comes_from_what_it_was_given(tmp_
     put(tmp_path, "dpo", "dpo", status="failed", given={"model_name_or_path": str(tmp_path / "sft")})
     dpo = next(run for run in read_runs(tmp_path) if run.name == "dpo")
     assert (dpo.start, dpo.parents) == ("sft", ["sft"])
+
+
+def test_the_start_is_the_model_that_was_given_whatever_parent_is_recorded_first(tmp_path):
+    put(tmp_path, "sft", "sft")
+    put(tmp_path, "rm", "reward_model", parents=["sft"])
+    given = {"model_name_or_path": str(tmp_path / "sft")}
+    put(tmp_path, "rsft", "rsft", parents=["rm", "sft"], given=given)
+    rsft = next(run for run in read_runs(tmp_path) if run.name == "rsft")
+    assert rsft.start == "sft"

@@ -121,3 +121,10 @@ def test_the_loss_of_reinforcement_learning_is_not_among_the_first_charts():
     assert ([c.caption for c in known], [c.caption for c in others]) == (["reward", "KL to the reference"], ["loss"])
     known, _ = stage_charts(RunView("x", Path("x"), "completed", {"stage": "dpo"}, history))
     assert "loss" in [chart.caption for chart in known]
+
+
+def test_an_advantage_is_a_gain_or_a_loss_by_its_own_interval():
+    for value, kind in ((0.1, "gain"), (-0.1, "loss"), (0.01, "same")):
+        runs = [judged("a", "ppo", {"best_of_n/advantage": value})]
+        (row,) = assessed(runs).main[0].groups[0]["rows"]
+        assert row["cells"][0]["moved"]["kind"] == kind

@@ -68,7 +68,7 @@ def test_a_policy_is_a_point_over_best_of_n():
     }
     (chart,) = against_best_of_n([view({"curves": {"bon": {"best of n": curve}}}, metrics=gain, parents=["ppo"])])
     assert chart.svg.count("<circle") == 4
-    assert chart.caption == "ppo: +0.25 (-0.1 to 0.6) over best-of-N at the same KL"
+    assert chart.caption == "ppo: +0.250 (-0.100 to +0.600) over best-of-N at the same KL"
 
 
 def test_policies_stand_on_one_frontier_an_evaluation():
