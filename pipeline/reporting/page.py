@@ -148,12 +148,13 @@ def stage_row(run: RunView, assessments: Sequence[RunView] = (), runs: Sequence[
         note = clip(str(run.record.get("error", "no reason recorded")), 200)
     # Parents that are runs of this report, else folders or Hub ids.
     others = [str(p.get("repo") or p.get("path")) for p in given_parents(run.record)]
+    named = sorted(run.parents, key=lambda name: name != run.start)  # the start first
     own = [other for other in assessments if other.parents == [run.name]]
     row = {
         "run": run,
         "status": STATUS_WORDS.get(run.status, run.status),
         "note": note,
-        "origin": ", ".join(run.parents or others) or ("scratch" if run.record else "–"),
+        "origin": ", ".join(named or others) or ("scratch" if run.record else "–"),
         "change": None,
         "lost": [line for other in own for line in abilities(other, runs, "loss")],
         "gained": [line for other in own for line in abilities(other, runs, "gain")],
