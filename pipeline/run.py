@@ -17,13 +17,13 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pipeline.recipes.recipe import read_recipe, select
 from pipeline.recipes.scheduler import announce, launch_command_line, run_entries
 from pipeline.runtime.arguments import parse
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import config_file
 from pipeline.runtime.run_json import RECIPE_VARIABLE
 
 
@@ -31,7 +31,11 @@ from pipeline.runtime.run_json import RECIPE_VARIABLE
 class RunArguments:
     """Which stages of a recipe to run, and on what."""
 
-    recipe: str = field(metadata={"help": "The recipe's YAML file (also accepted without a flag)."})
+    recipe: str = field(
+        metadata={
+            "help": "The recipe: a YAML file, or the name of a packaged one (quickstart); the flag may be left out."
+        }
+    )
     only: list[str] | None = field(default=None, metadata={"help": "Run these entries only."})
     from_: str | None = field(
         default=None, metadata={"help": "Start at this entry; earlier ones must be finished.", "aliases": ["--from"]}
@@ -58,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse(argv, RunArguments, prog="pipeline.run")
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: give the number of entries to run at a time, at least 1")
-    entries = read_recipe(Path(args.recipe))
+    entries = read_recipe(config_file(args.recipe))
     numbers = {item.name: f"[{number}/{len(entries)}]" for number, item in enumerate(entries, start=1)}
     chosen = select(entries, args.only, args.from_)
     if args.estimate:

@@ -1,5 +1,6 @@
 """What users install: the wheel holds the package, its configs and its card templates, and nothing of the tests."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -13,7 +14,7 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 ACCELERATE = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
 
-def test_the_wheel_holds_configs_and_cards(tmp_path):
+def test_the_wheel_holds_configs_and_cards_and_a_command_that_runs_in_an_empty_folder(tmp_path):
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -26,6 +27,28 @@ def test_the_wheel_holds_configs_and_cards(tmp_path):
     }
     assert expected - names == set()
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "empty").mkdir()
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    narlm = (
+        "from importlib.metadata import distribution\n"
+        "[script] = distribution('narlm').entry_points.select(group='console_scripts', name='narlm')\n"
+        "script.load()()"
+    )
+    for words, line in (
+        (
+            ["run", "quickstart", "--dry_run"],
+            f"{tmp_path}/site/pipeline/dpo.py --config {tmp_path}/site/pipeline/configs/",
+        ),
+        (["dpo", "--config", "quickstart/dpo"], "error: output_dir is missing"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", narlm, *words], cwd=tmp_path / "empty", capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        )  # fmt: skip
+        assert line in done.stdout + done.stderr
+        assert done.returncode == (2 if "error" in line else 0)
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 def test_every_stage_that_saves_a_model_has_a_card_template():

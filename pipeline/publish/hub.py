@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.model.lora_sum import adapter_folder, stack_adapters
 from pipeline.publish.cards import write_card
 from pipeline.publish.curves import plot_training
 from pipeline.runtime.entry import CommandParser, run_and_exit
@@ -170,6 +169,8 @@ def resolve_base(folder: Path, base: str | None = None) -> None:
                     target = weights.resolve()
                     weights.unlink()
                     shutil.copy2(target, weights)
+                from pipeline.model.lora_sum import adapter_folder, stack_adapters
+
                 stack_adapters(adapter_folder(merged.get("path") or merged["repo"], merged.get("revision")), folder)
                 continue
             base = hub

@@ -92,8 +92,6 @@ def _items(path: Path) -> list:
 
     try:
         items = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"there is no recipe {path}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(items, list) or not items:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.recipes.recipe import STAGES, Entry
 from pipeline.runtime.errors import UserError
@@ -105,7 +106,13 @@ def launch_command_line(item: Entry, accelerate_config: str | None, threads: int
         options = ["--config_file", accelerate_config]
     else:
         options = [*ONE_PROCESS, "--num_cpu_threads_per_process", str(threads or cores())]
-    return ["accelerate", "launch", *options, f"pipeline/{item.stage}.py", *item.argv]
+    return ["accelerate", "launch", *options, _script(item), *item.argv]
+
+
+def _script(item: Entry) -> str:
+    """The stage's file, from here where it is below this folder."""
+    file, here = STAGES / f"{item.stage}.py", Path.cwd()
+    return str(file.relative_to(here) if file.is_relative_to(here) else file)
 
 
 def cores() -> int:
@@ -126,9 +133,7 @@ def _process(item: Entry, accelerate_config: str | None, threads: int) -> tuple[
     One process is started as `accelerate launch` starts it, but from here: the command itself would import torch for
     each stage anew, 2 s that the stages of the quickstart would pay one by one.
     """
-    script = str(STAGES / f"{item.stage}.py")
     words = launch_command_line(item, accelerate_config, threads)[2:]
-    words[words.index(f"pipeline/{item.stage}.py")] = script
     if accelerate_config:
         return [sys.executable, "-m", "pipeline.recipes.launch", *words], None
     from pipeline.runtime.compat import (

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, did_you_mean
 
 Json = dict[str, Any]  # a JSON object, as run records, logs and rows of data hold it
 WHOLE_FILE_LIMIT, SAMPLE_BYTES = 1 << 30, 16 << 20
@@ -138,6 +138,33 @@ def weights_sha256(folder: Path) -> str | None:
     for file in files:
         digest.update(f"{file.name} {file_sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def packaged(pattern: str) -> list[str]:
+    """The names of the packaged configs whose path matches: ``quickstart/dpo``, of a recipe its folder's name."""
+    root = resource("configs", "")
+    names = (path.relative_to(root).with_suffix("").as_posix() for path in root.glob(pattern))
+    return sorted(name.removesuffix("/recipe") for name in names)
+
+
+def config_file(name: str | Path) -> Path:
+    """A config file: the path itself, or where there is none the packaged one of this name.
+
+    ``quickstart/dpo`` is ``configs/quickstart/dpo.yaml``, ``quickstart`` is the recipe in that folder. ``configs/`` in
+    front and ``.yaml`` at the end may stand or not, so that commands of the documentation work in any folder.
+
+    Raises:
+        UserError: neither is there.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = packaged("*/*.yaml")
+    short = path.as_posix().removeprefix("configs/").removesuffix(".yaml").removesuffix("/recipe")
+    if short not in known:
+        raise UserError(f"there is no file {name}{did_you_mean(short, known)}")
+    root = resource("configs", "")
+    return next(found for found in (root / f"{short}.yaml", root / short / "recipe.yaml") if found.is_file())
 
 
 def resource(folder: str, name: str) -> Path:

@@ -6,12 +6,11 @@ Imports neither torch nor TRL's configs, so that a finished run is recognised in
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.runtime.coercion import NOTHING, yaml_loader
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import Json
+from pipeline.runtime.files import Json, config_file
 
 if TYPE_CHECKING:
     import yaml
@@ -57,9 +56,9 @@ def _read_yaml(path: str) -> Json:
     import yaml
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"--config: there is no file {path}") from error
+        text = config_file(path).read_text(encoding="utf-8")
+    except UserError as error:
+        raise UserError(f"--config: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config: {path} cannot be read: {error}") from error
     loader = yaml_loader()(text)

@@ -1,0 +1,118 @@
+"""The console script: its table, packaged configs by name, and the completion of shells."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.runtime.commands import COMMANDS, overview
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import config_file, packaged
+from tests.conftest import ROOT
+
+CALL = "import sys; from pipeline.runtime.commands import main; main()"
+
+
+def narlm(*words, cwd=ROOT):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", CALL, *words], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def test_every_stage_and_tool_is_a_command():
+    """Each script of the package is one, and what is none in a room has its name here."""
+    scripts = {path.stem for path in (ROOT / "pipeline").glob("*.py")} - {"__init__"}
+    assert scripts <= set(COMMANDS)
+    assert set(COMMANDS) - scripts == {"check", "score", "push", "completion"}
+    lines = overview().splitlines()
+    assert all(sum(line.startswith(f"  {name} ") for line in lines) == 1 for name in COMMANDS)
+
+
+def test_the_list_and_a_mistyped_name():
+    assert narlm().stdout.strip() == overview()
+    wrong = narlm("dop")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "error: there is no command 'dop'; did you mean dpo?; narlm --help lists them\n"
+    assert narlm("completion", "tcsh").stderr == "error: narlm completion takes one of bash, zsh, fish\n"
+
+
+def test_every_command_shows_its_own_help_and_imports_nothing_heavy():
+    """The flags of the help, as the completion has them; ``--config`` where there are YAML fields."""
+    code = (
+        "import sys; from pipeline.runtime.commands import COMMANDS, flags_of\n"
+        "print({name: flags_of(name) for name in COMMANDS if name != 'completion'})\n"
+        "print([m for m in ('torch', 'transformers', 'trl', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    flags, heavy = map(ast.literal_eval, done.stdout.splitlines())
+    assert heavy == []
+    assert {"config", "output_dir", "beta", "lora_r"} <= set(flags["dpo"])
+    assert {"config", "recipe", "only", "from"} <= set(flags["run"])
+    assert {"kind", "split", "tokenizer"} <= set(flags["check"])
+    assert {"reward", "file", "out"} <= set(flags["score"])
+    assert {"private", "revision"} <= set(flags["push"])
+    assert all(found for found in flags.values())
+
+
+def test_a_command_passes_its_words_on_from_any_folder(tmp_path):
+    """data.check on a file of this folder, and a packaged config by name."""
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    done = narlm("check", "pairs.jsonl", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "preference" in done.stdout
+    wrong = narlm("sft", "--config", "quickstart/sfft", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert wrong.stderr.strip() == "error: --config: there is no file quickstart/sfft; did you mean quickstart/sft?"
+
+
+def test_a_packaged_config_goes_by_several_names_and_a_file_here_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = ROOT / "configs" / "quickstart" / "dpo.yaml"
+    for name in ("quickstart/dpo", "quickstart/dpo.yaml", "configs/quickstart/dpo.yaml"):
+        assert config_file(name) == expected
+    for name in ("quickstart", "configs/quickstart/recipe.yaml"):
+        assert config_file(name) == ROOT / "configs" / "quickstart" / "recipe.yaml"
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart" / "dpo").write_text("beta: 1")
+    assert str(config_file("quickstart/dpo")) == "quickstart/dpo"
+    with pytest.raises(UserError, match="no file quikstart; did you mean quickstart"):
+        config_file("quikstart")
+    assert len(packaged("*/*.yaml")) == len(list((ROOT / "configs").glob("*/*.yaml")))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["narlm", "dp"], {"dpo"}),
+        (["narlm", "dpo", "--bet"], {"--beta"}),
+        (["narlm", "dpo", "--config", "quickstart/d"], {"quickstart/dpo"}),
+        (["narlm", "run", "smol"], {"smollm2-135m"}),
+        (["narlm", "completion", "f"], {"fish"}),
+    ],
+)
+def test_bash_completes(words, expected, completion):
+    given = " ".join(f"'{word}'" for word in words)
+    script = f"source {completion}; COMP_WORDS=({given}); COMP_CWORD={len(words) - 1}; _narlm; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", script], cwd=completion.parent, capture_output=True, text=True)
+    assert (set(done.stdout.split()), done.stderr) == (expected, "")
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory):
+    path = tmp_path_factory.mktemp("shell") / "narlm.bash"
+    path.write_text(narlm("completion", "bash").stdout)
+    return path
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_the_other_shells_have_the_same_flags(shell, tmp_path):
+    text = narlm("completion", shell).stdout
+    assert "--beta" in text or "-l beta" in text
+    assert all(name in text for name in COMMANDS)
+    if shutil.which(shell):  # where it is installed it also reads the script
+        (tmp_path / "script").write_text(text)
+        assert subprocess.run([shell, "-n", tmp_path / "script"]).returncode == 0
