@@ -110,7 +110,7 @@ def launch_command_line(item: Entry, accelerate_config: str | None, threads: int
 
 
 def _script(item: Entry) -> str:
-    """The stage's file, from here where it is below this folder."""
+    """The stage's file as a user would type it here."""
     file, here = STAGES / f"{item.stage}.py", Path.cwd()
     return str(file.relative_to(here) if file.is_relative_to(here) else file)
 
@@ -134,6 +134,7 @@ def _process(item: Entry, accelerate_config: str | None, threads: int) -> tuple[
     each stage anew, 2 s that the stages of the quickstart would pay one by one.
     """
     words = launch_command_line(item, accelerate_config, threads)[2:]
+    words[words.index(_script(item))] = str(STAGES / f"{item.stage}.py")
     if accelerate_config:
         return [sys.executable, "-m", "pipeline.recipes.launch", *words], None
     from pipeline.runtime.compat import (
