@@ -2,19 +2,32 @@
 
     python pipeline/generate.py --model_name_or_path runs/quickstart/grpo --prompt "What is 17+25?"
     python pipeline/generate.py --model_name_or_path runs/quickstart/grpo --chat
+    python pipeline/generate.py --model_name_or_path runs/quickstart/grpo --prompt_file rows.jsonl \\
+        --output_file out.jsonl --n 4 --temperature 1
 
-With --prompt one completion per prompt is printed as it is drawn; with --chat a conversation continues in the terminal
-until an empty line. A prompt is put into the model's chat template, if it has one; --raw skips that. An answer
-ends at the first end token of tokenizer, generation config or template (pipeline/inference/stopping.py), or at
-max_new_tokens. Sampling is that of assess.py: the same seed gives the same answers.
+With --prompt or --prompt_file each prompt is completed, in the terminal or, with --output_file, in a file: the same
+rows with `completions` and `finish_reasons`, lists of --n. A killed run continues with the rows that are missing. With
+--chat a conversation continues in the terminal until an empty line; turns that no longer fit are forgotten, the oldest
+first. A prompt is put into the model's chat template, if it has one; --raw skips that. An answer ends at the first end
+token of tokenizer, generation config or template, at a --stop string, by one of the --stop_ rules on the raw logits
+(pipeline/inference/stopping.py), or at max_new_tokens. A prompt is sampled by the `seed` of its row, else by --seed
+plus its place, so it gets the same tokens alone, in a batch, in a stream or in a file.
 """
 
-import itertools
+import functools
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.runtime.entry import entry
-from pipeline.runtime.messages import Message, assistant_turn, user_text, user_turn
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import Message, user_text
+
+if TYPE_CHECKING:
+    from pipeline.inference.answers import Speaker
+    from pipeline.inference.decoding import Completion
+    from pipeline.inference.stopping import Stops
 
 
 @dataclass
@@ -23,20 +36,58 @@ class GenerateArguments:
 
     model_name_or_path: str = field(metadata={"help": "Hub id, model folder or adapter folder."})
     prompt: list[str] | None = field(default=None, metadata={"help": "One or more prompts, each answered on its own."})
+    prompt_file: str | None = field(
+        default=None, metadata={"help": "File of rows with a `prompt`, text or messages (jsonl, json, csv, parquet)."}
+    )
+    dataset_map: str = field(default="", metadata={"help": "Rename columns of the file: old=new,…"})
+    output_file: str | None = field(default=None, metadata={"help": "JSONL file for the rows with completions."})
+    force: bool = field(default=False, metadata={"help": "Rename an existing output file and start again."})
     chat: bool = field(default=False, metadata={"help": "Chat in the terminal; an empty line ends it."})
     raw: bool = field(
         default=False, metadata={"help": "Give the prompt to the model as it is, without the chat template."}
     )
     system: str | None = field(default=None, metadata={"help": "System message at the start of the conversation."})
+    n: int = field(default=1, metadata={"help": "Number of completions per prompt."})
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer, in tokens."})
     temperature: float = field(
         default=0.0, metadata={"help": "Sampling temperature tau; 0 always takes the most likely token."}
     )
+    top_k: int = field(default=0, metadata={"help": "Sample from this many of the most likely tokens; 0 means all."})
     top_p: float = field(
         default=1.0, metadata={"help": "Sample from the smallest set of tokens with this total probability."}
     )
-    top_k: int = field(default=0, metadata={"help": "Sample from this many of the most likely tokens; 0 means all."})
-    seed: int = field(default=42, metadata={"help": "Random seed of the samples."})
+    min_p: float = field(
+        default=0.0, metadata={"help": "Sample from tokens at least this many times as likely as the likeliest."}
+    )
+    repetition_penalty: float = field(
+        default=1.0,
+        metadata={"help": "Divide positive logits of tokens that occurred by this; multiply negative ones."},
+    )
+    seed: int = field(default=42, metadata={"help": "Random seed of the first prompt; each next one adds 1."})
+    stop: list[str] | None = field(
+        default=None, metadata={"help": r"End an answer before the first of these strings; \n is a line break."}
+    )
+    stop_eos_probability: float | None = field(
+        default=None, metadata={"help": "Q: end an answer where its end token has this probability."}
+    )
+    stop_entropy: list[float] | None = field(
+        default=None, metadata={"help": "H M: end an answer after M steps of entropy above H, in units of log V."}
+    )
+    stop_low_entropy: list[float] | None = field(
+        default=None, metadata={"help": "H M: end an answer after M steps of entropy below H, in units of log V."}
+    )
+    stop_variance: list[float] | None = field(
+        default=None, metadata={"help": "V M: end after M steps of logit variance below V times its running median."}
+    )
+    stop_repetition: list[int] | None = field(
+        default=None, metadata={"help": "P R: end an answer whose last tokens are R times the same P or fewer."}
+    )
+    crop: bool = field(
+        default=False,
+        metadata={"help": "Cut a context longer than the model's positions to its last tokens; else it is an error."},
+    )
+    trace: bool = field(default=False, metadata={"help": "Print each step's logits, probabilities and entropy."})
+    batch_size: int = field(default=64, metadata={"help": "Completions decoded together for an output file."})
     dtype: str = field(
         default="float32",
         metadata={"help": "dtype of the model weights.", "choices": ["float32", "bfloat16", "float16"]},
@@ -44,50 +95,108 @@ class GenerateArguments:
     trust_remote_code: bool = field(default=False, metadata={"help": "Allow code from the model's repository to run."})
 
 
+SAMPLING = ("n", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "crop")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the stage; see the module's docstring."""
     from pipeline.runtime.arguments import parse
     from pipeline.runtime.checkpoints import require_model_folder
-    from pipeline.runtime.errors import UserError
 
     (args,) = parse(argv, GenerateArguments, prog="generate.py")
-    if bool(args.prompt) == args.chat:
-        raise UserError("give either --prompt (one or more) or --chat")
-    require_model_folder(args.model_name_or_path)
-    from transformers import TextStreamer
+    check(args)
+    name, remote = args.model_name_or_path, args.trust_remote_code
+    require_model_folder(name)
+    import torch
 
-    from pipeline.inference.decoding import check_options, sample
-    from pipeline.model.loading import load_model, load_tokenizer
+    from pipeline.inference.answers import Speaker, answer, converse, say_cropped, turn_of
+    from pipeline.inference.batch_files import complete_file, read_prompts
+    from pipeline.inference.decoding import check_lengths, sample
+    from pipeline.inference.filters import check_options
+    from pipeline.model.loading import load_model, load_tokenizer, model_config, position_limit, require_language_model
+    from pipeline.model.tokens import encode_prompts
+    from pipeline.runtime.files import file_sha256
+    from pipeline.runtime.run_json import parent_of
 
-    sampling = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k")}
-    check_options(n=1, **sampling)
-    tokenizer = load_tokenizer(args.model_name_or_path, args.trust_remote_code)
+    options = {key: getattr(args, key) for key in SAMPLING} | {"stops": stop_rules(args)}
+    check_options(batch_size=args.batch_size, **{key: options[key] for key in SAMPLING if key != "crop"})
+    rows = [{"prompt": prompt} for prompt in args.prompt or []]
+    if args.prompt_file:
+        rows = read_prompts(Path(args.prompt_file), args.dataset_map)
+    require_language_model(name, remote)
+    tokenizer = load_tokenizer(name, remote)
     plain = args.raw or not tokenizer.chat_template
     if plain and args.system:
         raise UserError("--system needs a chat template: this model has none, or --raw skips it")
-    model = load_model(args.model_name_or_path, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+    start: list[Message] = [{"role": "system", "content": args.system}] if args.system else []
+    prompts = [turn_of(row["prompt"], start, plain) for row in rows]
+    seeds = [args.seed + place if row.get("seed") is None else row["seed"] for place, row in enumerate(rows)]
+    limit = None if args.crop else position_limit(model_config(name, remote))
+    if prompts:  # all of them, before the first is answered
+        check_lengths(limit, encode_prompts(tokenizer, prompts), args.max_new_tokens)
 
-    seeds = itertools.count(args.seed)  # each answer is a draw of its own
+    @functools.cache
+    def speaker() -> "Speaker":
+        model = load_model(name, dtype=args.dtype, trust_remote_code=remote)
+        return Speaker(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, options, start, plain)
 
-    def answer(messages: list[Message]) -> str:
-        """Stream one answer to the terminal and return it."""
-        prompt = user_text(messages) if plain else messages
-        streamer = TextStreamer(tokenizer, skip_special_tokens=True)
-        [[completion]] = sample(model, tokenizer, [prompt], **sampling, seed=next(seeds), streamer=streamer)
-        return completion.text
+    if args.output_file:
+        settings = {
+            "model": parent_of(name), "dtype": args.dtype, "raw": plain, "system": args.system, "seed": args.seed,
+            "prompts": file_sha256(Path(args.prompt_file)) if args.prompt_file else args.prompt,
+            "dataset_map": args.dataset_map, **options, "stops": asdict(options["stops"]),
+        }  # fmt: skip
 
-    start = [{"role": "system", "content": args.system}] if args.system else []
-    for prompt in args.prompt or []:
-        print(f"> {prompt}")
-        answer([*start, *user_turn(prompt)])
-    messages = start
-    while args.chat:
-        print("> ", end="", flush=True)
-        line = sys.stdin.readline().strip()
-        if not line:
-            return
-        messages += user_turn(line)
-        messages += assistant_turn(answer(messages))
+        def draw(numbers: range) -> "list[list[Completion]]":
+            chosen, own = [prompts[i] for i in numbers], [seeds[i] for i in numbers]
+            return sample(speaker().model, tokenizer, chosen, **options, seed=own, batch_size=args.batch_size)
+
+        chunk = max(1, args.batch_size // args.n)
+        say_cropped(complete_file(rows, Path(args.output_file), settings, draw, chunk=chunk, force=args.force))
+        print(f"{len(rows)} rows: {args.output_file}")
+    elif args.chat:
+        room = None if limit is None else limit - args.max_new_tokens
+        converse(speaker(), sys.stdin.readline, args.seed, room, trace=args.trace)
+    else:
+        for row, prompt, seed in zip(rows, prompts, seeds, strict=True):
+            print(f"> {user_text(row['prompt'])}")
+            answer(speaker(), prompt, seed, trace=args.trace)
+
+
+def check(args: GenerateArguments) -> None:
+    """What the arguments alone can tell.
+
+    Raises:
+        UserError: not exactly one source of prompts, or flags that exclude each other.
+    """
+    if bool(args.prompt) + bool(args.prompt_file) + args.chat != 1:
+        raise UserError("give either --prompt (one or more), or --prompt_file, or --chat")
+    if args.output_file and (args.chat or args.trace):
+        raise UserError(f"--output_file does not go with --{'chat' if args.chat else 'trace'}: leave one of them out")
+    if args.n > 1 and (args.temperature == 0 or args.chat):
+        raise UserError(
+            "--n above 1 does not go with --chat: leave one of them out"
+            if args.chat
+            else "n above 1 with temperature 0 gives the same completion n times: set a temperature"
+        )
+
+
+def stop_rules(args: GenerateArguments) -> "Stops":
+    """The stop rules of the flags.
+
+    Raises:
+        UserError: a flag without its two values, or out of range.
+    """
+    from pipeline.inference.stopping import FLAGS, Stops
+
+    pairs = {"repetition": "stop_repetition", **FLAGS}
+    given = {name: getattr(args, flag) for name, flag in pairs.items() if getattr(args, flag) is not None}
+    for name, values in given.items():
+        if len(values) != 2 or values[1] != int(values[1]):
+            raise UserError(f"{pairs[name]} is {values}: give two numbers, a threshold and a whole number of steps")
+    strings = tuple(word.replace("\\n", "\n").replace("\\t", "\t") for word in args.stop or [])
+    rules = {name: (values[0], int(values[1])) for name, values in given.items()}
+    return Stops(strings=strings, eos_probability=args.stop_eos_probability, **rules)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How many tokens a model has positions for, and which prompts leave room for a completion."""
+"""How many tokens a model has positions for, which prompts leave room for a completion, and what a chat can keep."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.model.loading import position_limit
 from pipeline.model.tokens import encode_prompts
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import Message
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -70,3 +71,22 @@ def fitting(
 
 def _selected(rows: Dataset | list, kept: Sequence[int]) -> Dataset | list:
     return rows.select(kept) if hasattr(rows, "select") else [rows[index] for index in kept]
+
+
+def recent_turns(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], room: int
+) -> tuple[list[Message], int]:
+    """The dialogue without its oldest turns, as many as it takes to fit, and how many messages those are.
+
+    A turn is a user's message with what follows it up to the next; the system message and the last turn stay.
+
+    Args:
+        room: tokens that the prompt may have.
+    """
+    kept = list(messages)
+    while len(encode_prompts(tokenizer, [kept])[0]) > room:
+        users = [place for place, message in enumerate(kept) if message["role"] == "user"]
+        if len(users) < 2:
+            break
+        del kept[users[0] : users[1]]
+    return kept, len(messages) - len(kept)

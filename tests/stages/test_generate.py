@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from pipeline.generate import main
 from pipeline.runtime.errors import UserError
+from tests.stages.conftest import write_rows
 
 LENGTH = 8
 
@@ -143,11 +144,178 @@ def test_a_reward_model_is_refused(folder, tmp_path, kind):
         sft.main(flags(model_name_or_path=rm, dataset_name="none.jsonl", output_dir=tmp_path / "out"))
 
 
+ROWS = [
+    {"prompt": "What is 1?", "id": 1},
+    {"prompt": [{"role": "user", "content": "Good"}], "id": "b"},
+    {"prompt": "What is 2?", "seed": 7},
+    {"prompt": "What is 1?", "id": None},
+    {"prompt": "Good", "seed": 42},
+]
+
+
+def filed(folder, tmp_path, *words, rows=ROWS):
+    """The rows that the command writes."""
+    write_rows(tmp_path / "rows.jsonl", rows)
+    main([
+        "--model_name_or_path", str(folder), "--max_new_tokens", str(LENGTH), "--temperature", "1", "--prompt_file",
+        str(tmp_path / "rows.jsonl"), "--output_file", str(tmp_path / "out.jsonl"), *words,
+    ])  # fmt: skip
+    return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+
+
+def test_a_file_a_batch_a_stream_and_a_prompt_alone_get_the_same_tokens(folder, tmp_path, capsys):
+    """Row by row the completion of its own seed, else of 42 plus its place, as found by hand; the rows stay as they
+    are."""
+    found = filed(folder, tmp_path, "--n", "2", "--batch_size", "3")
+    assert [{k: v for k, v in row.items() if k not in ("completions", "finish_reasons")} for row in found] == ROWS
+    for place, row in enumerate(found):
+        text = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][0]["content"]
+        seed = row.get("seed", 42 + place)
+        expected = by_hand(folder, chat_ids(folder, text), temperature=1.0, seed=seed)
+        capsys.readouterr()
+        alone = said(capsys, folder, "--prompt", text, "--temperature", "1", "--seed", str(seed))
+        assert [row["completions"][0], alone] == [expected, f"> {text}\n{expected}\n"]
+        assert set(row["finish_reasons"]) <= {"eos", "length"}
+    assert all(row["completions"][0] != row["completions"][1] for row in found)
+
+
+def test_a_killed_run_continues_and_another_one_is_refused(tiny_model, tmp_path, capsys, monkeypatch):
+    from pipeline.inference import decoding
+
+    (tmp_path / "whole").mkdir()
+    expected = filed(tiny_model, tmp_path / "whole")
+    real, calls = decoding.sample, []
+
+    def killed(model, tokenizer, prompts, **options):
+        calls.append(len(prompts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(model, tokenizer, prompts, **options)
+
+    monkeypatch.setattr(decoding, "sample", killed)
+    with pytest.raises(KeyboardInterrupt):
+        filed(tiny_model, tmp_path, "--batch_size", "2")
+    with open(tmp_path / "out.jsonl", "a") as file:
+        file.write('{"prompt": "half a li')
+    assert filed(tiny_model, tmp_path, "--batch_size", "1") == expected
+    assert calls == [2, 2, 1, 1]  # the half line's row, and no other, was drawn again
+    assert "4 of 5 rows are there already" in capsys.readouterr().out
+    monkeypatch.setattr("pipeline.model.loading.load_model", None)  # a finished file needs no model
+    assert filed(tiny_model, tmp_path) == expected
+    with pytest.raises(UserError, match=r"begun with other settings: top_k \(top_k was 0, is 5\).*--force"):
+        filed(tiny_model, tmp_path, "--top_k", "5")
+    with pytest.raises(UserError, match="other settings: prompts"):
+        filed(tiny_model, tmp_path, rows=ROWS[:2])
+    monkeypatch.undo()
+    assert len(filed(tiny_model, tmp_path, "--force", rows=ROWS[:2])) == 2
+    assert len(list(tmp_path.glob("out.jsonl*.old-*"))) == 2  # rows and settings of before
+    (tmp_path / "out.jsonl.settings.json").unlink()
+    with pytest.raises(UserError, match="did not write it"):
+        filed(tiny_model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "a"}, "row 2: prompt is missing; the row has question"),
+        ({"prompt": 3}, "row 2: prompt is neither text nor messages"),
+        ({"prompt": "a", "seed": "x"}, "row 2: seed is 'x'"),
+    ],
+)
+def test_bad_rows_are_named_before_a_model_is_loaded(tiny_model, tmp_path, row, message, monkeypatch):
+    monkeypatch.setattr("pipeline.model.loading.load_model", None)
+    with pytest.raises(UserError, match=message):
+        filed(tiny_model, tmp_path, rows=[{"prompt": "a"}, row])
+
+
+def test_stop_flags_end_answers_with_their_reason(folder, tmp_path, capsys):
+    """A stop string that the first completion has; every law of a random model is nearly flat: its entropy is above
+    0.5 log V. The terminal says why an answer was cut off."""
+    [free] = filed(folder, tmp_path, rows=ROWS[:1])
+    word = free["completions"][0][3:5]
+    [cut] = filed(folder, tmp_path, "--stop", word, "--force", rows=ROWS[:1])
+    assert (cut["completions"], cut["finish_reasons"]) == (
+        [free["completions"][0].partition(word)[0]],
+        ["stop_string"],
+    )
+    [flat] = filed(folder, tmp_path, "--stop_entropy", "0.5", "2", "--force", rows=ROWS[:1])
+    assert flat["finish_reasons"] == ["high_entropy"]
+    assert free["completions"][0].startswith(flat["completions"][0])
+    capsys.readouterr()
+    main(["--model_name_or_path", str(folder), "--prompt", "a", "--stop_variance", "1", "1", "--max_new_tokens", "4"])
+    assert "ended by low_variance" in capsys.readouterr().err
+
+
+def test_a_chat_forgets_its_oldest_turns(folder, capsys, monkeypatch):
+    """Both models have 256 positions. The system message and the last turn stay: the answer is that to them alone."""
+    messages = [{"role": "system", "content": "Be good."}, {"role": "user", "content": "What is 1?"}]
+    ids = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+    long = next(text for k in range(99) if len(chat_ids(folder, text := "What is 1? " * k)) > 220)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{long}\nWhat is 1?\n\n"))
+    main(["--model_name_or_path", str(folder), "--max_new_tokens", str(LENGTH), "--chat", "--system", "Be good."])
+    told = capsys.readouterr()
+    assert told.out.endswith(f"> {by_hand(folder, ids)}\n> ")
+    assert "forgotten: the 2 oldest messages" in told.err
+
+
+def test_a_context_beyond_the_positions_is_cropped_when_asked(tiny_model, capsys):
+    """Listing 4: the answer to the last 256 tokens, at each step; the count is said."""
+    prompt = "What is 1 plus 2? " * 60
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    ids, drawn = tokenizer(prompt)["input_ids"], []
+    with torch.no_grad():
+        while len(drawn) < LENGTH and drawn[-1:] != [tokenizer.eos_token_id]:
+            context = torch.tensor([[*ids, *drawn][-256:]])
+            drawn.append(int(model(input_ids=context, use_cache=False).logits[0, -1].argmax()))
+    main(
+        [
+            "--model_name_or_path",
+            str(tiny_model),
+            "--max_new_tokens",
+            str(LENGTH),
+            "--raw",
+            "--crop",
+            "--prompt",
+            prompt,
+        ]
+    )
+    told = capsys.readouterr()
+    assert told.out.partition("\n")[2] == tokenizer.decode(drawn, skip_special_tokens=True) + "\n"
+    lost = len(ids) + len(drawn) - 1 - 256
+    assert f"context cropped: 1 of 1 completions lost up to {lost} tokens" in told.err
+
+
+def test_a_trace_prints_each_step(folder, capsys):
+    """The first step's table: the likeliest token and its logit from a pass by hand, and the probabilities' sum 1."""
+    ids = chat_ids(folder, "What is 1?")
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(folder)(input_ids=torch.tensor([ids])).logits[0, -1]
+    best = int(logits.argmax())
+    lines = said(capsys, folder, "--prompt", "What is 1?", "--trace").splitlines()
+    entropy = torch.distributions.Categorical(logits=logits.double()).entropy().item()
+    assert lines[1].startswith(f"step 1: H {entropy:.3f} nats")
+    assert lines[1].endswith("sum of pi^tau 1.000000")
+    marked, rank, logit, share, token, *_ = lines[3].split()
+    assert (marked, rank, int(token)) == (">", "1", best)
+    assert (float(logit), float(share)) == pytest.approx(
+        (logits[best].item(), logits.softmax(-1)[best].item()), abs=2e-4
+    )
+    assert lines[-1] == by_hand(folder, ids)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "either --prompt .* or --chat"),
         (["--prompt", "a", "--chat"], "either --prompt .* or --chat"),
+        (["--prompt", "a", "--prompt_file", "b.jsonl"], "either --prompt .* or --chat"),
+        (["--chat", "--output_file", "b.jsonl"], "--output_file does not go with --chat"),
+        (["--prompt", "a", "--n", "2"], "the same completion n times"),
+        (["--prompt", "a", "--stop_entropy", "0.5"], "stop_entropy is .*two numbers"),
+        (["--prompt", "a", "--stop_repetition", "0", "2"], "stop_repetition is 0 2"),
+        (["--prompt_file", "nothing.jsonl"], "nothing.jsonl cannot be read"),
         (["--prompt", "a", "--temperature", "-1"], "temperature is -1"),
         (["--prompt", "a", "--top_p", "0"], "top_p is 0"),
         (["--prompt", "a", "--max_new_tokens", "0"], "max_new_tokens is 0"),
