@@ -4,10 +4,11 @@
         --model_name_or_path runs/quickstart/sft --output_dir runs/quickstart/assess_sft
 
 The YAML lists the evaluations, {name, type, dataset, split, …}; types are loss, trigram, accuracy, reward, samples,
-preference, objective, best_of_n and retrieval (pipeline/evaluation/registry.py), or the dotted path
-package.module:function of your own. Metrics go into run.json as name/metric, completions into samples.jsonl. Rows that
-the model or its parents were trained on are refused. Every entry is checked, and its rows are read, before a model is
-loaded; each result is kept as it comes, and a run that failed or was stopped continues with what is missing.
+preference, objective and best_of_n (pipeline/evaluation/registry.py), or the dotted path package.module:function of
+your own. `split: held_out` is what the model's own run held out. Without a YAML: --tasks perplexity,accuracy. Metrics
+go into run.json as name/metric, completions into samples.jsonl. Rows that the model or its parents were trained on are
+refused. Every entry is checked, and its rows are read, before a model is loaded; each result is kept as it comes: a
+run that failed or was stopped continues with what is missing.
 
 --objective adds E[R] - beta KL(pi || pi_ref), by what the model's run recorded: pi_ref, reward, beta and held-out
 prompts. The model's folder is only read: its report and card find the assessments that name it in sibling folders.
@@ -34,6 +35,21 @@ class AssessArguments:
     evaluations: list[dict[str, Any]] | None = field(
         default=None, metadata={"help": "In YAML only: a list of evaluations, {name, type, options of that type}."}
     )
+    tasks: list[str] | None = field(
+        default=None,
+        metadata={"help": "Evaluations by name, without YAML: perplexity, accuracy, preference, … (docs/assess.md)."},
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Rows of --tasks; without it those that the model's own run held out."}
+    )
+    dataset_split: str | None = field(default=None, metadata={"help": "Split of the rows of --tasks [test]."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset of --tasks."})
+    dataset_map: str | None = field(default=None, metadata={"help": "Rename columns of --tasks' rows: old=new,…"})
+    limit: int | None = field(default=None, metadata={"help": "Use at most this many rows in --tasks."})
+    reward: str | None = field(default=None, metadata={"help": "Verifier or reward of --tasks [the run's own]."})
+    max_new_tokens: int | None = field(default=None, metadata={"help": "Longest completion of --tasks [256 tokens]."})
+    n: int | None = field(default=None, metadata={"help": "Completions per prompt of --tasks."})
+    temperature: float | None = field(default=None, metadata={"help": "Sampling temperature of --tasks."})
     objective: bool = field(
         default=False,
         metadata={"help": "Also measure E[R] - beta KL with the recorded pi_ref, reward, beta and held-out prompts."},
@@ -80,12 +96,18 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.evaluation.expectations import baseline_metrics, check_claims, describe, parse_claims
         from pipeline.evaluation.registry import check_entries, defaults_for, rehearse, takes
         from pipeline.evaluation.results import Results, assess_all
+        from pipeline.evaluation.shortcuts import shortcut_entries
 
         objective = recorded.recorded_objective(name)
         prompts = {key: objective.pop(key) for key in ("dataset", "split") if key in objective}
         entries = list(args.evaluations or [])
+        options = {key: getattr(args, key) for key in ("limit", "reward", "max_new_tokens", "n", "temperature")}
+        options |= {key: getattr(args, f"dataset_{key}") for key in ("split", "config")}
+        options |= {"dataset": args.dataset_name, "dataset_map": args.dataset_map}
+        entries += shortcut_entries(args.tasks or [], options, objective)
         if args.objective and not any(item.get("type") == "objective" for item in entries):
             entries.append(recorded.objective_entry(name, prompts))
+        entries = [recorded.resolve_held_out(name, item) if isinstance(item, dict) else item for item in entries]
         check_entries(entries)
         claims = parse_claims(args.expect or [], has_baseline=args.baseline is not None)
         before = baseline_metrics(run, args.baseline)

@@ -13,6 +13,30 @@ from pipeline.runtime.lineage import ancestors
 from pipeline.runtime.run_json import read_record
 
 
+def resolve_held_out(model: str, entry: Entry) -> Entry:
+    """An entry of an assessment whose ``split: held_out`` has become what the model's run held out.
+
+    Raises:
+        UserError: the folder has no run record, its run held no rows out, or the entry names another dataset.
+    """
+    if entry.get("split") != "held_out":
+        return entry
+    record = read_record(Path(model).expanduser())
+    if record is None:
+        raise UserError(f"evaluation {label(entry)}: split held_out needs the run record (run.json) of {model}")
+    sources = [source for source in record.get("data", []) if source.get("role") == "evaluation"]
+    named = entry.get("dataset")
+    found = [source for source in sources if named is None or str(source["name"]) == str(named)]
+    if len(found) != 1:
+        listed = ", ".join(str(source["name"]) for source in sources) or "nothing"
+        what = "name one of them as dataset" if len(found) > 1 or sources else "name a dataset and its split"
+        raise UserError(f"evaluation {label(entry)}: split held_out: {model} held out rows of {listed}; {what}")
+    [source] = found
+    inherited = {name: source[name] for name in ("config", "dataset_map") if name in source}
+    own = {"held_out_of": model} if "held_out_of" in source else {}
+    return {**inherited, **entry, "dataset": source["name"], "split": source["split"], **own}
+
+
 def refuse_training_rows(model: str, entries: Sequence[Entry]) -> None:
     """Refuse evaluations on rows that the model or its ancestors were trained on, by their run records.
 
@@ -24,6 +48,8 @@ def refuse_training_rows(model: str, entries: Sequence[Entry]) -> None:
             if source.get("role", "train") != "train":
                 continue
             for entry in entries:
+                if entry.get("held_out_of") is not None:
+                    continue
                 dataset, split = entry.get("dataset"), str(entry.get("split", "test"))
                 if dataset is not None and _same_rows(source, str(dataset), split):
                     raise UserError(

@@ -6,6 +6,7 @@ from pipeline.data.columns import parse_map
 from pipeline.data.formats import settle_systems
 from pipeline.data.loading import read_source
 from pipeline.data.sources import Source
+from pipeline.evaluation.held_out import held_out_places
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
 
@@ -21,6 +22,7 @@ def read_rows(
     limit: int | None = None,
     skip_bad_rows: bool = False,
     columns: Collection[str] = (),
+    held_out_of: str | None = None,
 ) -> tuple[list[Json], Json]:
     """Rows of one dataset in the standard form of ``kind``, and their entry for the run record.
 
@@ -34,6 +36,7 @@ def read_rows(
         limit: at most this many rows, evenly spaced over the split.
         skip_bad_rows: leave out rows that do not fit instead of stopping.
         columns: further columns to keep where they exist; kind ``prompt`` keeps all of them anyway.
+        held_out_of: the folder of a run: of this split only the rows that it held out.
 
     Raises:
         UserError: the dataset cannot be read, or no row is left.
@@ -41,6 +44,9 @@ def read_rows(
     source = Source(name=dataset, split=split, config=config, dataset_map=parse_map(dataset_map), role="evaluation")
     part = read_source(source, kind, skip_bad_rows, keep=(*columns, *(where or {})))
     rows = settle_systems(part.rows, kind, chat=True)
+    if held_out_of is not None:
+        places = held_out_places(held_out_of)
+        rows = [row for row, place in zip(rows, part.places, strict=True) if place in places]
     for column, value in (where or {}).items():
         if not any(column in row for row in rows):
             raise UserError(f"{dataset}: where names the column {column!r}, which the rows do not have")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import assess
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import user_text
 from tests.stages.conftest import write_rows
 
 
@@ -223,3 +224,47 @@ def test_a_model_or_a_reference_that_is_not_there_is_one_line(config, tiny_model
     if path != "nobody/nothing":
         with pytest.raises(UserError, match=f"reference_model_name_or_path: {words}"):
             run(config, tiny_model, tmp_path / "out", "--reference_model_name_or_path", path)
+
+
+@pytest.fixture(scope="module", params=["tiny_model", "foreign_model"])
+def tuned(request, tmp_path_factory, sft_file):
+    """An SFT run of one step, which holds out a tenth of the 40 rows."""
+    from pipeline import sft
+    from tests.stages.conftest import flags
+
+    folder = tmp_path_factory.mktemp("tuned") / "sft"
+    model = request.getfixturevalue(request.param)
+    sft.main(flags(model_name_or_path=model, dataset_name=sft_file, output_dir=folder, max_steps=1))
+    return folder
+
+
+def test_tasks_without_yaml_on_the_rows_that_the_run_held_out(tuned, tmp_path, sft_file):
+    """As many rows as the run recorded, none that it trained on (by the loader's own list of them), in the form each
+    task needs; 40 rows hold 40 prompts, so a row is its prompt."""
+    from pipeline.data.arguments import DataArguments
+    from pipeline.data.loading import load_data
+
+    record = run(["--tasks", "perplexity,samples", "--max_new_tokens", "2"], tuned, tmp_path / "out")
+    [held] = [s for s in json.loads((tuned / "run.json").read_text())["data"] if s["role"] == "evaluation"]
+    assert {source["rows"] for source in record["data"]} == {held["rows"]} == {4}
+    assert record["metrics"]["perplexity/perplexity"] > 1
+    lines = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
+    seen = [user_text(json.loads(line)["prompt"]) for line in lines]
+    trained = [
+        user_text(row["prompt"]) for row in load_data(DataArguments(dataset_name=str(sft_file)), "sft", 42).train
+    ]
+    every = {json.loads(line)["prompt"] for line in sft_file.read_text().splitlines()}
+    assert sorted([*seen, *trained]) == sorted(every)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tasks", "perplexty"], "no task 'perplexty'; choose from perplexity, loss"),
+        (["--tasks", "loss", "--temperature", "1"], "temperature: none of the tasks loss takes it"),
+        (["--tasks", "loss"], "split held_out needs the run record"),
+    ],
+)
+def test_mistakes_in_tasks_are_named(tiny_model, tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        run(words, tiny_model, tmp_path / "out")

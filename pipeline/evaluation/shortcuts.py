@@ -1,0 +1,63 @@
+"""Evaluations named on the command line, without YAML: `--tasks perplexity,accuracy --dataset_name …`."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+
+from pipeline.evaluation.registry import EVALUATIONS, Entry, get_evaluation
+from pipeline.evaluation.rows import read_rows
+from pipeline.runtime.errors import UserError
+
+ALIASES = {"perplexity": "loss"}
+# What an evaluation needs and few give: used where neither the flags nor the model's run record say otherwise.
+USUAL = {"max_new_tokens": 256}
+
+
+def shortcut_entries(tasks: Sequence[str], given: Mapping[str, object], recorded: Mapping[str, object]) -> list[Entry]:
+    """One entry per task, with those of the given options that its evaluation takes.
+
+    Without a dataset the rows are those that the model's own run held out.
+
+    Args:
+        tasks: names of evaluations, also several in one word with commas between them.
+        given: options by name; None for one that was not given.
+        recorded: what the model's run says of an option, such as its reward.
+
+    Raises:
+        UserError: an unknown task, or a given option that no task takes.
+    """
+    names = [name.strip() for word in tasks for name in word.split(",") if name.strip()]
+    options = {name: given[name] for name in _given(given)}
+    options.setdefault("split", "test" if "dataset" in options else "held_out")
+    entries, used = [], {"split"}
+    for name in names:
+        kind = ALIASES.get(name, name)
+        if kind not in EVALUATIONS:
+            raise UserError(f"tasks: there is no task {name!r}; choose from {', '.join([*ALIASES, *EVALUATIONS])}")
+        known, needed = _options_of(kind)
+        entry = {name: value for name, value in options.items() if name in known}
+        used |= set(entry)
+        for option in needed - set(entry):
+            value = recorded.get(option, USUAL.get(option))
+            if value is not None:
+                entry[option] = value
+        entries.append({"name": name, "type": kind, **entry})
+    if not names and _given(given):
+        raise UserError(f"{_given(given)[0]} belongs to --tasks, and none is named")
+    if unused := sorted(set(options) - used):
+        raise UserError(f"{unused[0]}: none of the tasks {', '.join(names)} takes it; leave it out")
+    return entries
+
+
+def _given(given: Mapping[str, object]) -> list[str]:
+    """The options that were given."""
+    return [name for name, value in given.items() if value is not None]
+
+
+def _options_of(kind: str) -> tuple[set[str], set[str]]:
+    """The options of an evaluation, those of reading its rows among them, and those without a default."""
+    parameters = list(inspect.signature(get_evaluation(kind)).parameters.values())
+    reading = inspect.signature(read_rows).parameters.values()
+    own = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    reads = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    known = {p.name for p in own} | ({p.name for p in reading if p.name != "kind"} if reads else set())
+    return known, {p.name for p in own if p.default is p.empty}
