@@ -28,25 +28,26 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.loading import load_data
         from pipeline.data.preparation import settle_pairs, templated, within_positions
         from pipeline.inference.stopping import declare_stops
-        from pipeline.model.policy import ChatModelArguments, load_policy
+        from pipeline.model.policy import ChatModelArguments, load_policy, read_start
         from pipeline.training.callbacks import WarnWhenChosenFalls
         from pipeline.training.session import train_and_save
         from pipeline.training.trainers import DPOTrainer
 
         own, data_args, model_args, config = run.parse(StageArguments, DataArguments, ChatModelArguments, DPOConfig)
-        policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
-        within_positions(run, config, policy.model.config)
+        base, tokenizer = read_start(model_args, trust_remote_code=config.trust_remote_code)
+        within_positions(run, config, base)
         data = load_data(data_args, "preference", config.seed)
         run.add_data(data.sources)
         template, skip = model_args.chat_template_path, data_args.skip_bad_rows
-        data = templated(data, policy.tokenizer, run, "preference", template, skip=skip)
-        declare_stops(policy.model, policy.tokenizer, data.train[0])
+        data = templated(data, tokenizer, run, "preference", template, skip=skip)
+        policy = load_policy(model_args, run, tokenizer, trust_remote_code=config.trust_remote_code, reference=True)
+        declare_stops(policy.model, tokenizer, data.train[0])
         trainer = DPOTrainer(
             model=policy.model,
             args=config,
             train_dataset=data.train,
             eval_dataset=data.evaluation,
-            processing_class=policy.tokenizer,
+            processing_class=tokenizer,
             peft_config=policy.peft_config,
             callbacks=[WarnWhenChosenFalls()],
         )

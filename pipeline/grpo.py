@@ -58,12 +58,12 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.preparation import templated
         from pipeline.inference.positions import fitting
         from pipeline.inference.retrieval.context import RetrievalArguments, context_limit, with_passages
-        from pipeline.model.policy import ChatModelArguments, load_policy
+        from pipeline.model.policy import ChatModelArguments, load_policy, read_start
         from pipeline.rewards.resolve import record_reward, resolve_each, strict_metric, verdict_counts, weighted
         from pipeline.training.guards import Guards
         from pipeline.training.prefilter import prefilter
         from pipeline.training.rollouts import RolloutTrainer
-        from pipeline.training.session import train_and_save
+        from pipeline.training.session import judged_at_end, train_and_save
         from pipeline.training.tools import load_tools, require_reward, require_tool_calling
 
         own, data_args, retrieval, model_args, config = run.parse(
@@ -74,18 +74,21 @@ def main(argv: list[str] | None = None) -> None:
         require_reward(specs, environment)
         weights, unsafe = config.reward_weights, own.allow_unsafe_code_execution
         rewards = resolve_each(specs, weights, allow_unsafe_code_execution=unsafe)
-        policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
-        for reward in rewards:
-            record_reward(run, reward)
+        base, tokenizer = read_start(model_args, trust_remote_code=config.trust_remote_code)
         data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
         template, skip = model_args.chat_template_path, data_args.skip_bad_rows
-        data = templated(data, policy.tokenizer, run, "prompt", template, skip=skip)
+        data = templated(data, tokenizer, run, "prompt", template, skip=skip)
         if tools or environment:
-            require_tool_calling(policy.tokenizer, data)
-        limit = context_limit(policy.model.config, config.max_completion_length)
-        data = with_passages(run, data, retrieval, policy.tokenizer, "prompt", limit)
-        data = fitting(run, data, policy.tokenizer, policy.model.config, config.max_completion_length, tools)
+            require_tool_calling(tokenizer, data)
+        limit = context_limit(base, config.max_completion_length)
+        data = with_passages(run, data, retrieval, tokenizer, "prompt", limit)
+        data = fitting(run, data, tokenizer, base, config.max_completion_length, tools)
+        policy = load_policy(
+            model_args, run, tokenizer, trust_remote_code=config.trust_remote_code, reference=config.beta > 0
+        )
+        for reward in rewards:
+            record_reward(run, reward)
         train = data.train
         if own.prefilter_samples:
             train = prefilter(run, policy, train, weighted(rewards, weights), own, config)
@@ -98,8 +101,8 @@ def main(argv: list[str] | None = None) -> None:
             reward_funcs=rewards,
             args=config,
             train_dataset=train,
-            eval_dataset=data.evaluation if config.eval_strategy != "no" else None,
-            processing_class=policy.tokenizer,
+            eval_dataset=judged_at_end(data.evaluation, config),
+            processing_class=tokenizer,
             peft_config=policy.peft_config,
             callbacks=[guards],
             tools=tools,

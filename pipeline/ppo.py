@@ -35,12 +35,12 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.preparation import templated
         from pipeline.inference.positions import fitting
         from pipeline.inference.retrieval.context import RetrievalArguments, context_limit, with_passages
-        from pipeline.model.policy import ChatModelArguments, load_policy
+        from pipeline.model.policy import ChatModelArguments, load_policy, read_start
         from pipeline.rewards.resolve import record_reward, resolve_each, strict_metric, verdict_counts
         from pipeline.training.guards import Guards
         from pipeline.training.ppo import AdapterReward, PPOTrainer
         from pipeline.training.ppo_config import PPOConfig
-        from pipeline.training.session import train_and_save
+        from pipeline.training.session import judged_at_end, train_and_save
         from pipeline.training.shared_backbone import same_backbone
 
         own, data_args, retrieval, model_args, config = run.parse(
@@ -50,7 +50,15 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError("reward is missing: name a reward-model folder, a reward of the registry, or both")
         unsafe = own.allow_unsafe_code_execution
         resolved = resolve_each(own.reward, config.reward_weights, allow_unsafe_code_execution=unsafe)
-        policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
+        base, tokenizer = read_start(model_args, trust_remote_code=config.trust_remote_code)
+        data = load_data(data_args, "prompt", config.seed)
+        run.add_data(data.sources)
+        template, skip = model_args.chat_template_path, data_args.skip_bad_rows
+        data = templated(data, tokenizer, run, "prompt", template, skip=skip)
+        limit = context_limit(base, config.max_completion_length)
+        data = with_passages(run, data, retrieval, tokenizer, "prompt", limit)
+        data = fitting(run, data, tokenizer, base, config.max_completion_length)
+        policy = load_policy(model_args, run, tokenizer, trust_remote_code=config.trust_remote_code, reference=True)
         rewards = []
         for name, reward in zip(own.reward, resolved):
             record_reward(run, reward)
@@ -59,13 +67,6 @@ def main(argv: list[str] | None = None) -> None:
             shares = config.critic == "shared" and not any(isinstance(r, AdapterReward) for r in rewards)
             shares = shares and policy.parent_adapter is None
             rewards.append(AdapterReward(name) if shares and same_backbone(policy.model, name) else reward)
-        data = load_data(data_args, "prompt", config.seed)
-        run.add_data(data.sources)
-        template, skip = model_args.chat_template_path, data_args.skip_bad_rows
-        data = templated(data, policy.tokenizer, run, "prompt", template, skip=skip)
-        limit = context_limit(policy.model.config, config.max_completion_length)
-        data = with_passages(run, data, retrieval, policy.tokenizer, "prompt", limit)
-        data = fitting(run, data, policy.tokenizer, policy.model.config, config.max_completion_length)
         weights = config.reward_weights or [1.0] * len(rewards)
         guards = Guards(
             strict_metric(rewards, config.reward_weights),
@@ -79,8 +80,8 @@ def main(argv: list[str] | None = None) -> None:
             reward_funcs=rewards,
             args=config,
             train_dataset=data.train,
-            eval_dataset=data.evaluation if config.eval_strategy != "no" else None,
-            processing_class=policy.tokenizer,
+            eval_dataset=judged_at_end(data.evaluation, config),
+            processing_class=tokenizer,
             peft_config=policy.peft_config,
             callbacks=[guards],
         )

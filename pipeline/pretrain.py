@@ -73,8 +73,8 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.packing import pack
         from pipeline.data.preparation import within_positions
         from pipeline.data.streaming import load_documents, pack_stream
-        from pipeline.model.building import build_narlm, new_tokenizer
-        from pipeline.model.policy import ModelArguments, load_policy, with_adapter
+        from pipeline.model.building import build_narlm, new_start
+        from pipeline.model.policy import ModelArguments, load_policy, read_start, with_adapter
         from pipeline.training.pretraining import PackedTrainer
         from pipeline.training.session import require_rows, train_and_save
 
@@ -82,25 +82,27 @@ def main(argv: list[str] | None = None) -> None:
             PretrainArguments, DataArguments, ModelArguments, TrainingArguments
         )
         set_seed(config.seed)
+        start = read_start(model_args) if model_args.model_name_or_path else None
         data = load_documents(data_args, config.seed)
         run.add_data(data.sources)
-        if model_args.model_name_or_path:
-            policy = load_policy(model_args, run)
-            model, tokenizer, finish = with_adapter(policy), policy.tokenizer, policy.finish
-        else:
-            tokenizer = new_tokenizer(own, data.train, run.folder)
-            model, finish = build_narlm(own, tokenizer, model_args.attn_implementation), None
-        within_positions(run, own, model.config, "blocks have")
+        base, tokenizer = start or new_start(own, data.train, run.folder)
+        within_positions(run, own, base, "blocks have")
         if data_args.dataset_streaming:
             train = pack_stream(data.train, tokenizer, own.max_length, config.max_steps)
         else:
             train = pack(data.train, tokenizer, own.max_length)
         require_rows(train, f"{data_args.dataset_name}: less text than one block of {own.max_length} tokens")
+        evaluation = pack(data.evaluation, tokenizer, own.max_length) if data.evaluation is not None else None
+        if start:
+            policy = load_policy(model_args, run, tokenizer)
+            model, finish = with_adapter(policy), policy.finish
+        else:
+            model, finish = build_narlm(base, model_args.attn_implementation), None
         trainer = PackedTrainer(
             model=model,
             args=config,
             train_dataset=train,
-            eval_dataset=pack(data.evaluation, tokenizer, own.max_length) if data.evaluation is not None else None,
+            eval_dataset=evaluation,
             data_collator=default_data_collator,  # no attention mask: it would switch document masking off
             processing_class=tokenizer,
         )

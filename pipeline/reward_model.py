@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.loading import load_data, read_split
         from pipeline.data.preparation import readable_answers, templated, within_positions
         from pipeline.evaluation.tasks.reward_quality import saved_model_figures
-        from pipeline.model.policy import ModelArguments, load_policy
+        from pipeline.model.policy import ModelArguments, load_policy, read_start
         from pipeline.rewards.resolve import resolve
         from pipeline.training.reward_model import OBJECTIVES, build_trainer
         from pipeline.training.session import train_and_save
@@ -72,20 +72,21 @@ def main(argv: list[str] | None = None) -> None:
         )
         check(own, config)
         truth = resolve(own.true_reward) if own.true_reward else None
-        start = load_policy(
-            model_args, run, trust_remote_code=config.trust_remote_code,
-            auto_class=AutoModelForSequenceClassification, num_labels=1,
-        )  # fmt: skip
-        within_positions(run, config, start.model.config, "rows are left out above")
-        if start.peft_config is not None:  # the head is new: it must be trained and saved with the adapter
-            start.peft_config.task_type = "SEQ_CLS"
-            start.peft_config.modules_to_save = sorted({*(start.peft_config.modules_to_save or ()), "score"})
+        loading = {
+            "trust_remote_code": config.trust_remote_code, "auto_class": AutoModelForSequenceClassification
+        }  # fmt: skip
+        base, tokenizer = read_start(model_args, **loading)
+        within_positions(run, config, base, "rows are left out above")
         objective = OBJECTIVES[own.objective]
         data = load_data(data_args, objective.kind, config.seed)
         run.add_data(data.sources)
         template, config.chat_template_path = config.chat_template_path, None  # TRL would change the model for it
-        data = templated(data, start.tokenizer, run, objective.kind, template, skip=data_args.skip_bad_rows)
-        held_out = readable_answers(data.evaluation, start.tokenizer, start.model.config)
+        data = templated(data, tokenizer, run, objective.kind, template, skip=data_args.skip_bad_rows)
+        held_out = readable_answers(data.evaluation, tokenizer, base)
+        start = load_policy(model_args, run, tokenizer, **loading, num_labels=1)
+        if start.peft_config is not None:  # the head is new: it must be trained and saved with the adapter
+            start.peft_config.task_type = "SEQ_CLS"
+            start.peft_config.modules_to_save = sorted({*(start.peft_config.modules_to_save or ()), "score"})
         trainer = build_trainer(objective, start, data, config, run)
 
         def finish(folder: Path) -> None:

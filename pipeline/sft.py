@@ -30,27 +30,28 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.preparation import learned_of, supervised, templated, within_positions
         from pipeline.inference.retrieval.context import RetrievalArguments, with_passages
         from pipeline.inference.stopping import declare_stops
-        from pipeline.model.policy import ModelArguments, load_policy
+        from pipeline.model.policy import ModelArguments, load_policy, read_start
         from pipeline.training.session import train_and_save
         from pipeline.training.trainers import SFTTrainer
 
         own, data_args, retrieval, model_args, config = run.parse(
             StageArguments, DataArguments, RetrievalArguments, ModelArguments, SFTConfig
         )
-        policy = load_policy(model_args, run, trust_remote_code=config.trust_remote_code)
-        within_positions(run, config, policy.model.config)
-        data = load_data(data_args, "sft", config.seed)
-        run.add_data(data.sources)
-        data = templated(data, policy.tokenizer, run, "sft", config.chat_template_path)
-        data = with_passages(run, data, retrieval, policy.tokenizer, "sft", config.max_length)
-        declare_stops(policy.model, policy.tokenizer, data.train[0])
-        data = supervised(data, policy.tokenizer, config, run, learned_of(run, config), skip=data_args.skip_bad_rows)
+        base, tokenizer = read_start(model_args, trust_remote_code=config.trust_remote_code)
+        within_positions(run, config, base)
+        rows = load_data(data_args, "sft", config.seed)
+        run.add_data(rows.sources)
+        rows = templated(rows, tokenizer, run, "sft", config.chat_template_path)
+        rows = with_passages(run, rows, retrieval, tokenizer, "sft", config.max_length)
+        data = supervised(rows, tokenizer, config, run, learned_of(run, config), skip=data_args.skip_bad_rows)
+        policy = load_policy(model_args, run, tokenizer, trust_remote_code=config.trust_remote_code)
+        declare_stops(policy.model, tokenizer, rows.train[0])
         trainer = SFTTrainer(
             model=policy.model,
             args=config,
             train_dataset=data.train,
             eval_dataset=data.evaluation,
-            processing_class=policy.tokenizer,
+            processing_class=tokenizer,
             peft_config=policy.peft_config,
         )
         train_and_save(run, trainer, own, policy.finish)

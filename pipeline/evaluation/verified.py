@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Sequence
 from statistics import fmean
 
-from pipeline.evaluation.statistics import (
+from pipeline.objectives.statistics import (
     bootstrap_interval,
     majority_score,
     pass_at_k,

@@ -35,19 +35,18 @@ def new_tokenizer(arguments: Any, documents: Any, folder: Path) -> PreTrainedTok
     return tokenizer
 
 
-def build_narlm(
-    arguments: Any, tokenizer: PreTrainedTokenizerBase, attn_implementation: str | None
-) -> NarLMForCausalLM:
-    """A NarLM of the given shape with random weights, sized by the tokenizer.
+def new_start(arguments: Any, documents: Any, folder: Path) -> tuple[NarLMConfig, PreTrainedTokenizerBase]:
+    """Config and tokenizer of a new model, as ``policy.read_start`` reads those of one that exists.
 
     Args:
-        arguments: ``PretrainArguments``: preset, the shape fields, max_length.
-        tokenizer: decides V and the special ids.
-        attn_implementation: eager is the fastest for small models on CPU; None lets transformers choose.
+        arguments: ``PretrainArguments``: preset, the shape fields, max_length, and those of `new_tokenizer`.
+        documents: see `new_tokenizer`.
+        folder: see `new_tokenizer`.
 
     Raises:
         UserError: an unknown preset, or a shape that cannot be.
     """
+    tokenizer = new_tokenizer(arguments, documents, folder)
     shape = arguments.shape() | {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
@@ -59,6 +58,15 @@ def build_narlm(
     except (ValueError, TypeError) as error:
         raise UserError(f"the model's shape: {' '.join(str(error).split())}") from error
     config.max_position_embeddings = max(config.max_position_embeddings, arguments.max_length)
+    return config, tokenizer
+
+
+def build_narlm(config: NarLMConfig, attn_implementation: str | None) -> NarLMForCausalLM:
+    """A NarLM of the given shape with random weights.
+
+    Args:
+        attn_implementation: eager is the fastest for small models on CPU; None lets transformers choose.
+    """
     model = NarLMForCausalLM._from_config(config, attn_implementation=attn_implementation)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.pad_token_id = config.pad_token_id
     return model

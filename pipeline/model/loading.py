@@ -204,7 +204,7 @@ def load_tokenizer(
             check_tokenizer(tokenizer)
         return tokenizer
     if not is_local(name):
-        _require_reachable(name, trust_remote_code)
+        _reachable_config(name, trust_remote_code)
     raise UserError(f"model_name_or_path: no tokenizer can be loaded from {name}; save one beside the model")
 
 
@@ -265,9 +265,14 @@ def _vocab_size(name: str, trust_remote_code: bool) -> int | None:
     return getattr(config.get_text_config(), "vocab_size", None)
 
 
-def model_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The config of a model, or of the base of an adapter."""
-    return AutoConfig.from_pretrained(adapter_base(name) or name, trust_remote_code=trust_remote_code)
+def model_config(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
+    """The config of a model, or of the base of an adapter.
+
+    Raises:
+        UserError: neither a model folder nor a repository that can be reached.
+    """
+    base = adapter_base(name, revision)
+    return _reachable_config(base or name, trust_remote_code, revision if base is None else None)
 
 
 def position_limit(config: PretrainedConfig) -> int | None:
@@ -317,7 +322,7 @@ def from_pretrained(auto_class: type, name: str, **kwargs: object) -> PreTrained
     try:
         model, found = auto_class.from_pretrained(name, **kwargs, output_loading_info=True)
     except (OSError, ValueError):
-        _require_reachable(name, kwargs["trust_remote_code"])
+        _reachable_config(name, kwargs["trust_remote_code"])
         raise
     missing = sorted(key for key in found["missing_keys"] if not key.startswith("score."))
     if missing and is_main():
@@ -325,9 +330,9 @@ def from_pretrained(auto_class: type, name: str, **kwargs: object) -> PreTrained
     return model
 
 
-def _require_reachable(name: str, trust_remote_code: bool) -> None:
+def _reachable_config(name: str, trust_remote_code: bool, revision: str | None = None) -> PretrainedConfig:
     try:
-        AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError) as error:
         raise UserError(
             f"model_name_or_path: {name} is neither a model folder nor a Hub repository that can be reached"

@@ -19,6 +19,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -33,6 +34,7 @@ from pipeline.model.loading import (
     from_pretrained,
     load_tokenizer,
     merged,
+    model_config,
     require_language_model,
 )
 from pipeline.model.lora_sum import adapter_folder, check_stackable, stack_adapters
@@ -91,33 +93,37 @@ class Policy:
 def load_policy(
     args: ModelArguments,
     run: Run,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     trust_remote_code: bool = False,
     auto_class: type = AutoModelForCausalLM,
     is_start: bool = True,
+    reference: bool = False,
     **kwargs: object,
 ) -> Policy:
-    """Load the start of a training stage and say which weights are pi_ref.
+    """Load the start of a training stage, and print which weights are pi_ref where its objective has one.
 
     Args:
         args: the model's arguments.
         run: the run, whose record gets the start as a parent and whose folder takes a merged start.
+        tokenizer: of `read_start`, by which the rows were prepared; default: it is loaded here.
         trust_remote_code: passed on explicitly; None would ask on stdin.
         auto_class: which head, e.g. ``AutoModelForSequenceClassification`` for a reward model.
         is_start: whether the run starts from this model, so that the record gets it as a parent and as pi_ref; a later
             leg of the run starts from the run's own last result.
+        reference: the stage's objective has a pi_ref, which is printed. The record has it in any case: an assessment
+            compares the trained policy with it.
         kwargs: passed to ``from_pretrained``, e.g. ``num_labels=1``.
 
     Raises:
         UserError: no such model, an adapter without a base, or a mode that does not fit.
     """
     name = start_name(args)
-    if auto_class is AutoModelForCausalLM:
-        require_language_model(name, trust_remote_code)
+    if tokenizer is None:
+        _, tokenizer = read_start(args, trust_remote_code=trust_remote_code, auto_class=auto_class)
     if is_start:
         run.add_parent(name, args.model_revision)
     set_seed(run.record["seed"])  # a new head, or new rows of the embedding, must be the same on every process
-    tokenizer = load_tokenizer(name, trust_remote_code, args.model_revision, for_training=True)
     kwargs |= {
         "dtype": args.dtype if args.dtype in ("auto", None) else getattr(torch, args.dtype),
         "attn_implementation": args.attn_implementation,
@@ -128,7 +134,6 @@ def load_policy(
     if base is None:
         model = from_pretrained(auto_class, name, revision=args.model_revision, **kwargs)
     else:
-        _check_mode(args, peft_config, scores=auto_class is AutoModelForSequenceClassification)
         model = _load_adapter(args, from_pretrained(auto_class, base, **kwargs))
     continued = base is not None and args.adapter_mode == "continue"
     peft_config = None if continued else peft_config
@@ -138,9 +143,30 @@ def load_policy(
     pi_ref = _settle_reference(policy, args, base, run)
     if is_start and auto_class is AutoModelForCausalLM:  # a reward model is no policy and has no reference
         run.note("pi_ref", name)  # by every mode the reference is the start as it was, and this loads it
-        if run.is_main:
-            print(f"{run.stage}: pi_ref is {pi_ref}", flush=True)
+        if reference:
+            run.say(f"pi_ref is {pi_ref}")
     return policy
+
+
+def read_start(
+    args: ModelArguments, *, trust_remote_code: bool = False, auto_class: type = AutoModelForCausalLM
+) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """The config and the tokenizer of a stage's start: all of it that the rows are checked and prepared by.
+
+    A stage reads them before its data and loads the weights after it, so that a mistake in the arguments, the columns
+    or the rows is reported in seconds, whatever the size of the model.
+
+    Raises:
+        UserError: no such model, a reward model as a policy, no usable tokenizer, or an adapter without a base or
+            under a mode that does not fit.
+    """
+    name = start_name(args)
+    if auto_class is AutoModelForCausalLM:
+        require_language_model(name, trust_remote_code)
+    if adapter_base(name, args.model_revision) is not None:
+        _check_mode(args, get_peft_config(args), scores=auto_class is AutoModelForSequenceClassification)
+    tokenizer = load_tokenizer(name, trust_remote_code, args.model_revision, for_training=True)
+    return model_config(name, trust_remote_code, args.model_revision), tokenizer
 
 
 def _load_adapter(args: ModelArguments, base: PreTrainedModel) -> PreTrainedModel | PeftModel:

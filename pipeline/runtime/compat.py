@@ -82,6 +82,7 @@ MEMBERS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "DPOTrainer": {"trl:DPOTrainer": ("_compute_loss(model, inputs, return_outputs)", "_metrics")},
     "RewardTrainer": {"trl:RewardTrainer": ("_metrics",)},
+    "HeldOut": {"trl:GRPOTrainer": ("_calculate_rewards", "reward_weights"), "trl:DPOTrainer": ("_metrics",)},
     "LabelledRewardTrainer": {"trl:RewardTrainer": ("_metrics",)},
     "RankedRewardTrainer": {"trl:RewardTrainer": ("_metrics", "_total_train_tokens")},
     "Regularised": {

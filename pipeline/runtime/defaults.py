@@ -10,17 +10,25 @@ from pathlib import Path
 
 from pipeline.runtime.coercion import is_true
 from pipeline.runtime.files import Json
+from pipeline.runtime.hardware import computes_bf16, has_accelerator, keeps_activations
 
 # TRL's defaults of the learning rate are for all weights. The best one for LoRA is about ten times as large whatever
 # the model (Schulman et al. 2025, "LoRA Without Regret"): with 1e-6 an adapter's B matrices stay where they start.
 # RewardConfig's 1e-4 is one for LoRA already.
 LORA_LEARNING_RATE = {"sft": 2e-4, "rsft": 2e-4, "continual": 2e-4, "dpo": 1e-5, "grpo": 1e-5, "ppo": 1e-5}
+# Trainer's and TRL's own, for all weights: --help prints them and may not import TRL. A test compares them.
+LEARNING_RATE = {
+    "pretrain": 5e-5, "sft": 2e-5, "rsft": 2e-5, "continual": 2e-5,
+    "reward_model": 1e-4, "dpo": 1e-6, "grpo": 1e-6, "ppo": 1e-6,
+}  # fmt: skip
 REASONS = {
     "learning_rate": "the default with LoRA",
     "lora_target_modules": "PEFT names no modules for this type of model",
-    "use_cpu": "there is no accelerator",
-    "bf16": "this device has none, or is slower with it",
+    "use_cpu": "no accelerator",
+    "bf16": "not faster here",
+    "gradient_checkpointing": "activations fit in memory",
 }
+MACHINE = ("use_cpu", "bf16", "gradient_checkpointing")  # decided by the machine; the others by the method
 
 
 def dependent_defaults(stage: str, values: Mapping[str, object]) -> Json:
@@ -38,9 +46,21 @@ def dependent_defaults(stage: str, values: Mapping[str, object]) -> Json:
         found["lora_target_modules"] = "all-linear"
     if not has_accelerator():  # accelerate must know it too: without it each of several processes would train alone
         found["use_cpu"] = True
-    if not computes_bf16(is_true(values.get("use_cpu"))):
+    use_cpu = is_true(values.get("use_cpu", found.get("use_cpu")))
+    bf16 = computes_bf16(use_cpu)
+    if not bf16:
         found["bf16"] = False
+    if values.get("model_name_or_path") and not given_checkpointing(values):
+        config = base_config(values)
+        bf16 = is_true(values.get("bf16", bf16))
+        found["gradient_checkpointing"] = not keeps_activations(config, values, use_cpu=use_cpu, bf16=bf16)
     return found
+
+
+def rate_in_words(stage: str) -> str:
+    """The default of a training stage's learning rate, e.g. ``1e-05 with LoRA, else 1e-06``."""
+    lora = LORA_LEARNING_RATE.get(stage)
+    return f"{lora:g} with LoRA, else {LEARNING_RATE[stage]:g}" if lora else f"{LEARNING_RATE[stage]:g}"
 
 
 def trains_lora(stage: str, values: Mapping[str, object]) -> bool:
@@ -57,20 +77,30 @@ def continues_adapter(values: Mapping[str, object]) -> bool:
     return is_adapter and values.get("adapter_mode", "continue") == "continue"
 
 
+def given_checkpointing(values: Mapping[str, object]) -> bool:
+    """Whether the user has said if activations are recomputed, by either of transformers' names for it."""
+    return any(name in values for name in ("gradient_checkpointing", "activation_checkpointing"))
+
+
 def needs_targets(values: Mapping[str, object]) -> bool:
     """Whether a new adapter on the start must name its modules: PEFT has no list for the type of the model.
 
     False where the type is not known (no such model, the Hub out of reach): loading the model says what is wrong.
     """
-    start, revision = values.get("model_name_or_path"), values.get("model_revision")
-    if start is None or values.get("lora_target_parameters") or continues_adapter(values):
+    if values.get("model_name_or_path") is None or values.get("lora_target_parameters") or continues_adapter(values):
         return False
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    base = _json_of(str(start), "adapter_config.json", revision).get("base_model_name_or_path")
-    kind = _json_of(base, "config.json").get("model_type") if base else None
-    kind = kind or _json_of(str(start), "config.json", revision).get("model_type")
+    kind = base_config(values).get("model_type")
     return kind is not None and kind not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+
+def base_config(values: Mapping[str, object]) -> Json:
+    """``config.json`` of the start, or of the base of an adapter; empty where it cannot be had."""
+    start, revision = str(values["model_name_or_path"]), values.get("model_revision")
+    base = _json_of(start, "adapter_config.json", revision).get("base_model_name_or_path")
+    found = _json_of(base, "config.json") if base else {}
+    return found or _json_of(start, "config.json", revision)
 
 
 def _json_of(name: str, file: str, revision: str | None = None) -> Json:
@@ -82,19 +112,3 @@ def _json_of(name: str, file: str, revision: str | None = None) -> Json:
         found = path / file if path.is_dir() else cached_file(name, file, revision=revision)
         return json.loads(Path(found).read_text(encoding="utf-8"))
     return {}
-
-
-def has_accelerator() -> bool:
-    """Whether PyTorch finds a GPU or another accelerator here."""
-    import torch
-
-    return torch.accelerator.is_available()
-
-
-def computes_bf16(use_cpu: bool) -> bool:
-    """Whether mixed precision in bfloat16 is faster here; on a CPU and on GPUs before Ampere it is not."""
-    import torch
-
-    if use_cpu or not has_accelerator():
-        return False
-    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.runtime.defaults import LORA_LEARNING_RATE
+from pipeline.runtime.defaults import rate_in_words
 from pipeline.runtime.distributed import is_main
 from pipeline.runtime.errors import DivergedError, PushError, UserError
 from pipeline.runtime.run_json import RECIPE_VARIABLE
@@ -28,27 +28,27 @@ COMMON_FLAGS = {
     "config": "YAML file with any of these fields; a flag overrides the YAML.",
     "output_dir": "Output folder: weights or adapter, tokenizer, card, run.json.",
     "model_name_or_path": "Hub id, full-model folder or adapter folder to start from.",
-    "adapter_mode": "How to treat an adapter as the start: continue | merge | stack.",
+    "adapter_mode": "How to treat an adapter as the start: continue | merge | stack [continue]",
     "dataset_name": "Hub id, local file or folder (jsonl, parquet, csv), world/<name>.",
     "dataset_map": "Rename columns: old=new,…",
     "eval_dataset_name": "Held-out data [a seeded share of the training data].",
-    "use_peft": "Train a LoRA adapter instead of all weights.",
-    "lora_r": "Rank of the adapter.",
-    "lora_alpha": "Scale of the adapter: its update is multiplied by alpha / r.",
+    "use_peft": "Train a LoRA adapter instead of all weights [false]",
+    "lora_r": "Rank of the adapter [16]",
+    "lora_alpha": "Scale of the adapter: its update is multiplied by alpha / r [32]",
     "lora_target_modules": "Modules to adapt [PEFT's for the model type, else all-linear].",
-    "load_in_4bit": "QLoRA: load the base weights in 4 bits (NF4).",
-    "learning_rate": "Peak learning rate.",
-    "num_train_epochs": "Number of passes over the data.",
-    "max_steps": "Number of optimizer steps; overrides num_train_epochs.",
-    "per_device_train_batch_size": "Rows per device and forward pass.",
-    "gradient_accumulation_steps": "Forward passes per optimizer step.",
-    "bf16": "Mixed precision; on if the device supports it, unless given.",
-    "gradient_checkpointing": "Recompute activations: less memory, 20% slower; TRL's default: on.",
-    "eval_strategy": "When to evaluate on held-out data: no | steps | epoch.",
-    "save_steps": "Optimizer steps between checkpoints.",
-    "seed": "Random seed.",
-    "report_to": "Where to log: none, tensorboard, wandb, trackio, …",
-    "push_to_hub": "Upload the finished run with its card.",
+    "load_in_4bit": "QLoRA: load the base weights in 4 bits (NF4) [false]",
+    "learning_rate": "Peak learning rate",
+    "num_train_epochs": "Number of passes over the data [3]",
+    "max_steps": "Number of optimizer steps; overrides num_train_epochs [-1: by the passes]",
+    "per_device_train_batch_size": "Rows per device and forward pass [8]",
+    "gradient_accumulation_steps": "Forward passes per optimizer step [1]",
+    "bf16": "Mixed precision [on where the device is faster with it]",
+    "gradient_checkpointing": "Recompute activations: less memory, 20% slower [off where they fit in memory]",
+    "eval_strategy": "When to evaluate on held-out data beside the end: no | steps | epoch [no]",
+    "save_steps": "Optimizer steps between checkpoints [500]",
+    "seed": "Random seed [42]",
+    "report_to": "Where to log: none, tensorboard, wandb, trackio, … [none]",
+    "push_to_hub": "Upload the finished run with its card [false]",
     "hub_model_id": "Repository on the Hub: user/name.",
 }
 
@@ -152,12 +152,10 @@ def short_help(doc: str, own: type, flags: dict[str, str], stage: str | None) ->
         lines += ["", "What decides its result:"]
         lines += [_line(name, text) for name, text in flags.items()]
     if stage is not None:
-        lora = LORA_LEARNING_RATE.get(stage)
+        rate = rate_in_words(stage)
         fields = {f.name for f in dataclasses.fields(own)}
         lines += ["", "Often used:"]
-        common = COMMON_FLAGS | {
-            "learning_rate": COMMON_FLAGS["learning_rate"] + (f" [{lora:g} with LoRA]" if lora else "")
-        }
+        common = COMMON_FLAGS | {"learning_rate": f"{COMMON_FLAGS['learning_rate']} [{rate}]"}
         lines += [_line(name, text) for name, text in common.items() if name not in fields]
         lines += ["", "--help_all lists every field of TRL and Transformers."]
     else:

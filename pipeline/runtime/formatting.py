@@ -29,6 +29,11 @@ def count(value: float | None) -> str:
     return f"{int(value):,}" if isinstance(value, int | float) else "–"
 
 
+def counted(value: int, noun: str) -> str:
+    """A count with its noun, which has an s unless there is one: ``1 row``, ``1,200 rows``."""
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
+
+
 def duration(seconds: object) -> str:
     """Seconds as hours, minutes or seconds, whichever a person would say."""
     if not isinstance(seconds, int | float):
@@ -41,9 +46,11 @@ def duration(seconds: object) -> str:
 
 
 def memory(size: object) -> str:
-    """Bytes in MB or GB."""
+    """Bytes in kB, MB or GB."""
     if not isinstance(size, int | float) or not size:
         return "–"
+    if size < 1e6:
+        return f"{size / 1e3:.0f} kB"
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 

@@ -18,11 +18,12 @@ from pipeline.runtime.arguments import defaults, instances, parse, typed
 from pipeline.runtime.checkpoints import newest_checkpoint, require_checkpoint, step_of
 from pipeline.runtime.coercion import is_true
 from pipeline.runtime.comparison import changed_arguments, changed_inputs
-from pipeline.runtime.defaults import REASONS, dependent_defaults
+from pipeline.runtime.defaults import LEARNING_RATE, MACHINE, REASONS, dependent_defaults, rate_in_words
 from pipeline.runtime.distributed import is_main, processes, require_one_world
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json, write_json
 from pipeline.runtime.given import read_given
+from pipeline.runtime.hardware import in_words, settle
 from pipeline.runtime.process import peak_memory_bytes, process_identity, process_is_alive, versions
 from pipeline.runtime.run_json import RECIPE_VARIABLE, parent_of, read_record, recorded, set_aside
 from pipeline.runtime.trackers import check_trackers
@@ -157,6 +158,12 @@ class Run:
     def parse(self, *dataclass_types: type) -> tuple:
         """The stage's argument classes from the same YAML and flags, recorded in full in the run record."""
         if self._helping:
+            if self.stage in LEARNING_RATE:
+                print(
+                    f"Defaults that differ from those below: learning_rate {rate_in_words(self.stage)}; use_cpu true "
+                    "without an accelerator; bf16 false where it is not faster; gradient_checkpointing false where "
+                    "the activations fit in memory.\n"
+                )
             parse(self.argv, *dataclass_types, prog=f"{self.stage}.py")  # prints and exits
         values = typed(self.argv, *dataclass_types)
         ours = dependent_defaults(self.stage, values)
@@ -179,10 +186,24 @@ class Run:
             self._named_checkpoint = self._check_checkpoint(values["resume_from_checkpoint"])
         self._claim()
         self.write()
-        if self.is_main and (chosen := {name: value for name, value in ours.items() if name not in values}):
-            shown = ", ".join(f"{name} {str(value).lower()} ({REASONS[name]})" for name, value in chosen.items())
-            print(f"{self.stage}: not given: {shown}", flush=True)
+        self._say_chosen({name: value for name, value in ours.items() if name not in values})
         return parsed
+
+    def _say_chosen(self, chosen: Json) -> None:
+        """Say what the method and the machine decided where nothing was given, and record the machine."""
+        self.record["hardware"] = settle(self.record["arguments"]) | {"chosen": recorded(chosen)}
+        self.write()
+        method, machine = (
+            ", ".join(
+                f"{name} {str(value).lower()} ({REASONS[name]})"
+                for name, value in chosen.items()
+                if (name in MACHINE) is of_machine
+            )
+            for of_machine in (False, True)
+        )
+        if method:
+            self.say(f"not given: {method}")
+        self.say(f"hardware: {in_words(self.record['hardware'])}{'; not given: ' if machine else ''}{machine}")
 
     def add_parent(self, name_or_path: str, revision: str | None = None) -> None:
         """Record a model this run starts from or is evaluated with: a folder by its weights' hash, a Hub id by
@@ -216,6 +237,11 @@ class Run:
             self.record[key] = value
         else:
             self.record.setdefault(key, {})[entry] = value
+
+    def say(self, line: str) -> None:
+        """One line on the terminal, from the first process only, with the stage's name in front."""
+        if self.is_main:
+            print(f"{self.stage}: {line}", flush=True)
 
     def add_metrics(self, metrics: Json) -> None:
         """Add flat ``name: number`` metrics; whatever is not a number is left out, non-finite becomes null."""

@@ -5,6 +5,8 @@ import os
 import sys
 import warnings
 
+from pipeline.runtime.distributed import is_main
+
 
 def quiet() -> None:
     """Keep the terminal for what the user can act on: libraries' notes about their own future and missing kernels."""
@@ -15,7 +17,12 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
     warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied after merging")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # model.loading reports what matters
-    if not sys.stderr.isatty():  # a bar in a log file is a line of thousands of characters
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's notes on its own speed, from every process
+    if not is_main():  # what every process has to say is said once, by the main one; errors are said by all
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not (sys.stderr.isatty() and is_main()):  # a bar in a log file is a line of thousands of characters
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # DeepSpeed sets its logger's level when it is imported, which leaves filters as they are.

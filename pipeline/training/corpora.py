@@ -127,6 +127,7 @@ class Corpus(Leg):
             args = replace(args, adapter_mode="stack")
         policy = self.load_policy(
             args,
+            reference=own.kind == "preference",
             model_name_or_path=self.origin if own.adapters == "routed" else self.start,
             adapter_mode="stack" if own.adapters == "stacked" else "continue",
         )

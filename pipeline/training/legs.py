@@ -102,11 +102,12 @@ class Leg:
         tokenizer.chat_template = self.template
         return tokenizer
 
-    def load_policy(self, args: ModelArguments, **later: str) -> Policy:
+    def load_policy(self, args: ModelArguments, *, reference: bool = False, **later: str) -> Policy:
         """The model to train: the run's start, in later legs what the leg before left, its adapter continued.
 
         Args:
             args: the model's arguments.
+            reference: the objective has a pi_ref, which is printed.
             later: what is different in later legs, e.g. ``adapter_mode="stack"``.
         """
         remote = self.base_config.trust_remote_code
@@ -115,7 +116,8 @@ class Leg:
             if not self.run.record["parents"]:  # resumed: the first leg, which records the start, is done
                 self.run.add_parent(self.origin, self.model_args.model_revision)
                 self.run.note("pi_ref", self.origin)
-        policy = load_policy(args, self.run, trust_remote_code=remote, is_start=self.number == 1)
+        first = self.number == 1
+        policy = load_policy(args, self.run, trust_remote_code=remote, is_start=first, reference=reference)
         policy.tokenizer.chat_template = self.template
         return policy
 
@@ -128,10 +130,11 @@ class Leg:
             finish: called on the main process with the leg's folder once the weights are saved, before they are
                 checked.
         """
+        name = f"{self.kind} {self.number} of {self.total}" if self.total > 1 else ""
         if self.last:
-            train_and_save(self.run, trainer, own, finish)
+            train_and_save(self.run, trainer, own, finish, name)
             return
-        train_from_newest(self.run, trainer, self.folder)
+        train_from_newest(self.run, trainer, self.folder, name)
         trainer.save_model(str(self.folder))
         trainer.save_state()
         if self.run.is_main:

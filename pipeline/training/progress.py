@@ -2,12 +2,14 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
+from pipeline.runtime.formatting import counted, short
+from pipeline.runtime.record import Run
 from pipeline.runtime.terminal import hide_weight_bars
 
 # What to show of a log entry, in this order, and under which name. run.json and trainer_state.json keep all of it.
@@ -50,7 +52,7 @@ def log_line(logs: Mapping[str, float | None], step: int, steps: int, seconds: f
     words = [f"{name} {float(value):.4g}" for name, value in figures.items()]
     if evaluated:
         return "  ".join([f"step {step}/{steps}  held out:", *words])
-    if done and seconds > 0:
+    if done and seconds > 0 and step < steps:
         left = round((steps - step) * seconds / done)
         words.append(f"{left // 60}:{left % 60:02d} left")
     return "  ".join([f"step {step}/{steps}", *words])
@@ -59,12 +61,14 @@ def log_line(logs: Mapping[str, float | None], step: int, steps: int, seconds: f
 class Progress(ProgressCallback):
     """transformers' progress bar, with ``log_line`` for its dictionaries; without a terminal the lines alone."""
 
-    def __init__(self, bar: bool):
+    def __init__(self, bar: bool, begin: Callable[[TrainerState], None] = lambda state: None):
         super().__init__()
-        self.bar, self.began, self.first = bar, 0.0, 0
+        self.bar, self.began, self.first, self.begin, self.ended = bar, 0.0, 0, begin, False
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.began, self.first = time.monotonic(), state.global_step
+        if state.is_world_process_zero:
+            self.begin(state)
         if self.bar:
             super().on_train_begin(args, state, control, **kwargs)
             self.training_bar.update(state.global_step)  # resumed: the bar starts where the run stood
@@ -79,8 +83,8 @@ class Progress(ProgressCallback):
             super().on_prediction_step(args, state, control, **kwargs)
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        if not state.is_world_process_zero or not logs:
-            return
+        if self.ended or not state.is_world_process_zero or not logs:
+            return  # an evaluation after the end is what the run's last lines report
         seconds, done = time.monotonic() - self.began, state.global_step - self.first
         line = log_line(logs, state.global_step, state.max_steps, seconds, done)
         if line is not None:
@@ -88,15 +92,35 @@ class Progress(ProgressCallback):
             sys.stdout.flush()
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.ended = True
         if self.training_bar is not None:
             super().on_train_end(args, state, control, **kwargs)
 
 
-def show_progress(trainer: Trainer) -> TrainerCallback:
+def plan(trainer: Trainer, state: TrainerState) -> str:
+    """What is about to be trained, on how much, in a line: rows, steps, rows per step, passes, weights."""
+    args = trainer.args
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    samples = "completions" if hasattr(trainer, "num_generations") else "rows"
+    sized = hasattr(trainer.train_dataset, "__len__")
+    rows = counted(len(trainer.train_dataset), "row") if sized else "a stream of rows"
+    if getattr(trainer, "eval_dataset", None) is not None:
+        rows += f", {len(trainer.eval_dataset):,} held out"
+    parameters = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in trainer.model.parameters()]
+    total, trained = sum(size for size, _ in parameters), sum(size for size, needs in parameters if needs)
+    weights = f"all {short(total)} weights" if trained == total else f"{short(trained)} of {short(total)} weights"
+    passes = f" ({state.num_train_epochs:.3g} {'pass' if state.num_train_epochs == 1 else 'passes'})"
+    passes = passes if sized and args.max_steps <= 0 else ""
+    steps = f"{counted(state.max_steps, 'step')} of {batch} {samples}{passes}"
+    return f"training {weights} on {rows}: {steps}"
+
+
+def show_progress(trainer: Trainer, run: Run, leg: str = "") -> TrainerCallback:
     """Put ``Progress`` in the place of what transformers prints; ``disable_tqdm: true`` keeps the lines alone."""
     hide_weight_bars()
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    progress = Progress(bar=sys.stderr.isatty() and not trainer.args.disable_tqdm)
+    bar = sys.stderr.isatty() and not trainer.args.disable_tqdm
+    progress = Progress(bar, lambda state: run.say(f"{leg}: " * bool(leg) + plan(trainer, state)))
     trainer.add_callback(progress)
     return progress

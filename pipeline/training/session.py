@@ -9,6 +9,7 @@ from accelerate.utils import DistributedType
 from datasets import Dataset, IterableDataset
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
+from trl import GRPOConfig
 
 from pipeline.publish.cards import write_card
 from pipeline.publish.hub import push_run
@@ -18,16 +19,24 @@ from pipeline.runtime.compat import AcceleratorState, require
 from pipeline.runtime.errors import DivergedError, UserError
 from pipeline.runtime.record import Run
 from pipeline.training.callbacks import MeanLoss, PushCheckpoints, RequireMetric, StopOnSignal
+from pipeline.training.ending import say_end
 from pipeline.training.finite import ADVICE, StopWhenNotFinite, diverged_in_sampling
+from pipeline.training.held_out import HeldOut
 from pipeline.training.learning import WatchGradients, could_learn
 from pipeline.training.optimizers import split_groups
 from pipeline.training.progress import show_progress
 
 require("forget_deepspeed")
 
+PROMPTS_JUDGED = 64  # held-out prompts that are sampled for at the end of a run that was not evaluated before
+
 
 def train_and_save(
-    run: Run, trainer: Trainer, own: StageArguments, finish: Callable[[Path], None] | None = None
+    run: Run,
+    trainer: Trainer,
+    own: StageArguments,
+    finish: Callable[[Path], None] | None = None,
+    leg: str = "",
 ) -> dict[str, float | None]:
     """Train from the newest complete checkpoint, evaluate on held-out rows, save, write the card, push if asked.
 
@@ -36,6 +45,7 @@ def train_and_save(
         trainer: any Trainer, built on the run's data and model.
         own: the stage's own fields.
         finish: called on the main process with the output folder once the weights are saved, before they are checked.
+        leg: what of a longer run this is, for the terminal, such as ``round 2 of 2``.
 
     Returns:
         The run's metrics, which are also in ``run.json``.
@@ -56,12 +66,19 @@ def train_and_save(
             )
         trainer.add_callback(EarlyStoppingCallback(own.early_stopping_patience))
 
-    result = train_from_newest(run, trainer, run.folder)
+    held_out = None
+    if trainer.eval_dataset is not None:
+        held_out = HeldOut(trainer)
+        trainer.add_callback(held_out)
+    result = train_from_newest(run, trainer, run.folder, leg)
     run.add_metrics(result.metrics)
     run.add_metrics({"steps": trainer.state.global_step})
-    if trainer.eval_dataset is not None and args.eval_strategy != "no":
-        run.add_metrics(_last_evaluation(trainer) or trainer.evaluate())
-        run.add_metrics(first_evaluation(trainer.state.log_history))
+    if held_out is not None:
+        # Those that an evaluation of an earlier process gave are not known here.
+        run.add_metrics((held_out.figures and _last_evaluation(trainer)) or trainer.evaluate())
+        run.add_metrics(held_out.figures)
+        if args.eval_strategy != "no":
+            run.add_metrics(first_evaluation(trainer.state.log_history))
     trainer.save_model(str(run.folder))
     trainer.save_state()
     if run.is_main:
@@ -72,6 +89,7 @@ def train_and_save(
     run.complete()
     if run.is_main:
         write_card(run.folder, run.record)
+        say_end(run)
     trainer.accelerator.wait_for_everyone()
     if pushes is not None:
         pushes.finish()
@@ -87,7 +105,7 @@ def train_and_save(
     return run.record["metrics"]
 
 
-def train_from_newest(run: Run, trainer: Trainer, folder: Path) -> TrainOutput:
+def train_from_newest(run: Run, trainer: Trainer, folder: Path, leg: str = "") -> TrainOutput:
     """Train from the newest complete checkpoint in ``folder``: the run's own, or that of one of its rounds or corpora.
 
     Raises:
@@ -105,12 +123,11 @@ def train_from_newest(run: Run, trainer: Trainer, folder: Path) -> TrainOutput:
     if trainer.args.load_best_model_at_end or trainer.args.save_strategy == "best":
         trainer.add_callback(RequireMetric())
     apply_loraplus(trainer, run.record["arguments"].get("loraplus_lr_ratio"))
-    show_progress(trainer)
+    show_progress(trainer, run, leg)
     stop_where_done(trainer)
     checkpoint = run.checkpoint_in(folder)
     if checkpoint:
-        if run.is_main:
-            print(f"{run.stage}: resuming from {checkpoint}", flush=True)
+        run.say(f"resuming from {checkpoint}")
         require_same_shards(checkpoint, trainer.args.world_size)
     try:
         with run.training():
@@ -228,3 +245,16 @@ def require_rows(dataset: Dataset | IterableDataset, name: str | Path) -> None:
     """
     if hasattr(dataset, "__len__") and len(dataset) == 0:
         raise UserError(f"{name}: no row is left to train on; check max_length and the dataset's columns")
+
+
+def judged_at_end(rows: Dataset | None, config: GRPOConfig) -> Dataset | None:
+    """Held-out prompts as a trainer that samples takes them.
+
+    Where it does not evaluate while it trains, it samples for a part of them at the end, one completion each (two
+    where the trainer compares completions): sampling for all of them could take longer than the training.
+    """
+    if rows is None or config.eval_strategy != "no":
+        return rows
+    if getattr(config, "critic", None) != "none":
+        config.num_generations_eval = 1
+    return rows.select(range(min(PROMPTS_JUDGED, len(rows))))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.evaluation import metrics
-from pipeline.evaluation.statistics import bootstrap_interval, preference_figures, ratio_with_interval, wilson_interval
 from pipeline.evaluation.verified import verified_figures
+from pipeline.objectives.statistics import bootstrap_interval, preference_figures, ratio_with_interval, wilson_interval
 from pipeline.rewards.registry import get_reward
 
 FOLDER = Path(metrics.__file__).parent

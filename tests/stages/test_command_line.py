@@ -11,6 +11,7 @@ import typing
 
 import pytest
 
+from pipeline.runtime.defaults import rate_in_words
 from pipeline.runtime.entry import COMMON_FLAGS
 from tests.conftest import ROOT
 from tests.stages.conftest import flags, read_metrics
@@ -92,7 +93,7 @@ def test_a_default_written_in_the_short_help_is_the_field_s(stage):
     default is None, the brackets say in words what that means."""
     from pipeline.runtime.arguments import default_of
     from pipeline.runtime.coercion import coerce
-    from pipeline.runtime.defaults import LORA_LEARNING_RATE
+    from pipeline.runtime.defaults import LEARNING_RATE, LORA_LEARNING_RATE, MACHINE
 
     module, classes = arguments_of(stage)
     fields = {}
@@ -100,7 +101,10 @@ def test_a_default_written_in_the_short_help_is_the_field_s(stage):
         hints = typing.get_type_hints(cls)
         fields |= {f.name: (default_of(f), hints[f.name]) for f in dataclasses.fields(cls)}
     set_by_the_stage = {("sft", "assistant_only_loss")}
-    for name, text in getattr(module, "FLAGS", {}).items():
+    assert LEARNING_RATE[stage] == fields["learning_rate"][0]
+    common = {name: text for name, text in COMMON_FLAGS.items() if text.endswith("]") and name not in MACHINE}
+    assert len(common) >= 14
+    for name, text in (common | getattr(module, "FLAGS", {})).items():
         default, hint = fields[name]
         written = re.search(r"\[([^]]+)\]$", text)[1]
         lora = re.fullmatch(r"(\S+) with LoRA, else (\S+)", written)
@@ -126,6 +130,7 @@ def test_help_all_lists_every_field(stage, capsys):
     if stage in TRAINING:
         assert [flag for flag in COMMON_FLAGS if f"--{flag} " not in text and flag != "config"] == []
         assert "train[:10%]" in text
+        assert f"learning_rate {rate_in_words(stage)};" in text
         assert "%%" not in text
 
 

@@ -16,11 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.evaluation.completions import Drawn
 from pipeline.evaluation.registry import Result, require_recorded
 from pipeline.evaluation.rows import read_rows
-from pipeline.evaluation.statistics import bootstrap_interval, with_interval
 from pipeline.inference.decoding import sample
 from pipeline.inference.likelihood import sequence_divergences
 from pipeline.model.tokens import encode_prompts
 from pipeline.objectives.divergences import best_of_candidates
+from pipeline.objectives.statistics import bootstrap_interval, with_interval
 from pipeline.rewards.judging import Reward, score
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError

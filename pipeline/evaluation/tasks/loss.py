@@ -8,9 +8,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
-from pipeline.evaluation.statistics import ratio_with_interval
 from pipeline.inference.likelihood import token_log_probabilities
 from pipeline.model.tokens import encode_row
+from pipeline.objectives.statistics import ratio_with_interval
 from pipeline.runtime.errors import UserError
 
 

@@ -17,11 +17,11 @@ from pipeline.evaluation.completions import Drawn
 from pipeline.evaluation.exact import exact_figures, exact_law, frontier
 from pipeline.evaluation.registry import Result, require_recorded
 from pipeline.evaluation.rows import read_rows
-from pipeline.evaluation.statistics import Z95, bootstrap_interval, with_interval
 from pipeline.inference.decoding import sample
 from pipeline.inference.likelihood import sequence_divergences
 from pipeline.model.tokens import encode_prompts
 from pipeline.objectives.divergences import tilted_law
+from pipeline.objectives.statistics import Z95, bootstrap_interval, with_interval
 from pipeline.rewards.judging import Reward, score
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError

@@ -7,9 +7,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
-from pipeline.evaluation.statistics import preference_figures
 from pipeline.inference.likelihood import answer_log_likelihoods
 from pipeline.model.tokens import encode_answer
+from pipeline.objectives.statistics import preference_figures
 from pipeline.runtime.errors import UserError
 
 

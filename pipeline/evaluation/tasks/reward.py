@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.evaluation.completions import complete, judge_completions, length_figures, sample_rows
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
-from pipeline.evaluation.statistics import bootstrap_interval, with_interval
+from pipeline.objectives.statistics import bootstrap_interval, with_interval
 from pipeline.rewards.judging import part_means
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.evaluation.statistics import preference_figures, wilson_interval, with_interval
 from pipeline.model.tokens import encode_exchange
+from pipeline.objectives.statistics import preference_figures, wilson_interval, with_interval
 from pipeline.rewards.learned import load_reward_model, score_sequences
 from pipeline.runtime.messages import text_of
 

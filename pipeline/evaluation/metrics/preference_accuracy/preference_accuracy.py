@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from pipeline.evaluation.statistics import preference_figures
+from pipeline.objectives.statistics import preference_figures
 
 DESCRIPTION = """\
 Share of pairs whose chosen answer has the higher reward, a tie counting a half, with Wilson's 95% interval. With the

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from pipeline.evaluation.statistics import ratio_with_interval
+from pipeline.objectives.statistics import ratio_with_interval
 
 DESCRIPTION = """\
 Mean negative log-likelihood per token (nats) and its exponential, the perplexity, with a 95% bootstrap interval over

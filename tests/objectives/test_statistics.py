@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.evaluation.statistics import (
+from pipeline.objectives.statistics import (
     bootstrap_interval,
     majority_score,
     pass_at_k,
