@@ -99,9 +99,12 @@ class Round(Leg):
     def report(self, metrics: dict[str, float]) -> None:
         """Put a round's selection figures into the run record and on the terminal."""
         self.run.add_metrics({f"round_{self.number}_{name}": value for name, value in metrics.items()})
-        if self.run.is_main:
-            figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            print(f"{self.run.stage}: round {self.number} of {self.total}: {figures}", flush=True)
+        lost = {"prompts without an acceptable one": "no_acceptable_share", "without a score": "unscored_share"}
+        more = "".join(f"; {metrics[key]:.0%} {what}" for what, key in lost.items() if metrics.get(key))
+        self.run.say(
+            f"round {self.number} of {self.total}: mean reward {metrics['reward_before']:.4g} of all candidates, "
+            f"{metrics['reward_after']:.4g} of those selected (KL {metrics['selection_kl']:.3g} nats){more}"
+        )
 
     def write_pairs(self, pairs: list[Json]) -> None:
         """The last round's pairs as ``pairs.jsonl``, a preference dataset."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset, IterableDataset
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import TrainOutput
 from trl import GRPOConfig
 
@@ -74,8 +74,10 @@ def train_and_save(
     run.add_metrics(result.metrics)
     run.add_metrics({"steps": trainer.state.global_step})
     if held_out is not None:
-        # Those that an evaluation of an earlier process gave are not known here.
-        run.add_metrics((held_out.figures and _last_evaluation(trainer)) or trainer.evaluate())
+        last = _last_evaluation(trainer) if held_out.figures else None  # an earlier process kept no figures
+        if last is None:
+            set_seed(args.seed)  # a trainer that samples: a resumed run ends as one go does
+        run.add_metrics(last or trainer.evaluate())
         run.add_metrics(held_out.figures)
         if args.eval_strategy != "no":
             run.add_metrics(first_evaluation(trainer.state.log_history))

@@ -123,9 +123,9 @@ class SequenceEvaluation:
             tables = {"scores": self.matrix.rows(), "path interference": self.matrix.paths()}
             self.run.add_tables("forgetting", {name: rows for name, rows in tables.items() if rows})
             plot(self.matrix.content, self.run.folder / "plots" / "forgetting.png")
-        kept = {name: figures[name] for name in ("plasticity", "forgetting", "average") if name in figures}
-        text = ", ".join(f"{name} {value:.3f}" for name, value in kept.items())
-        print(f"{self.run.stage}: after corpus {number} of {len(self.corpora)}: {text}", flush=True)
+        said = {"average": "mean of all corpora", "plasticity": "when just learned", "forgetting": "forgotten since"}
+        text = ", ".join(f"{figures[name]:.3f} {what}" for name, what in said.items() if name in figures)
+        self.run.say(f"after corpus {number} of {len(self.corpora)}: held-out token accuracy {text}")
 
     def prompts(self, number: int, tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of what corpus ``number`` asks, and of the rows known before: what a router learns from."""
