@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from pipeline.evaluation.completions import judge_completions, sample_rows
-from pipeline.evaluation.statistics import wilson_interval, with_interval
 from pipeline.inference.decoding import Completion
 from pipeline.inference.retrieval.context import Augmented
 from pipeline.inference.retrieval.index import Passage
+from pipeline.objectives.statistics import wilson_interval, with_interval
 from pipeline.rewards.judging import Reward
 from pipeline.runtime.files import Json
 from pipeline.runtime.messages import Turn, content_text, is_dialogue, user_text

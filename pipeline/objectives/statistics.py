@@ -46,6 +46,14 @@ def bootstrap_interval(values: Sequence[float], *, resamples: int = 2000, seed: 
     return float(low), float(high)
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95% interval of the mean: Wilson's where every value is 0 or 1, so that a few equal ones are no certainty; else
+    the bootstrap's."""
+    if all(value in (0, 1) for value in values):
+        return wilson_interval(sum(values), len(values))
+    return bootstrap_interval(values)
+
+
 def pass_at_k(n: int, correct: int, k: int) -> float:
     """Unbiased estimate, from n samples, that at least one of k is right: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021).
 

@@ -44,6 +44,8 @@ def dependent_defaults(stage: str, values: Mapping[str, object]) -> Json:
     new_lora = is_true(values.get("use_peft")) or (stage == "continual" and trains_lora(stage, values))
     if new_lora and needs_targets(values):
         found["lora_target_modules"] = "all-linear"
+    if stage == "pretrain":
+        found["logging_steps"] = 10  # TRL's, as in all other stages; Trainer's 500 leaves a short run without a line
     if not has_accelerator():  # accelerate must know it too: without it each of several processes would train alone
         found["use_cpu"] = True
     use_cpu = is_true(values.get("use_cpu", found.get("use_cpu")))

@@ -197,7 +197,7 @@ class Run:
             ", ".join(
                 f"{name} {str(value).lower()} ({REASONS[name]})"
                 for name, value in chosen.items()
-                if (name in MACHINE) is of_machine
+                if name in REASONS and (name in MACHINE) is of_machine
             )
             for of_machine in (False, True)
         )

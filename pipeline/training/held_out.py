@@ -9,7 +9,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from pipeline.objectives.likelihood import IGNORED
-from pipeline.objectives.statistics import bootstrap_interval, ratio_with_interval, wilson_interval, with_interval
+from pipeline.objectives.statistics import mean_interval, ratio_with_interval, wilson_interval, with_interval
 from pipeline.runtime.compat import require
 
 ACCURACIES = ("rewards/accuracies", "accuracy")  # TRL's names of the share of pairs in the right order
@@ -47,7 +47,7 @@ class HeldOut(TrainerCallback):
             if not scores:
                 self.figures = {}
                 return
-            figures = with_interval("reward", sum(scores) / len(scores), bootstrap_interval(scores))
+            figures = with_interval("reward", sum(scores) / len(scores), mean_interval(scores))
         elif shares:
             share = sum(value * size for value, size in shares) / sum(size for _, size in shares)
             figures = with_interval("accuracy", share, wilson_interval(share * rows, rows))

@@ -18,7 +18,7 @@ from pipeline.inference.decoding import Completion, sample
 from pipeline.inference.vllm import vllm_sampler
 from pipeline.model.loading import adapter_base, load_model
 from pipeline.model.policy import Policy
-from pipeline.objectives.statistics import bootstrap_interval, with_interval
+from pipeline.objectives.statistics import mean_interval, with_interval
 from pipeline.rewards.judging import Reward, score
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json, path_sha256, weights_sha256, write_json, write_rows
@@ -140,7 +140,7 @@ class Round(Leg):
             scores = [value for value in score(reward, rows, texts, ids) if value is not None]
             if scores:
                 mean = fmean(scores)
-                figures |= with_interval(f"held_out_reward_{when}", mean, bootstrap_interval(scores))
+                figures |= with_interval(f"held_out_reward_{when}", mean, mean_interval(scores))
                 figures["held_out_rows"] = len(rows)
         return figures
 

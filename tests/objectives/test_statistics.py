@@ -9,6 +9,7 @@ import pytest
 from pipeline.objectives.statistics import (
     bootstrap_interval,
     majority_score,
+    mean_interval,
     pass_at_k,
     preference_accuracy,
     preference_figures,
@@ -102,3 +103,12 @@ def test_the_interval_of_a_loss_is_that_of_the_ratio():
     assert figures["loss_low"] == pytest.approx(low, abs=0.1 * (high - low))
     assert figures["loss_high"] == pytest.approx(high, abs=0.1 * (high - low))
     assert not low < (sums / counts).mean() < high
+
+
+def test_a_mean_of_zeros_and_ones_is_a_proportion():
+    """Four zeros: Wilson's interval ends at z^2 / (4 + z^2) = 3.8415 / 7.8415 = 0.4899, the bootstrap's at 0."""
+    low, high = mean_interval([0.0] * 4)
+    assert low == 0
+    assert high == pytest.approx(0.4899, abs=1e-4)
+    values = [0.1, 0.4, 0.7, 0.2]
+    assert mean_interval(values) == bootstrap_interval(values)

@@ -76,7 +76,7 @@ def check(stage: str, lines: list[str]) -> None:
     assert len(set(lines)) == len(lines), f"said twice:\n{text}"
     assert lines[-1].startswith(f"{stage}: next: python ")
     assert lines[-2].startswith(f"{stage}: saved in ")
-    assert re.match(rf"{stage}: held out.*: \w.*\d \(95% interval \S+ to \S+\) on \d+ rows", lines[-3]), text
+    assert re.match(rf"{stage}: held out.*: \w+ \d.* \(95% interval \S+ to \S+\) on \d+ rows", lines[-3]), text
     assert any(line.startswith(f"{stage}: hardware: ") for line in lines), text
     assert any(re.match(rf"{stage}: .*training .* 10 steps", line) for line in lines), text
     assert any(re.match(r"step 10/10  .*\d", line) for line in lines), text

@@ -1,5 +1,7 @@
 """The line a log entry becomes, and that it stands in the place of transformers' own printing."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
@@ -38,13 +40,15 @@ def test_training_prints_lines_and_no_dictionaries(tmp_path, capsys, quiet):
     )  # fmt: skip
     rows = [{"x": torch.ones(1), "labels": torch.ones(1)}] * 24
     trainer = Trainer(Line(), args, train_dataset=rows)
-    show_progress(trainer)
+    show_progress(trainer, SimpleNamespace(say=lambda line: print(f"line: {line}")), "leg 1 of 2")
     trainer.train()
     captured = capsys.readouterr()
+    assert captured.out.splitlines()[0] == "line: leg 1 of 2: training all 1 weights on 24 rows: 3 steps of 8 rows"
     lines = [line for line in captured.out.splitlines() if line.startswith("step")]
     assert [line.split("  ")[0] for line in lines] == ["step 1/3", "step 2/3", "step 3/3"]
     assert lines[0].startswith("step 1/3  loss 1  ")
-    assert lines[-1].endswith("0:00 left")
+    assert lines[0].endswith(" left")
+    assert not lines[-1].endswith(" left")
     assert "{" not in captured.out + captured.err
     assert "it/s" not in captured.err
 
