@@ -41,6 +41,7 @@ COMMANDS = {
     "report": Command("pipeline.report", "Show a folder of runs on one HTML page."),
     "check": Command("pipeline.data.check", "Show what a stage would make of a dataset."),
     "score": Command("pipeline.rewards", "Score a file of completions with a reward."),
+    "retrieval": Command("pipeline.inference.retrieval", "Index documents, search them, make RAFT rows."),
     "push": Command("pipeline.publish.hub", "Upload a finished run with its card to the Hub.", ("push",)),
     "completion": Command("pipeline.runtime.commands", "Print the completion of a shell: bash, zsh or fish."),
 }

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.evaluation.passages import Setting
 from pipeline.evaluation.tasks import retrieval as task
 from pipeline.evaluation.tasks.retrieval import retrieval
 from pipeline.inference.decoding import Completion
+from pipeline.inference.retrieval.index import Passage
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import user_text, user_turn
 from tests.tiny_models import tiny_model, tiny_tokenizer
@@ -80,6 +82,18 @@ def test_a_reader_that_depends_on_how_evidence_was_found_breaks_the_decompositio
     assert (metrics["recall@1"], metrics["a@1"], metrics["accuracy@1"]) == (0.5, 0.5, 0.5)
     assert metrics["predicted@1"] == 0.25
     assert metrics["gap@1"] == 0.25
+
+
+def test_a_and_c_are_measured_on_other_rows():
+    """Every other row with evidence; rows without any are only answered. Evidence comes last, or is left out."""
+    one, two, three = (Passage(name, name, 0.0) for name in ("one", "two", "three"))
+    evidence = [[one], [], [one], [three], [three]]
+    setting = Setting([{}] * 5, evidence, lambda m: [[one, two, three][:m]] * 5, lambda rows, found: None)
+    assert setting.halves() == ([0, 3], [2, 4])
+    assert (setting.has(0, 1), setting.has(3, 2)) == (True, False)
+    assert (setting.given(0, 2), setting.given(3, 2)) == ([one, two], [one, three])
+    assert (setting.withheld(0, 2), setting.withheld(3, 2)) == ([two, three], [one, two])
+    assert Setting([{}] * 2, [[], []], lambda m: [[], []], lambda rows, found: None).halves() == ([0, 1], [])
 
 
 def test_the_cases_say_who_is_followed(files, monkeypatch):

@@ -27,7 +27,7 @@ def test_every_stage_and_tool_is_a_command():
     """Each script of the package is one, and what is none in a room has its name here."""
     scripts = {path.stem for path in (ROOT / "pipeline").glob("*.py")} - {"__init__"}
     assert scripts <= set(COMMANDS)
-    assert set(COMMANDS) - scripts == {"check", "score", "push", "completion"}
+    assert set(COMMANDS) - scripts == {"check", "score", "retrieval", "push", "completion"}
     lines = overview().splitlines()
     assert all(sum(line.startswith(f"  {name} ") for line in lines) == 1 for name in COMMANDS)
 
@@ -54,6 +54,7 @@ def test_every_command_shows_its_own_help_and_imports_nothing_heavy():
     assert {"config", "recipe", "only", "from"} <= set(flags["run"])
     assert {"kind", "split", "tokenizer"} <= set(flags["check"])
     assert {"reward", "file", "out"} <= set(flags["score"])
+    assert {"documents", "chunk_by", "query", "oracle_share"} <= set(flags["retrieval"])
     assert {"private", "revision"} <= set(flags["push"])
     assert all(found for found in flags.values())
 

@@ -15,7 +15,6 @@ from statistics import fmean
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.data.columns import parse_map
 from pipeline.data.sources import Source, raw_rows
 from pipeline.evaluation.completions import complete
 from pipeline.evaluation.passages import Answers, Found, Setting, cases, share
@@ -107,11 +106,11 @@ def retrieval(
     evidence = _evidence(rows, index)
     if ragas and tokenizer.chat_template:
         rows = [row if is_dialogue(row["prompt"]) else {**row, "prompt": user_turn(row["prompt"])} for row in rows]
-    if index is not None and SELF in (encoder,) and "dense" in options.retrievers:
+    if index is not None and encoder == SELF:
         index = _with_own_encoder(index, Encoder(model, tokenizer, query_prefix, passage_prefix))
     limit = context_limit(model.config, max_new_tokens)
 
-    def answer(rows: Sequence[Json], found: Found, right: str = "answer") -> Answers:
+    def answer(rows: Sequence[Json], found: Found) -> Answers:
         augmented = fit(tokenizer, [row["prompt"] for row in rows], found, written, [limit] * len(rows))
         asked = [{**row, "prompt": each.prompt} for row, each in zip(rows, augmented)]
         drawn = complete(
@@ -194,7 +193,7 @@ def _recall_curve(index: Index, rows: Sequence[Json], evidence: Found, passages:
 
 
 def _is_ragas(dataset: str, split: str) -> bool:
-    for _, _, row in islice(raw_rows(Source(name=dataset, split=split, dataset_map=parse_map(""))), 1):
+    for _, _, row in islice(raw_rows(Source(name=dataset, split=split)), 1):
         return isinstance(row, dict) and "user_input" in row and "prompt" not in row
     return False
 

@@ -1,12 +1,12 @@
 """Build an index of documents, search it, and make RAFT rows from it.
 
-    python -m pipeline.inference.retrieval build --documents notes/ --output_dir runs/index
-    python -m pipeline.inference.retrieval search --index runs/index --query "Where does Anna live?"
-    python -m pipeline.inference.retrieval raft --dataset_name qa.jsonl --retrieve runs/index --output_file raft.jsonl
+    narlm retrieval build --documents notes/ --output_dir runs/index
+    narlm retrieval search --index runs/index --query "Where does Anna live?"
+    narlm retrieval raft --dataset_name qa.jsonl --retrieve runs/index --output_file raft.jsonl
 
 Documents are .md and .txt files (each one a document), or any data that the stages read as text: jsonl, json, csv,
 parquet, a Hub id or world/<name>, with the column `id` as a document's name. Each command takes --config with a YAML
-of its flags.
+of its flags; python -m pipeline.inference.retrieval is the same without the console script.
 """
 
 import sys
@@ -60,7 +60,7 @@ class SearchArguments:
     query: list[str] = field(metadata={"help": "One or more queries."})
     top_passages: int = field(default=5, metadata={"help": "Passages printed for each query."})
     retrieval_hops: int = field(
-        default=1, metadata={"help": "2 searches again with the best passage appended.", "choices": [1, 2]}
+        default=1, metadata={"help": "2 looks half of them up by what the first ones name.", "choices": [1, 2]}
     )
 
 
@@ -94,7 +94,7 @@ class RaftArguments:
 
 
 def build(args: BuildArguments) -> None:
-    """Read, cut, index, save."""
+    """Read documents, cut them into chunks, index these and save the index."""
     from pipeline.data.columns import parse_map
     from pipeline.data.sources import Source
     from pipeline.inference.retrieval.documents import check_chunking, chunks_of, read_documents
@@ -128,7 +128,7 @@ def build(args: BuildArguments) -> None:
 
 
 def search(args: SearchArguments) -> None:
-    """Print the passages for each query: rank, score, id, text."""
+    """Print the passages that an index has for each query: rank, score, id, text."""
     from pipeline.inference.retrieval.index import Index
 
     found = Index.load(Path(args.index)).search(args.query, args.top_passages, args.retrieval_hops)
@@ -141,7 +141,7 @@ def search(args: SearchArguments) -> None:
 
 
 def raft(args: RaftArguments) -> None:
-    """Write RAFT rows."""
+    """Make RAFT rows: questions beside their documents and distractors, or distractors alone."""
     from pipeline.data.columns import parse_map
     from pipeline.data.loading import read_source
     from pipeline.data.raft import grounded, raft_rows
@@ -191,6 +191,11 @@ COMMANDS: dict[str, tuple[type, Callable[..., None]]] = {
 }
 
 
+def _help(name: str) -> str:
+    arguments, run = COMMANDS[name]
+    return short_help(f"{name}: {run.__doc__}", arguments, {}, None).replace("This stage's own fields:", "Its flags:")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run one of the commands; see the module's docstring.
 
@@ -200,13 +205,13 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if name in ("--help", "-h"):
-        print(__doc__)
+        print("\n\n".join([__doc__.strip(), *(_help(each) for each in COMMANDS)]))
         return
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}; choose one of {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}")
     arguments, run = COMMANDS[name]
     if "--help" in rest or "-h" in rest:
-        print(short_help(__doc__, arguments, {}, None).replace("This stage's own fields", f"{name} takes"))
+        print(_help(name))
         return
     (given,) = parse(rest, arguments, prog=f"python -m pipeline.inference.retrieval {name}")
     run(given)

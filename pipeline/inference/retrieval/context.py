@@ -39,9 +39,7 @@ class RetrievalArguments:
     top_passages: int = field(default=3, metadata={"help": "Passages put in front of a prompt."})
     retrieval_hops: int = field(
         default=1,
-        metadata={
-            "help": "2 searches again with the best passage appended to the question, for half of the passages."
-        },
+        metadata={"help": "2 looks half of the passages up by what the first ones name beside the question."},
     )
     passage_template: str = field(
         default="{text}\n",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.data.loading import read_source
+from pipeline.data.rows import RowError
 from pipeline.data.sources import Source
 from pipeline.data.text_files import decode, open_text, refuse_other_content
 from pipeline.runtime.errors import UserError
@@ -81,8 +82,8 @@ def _whole(path: Path) -> str:
             return decode(file.read(), first=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:
-        raise error if isinstance(error, UserError) else UserError(f"{path}: {error}") from None
+    except RowError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _require_different(documents: Sequence[Document], places: Sequence[str]) -> None:

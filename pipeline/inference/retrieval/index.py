@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from pipeline.data.columns import parse_map
 from pipeline.data.sources import Source
 from pipeline.inference.retrieval.documents import Chunk, read_documents
 from pipeline.inference.retrieval.hits import Hits, fuse, words
@@ -68,7 +67,6 @@ class Index:
 
     def __init__(self, chunks: Sequence[Chunk], retrievers: dict[str, Retriever], options: IndexOptions):
         self.chunks, self.retrievers, self.options = list(chunks), retrievers, options
-        self.places = {chunk.id: place for place, chunk in enumerate(self.chunks)}
 
     @classmethod
     def build(cls, chunks: Sequence[Chunk], options: IndexOptions) -> "Index":
@@ -182,6 +180,6 @@ def open_index(name: str, options: IndexOptions | None = None) -> tuple[Index, J
         index = Index.load(folder)
         record = {"name": name, "role": "documents", "rows": len(index.chunks), "fingerprint": path_sha256(folder)}
         return index, record
-    documents, record = read_documents(Source(name=name, dataset_map=parse_map("")))
+    documents, record = read_documents(Source(name=name))
     chunks = [Chunk(document.id, document.text, document.id) for document in documents]
     return Index.build(chunks, options or IndexOptions()), record
