@@ -95,6 +95,7 @@ def test_a_seed_per_prompt_decides_whatever_else_is_sampled(tokenizer, kind, opt
     same, other = tokens(["a", "a", "a"], [3, 3, 4]), tokens(["a"], [3], n=4)[0]
     assert same[0] == same[1] != same[2]
     assert len({tuple(ids) for ids in other}) == 4  # samples of one seed are separate draws
+    assert other[1] != tokens(["a"], [4])[0][0]  # nor is the next sample the first one of the next prompt's seed
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2", "mistral"])
