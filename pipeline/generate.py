@@ -11,15 +11,17 @@ rows with `completions` and `finish_reasons`, lists of --n. A killed run continu
 first. A prompt is put into the model's chat template, if it has one; --raw skips that. An answer ends at the first end
 token of tokenizer, generation config or template, at a --stop string, by one of the --stop_ rules on the raw logits
 (pipeline/inference/stopping.py), or at max_new_tokens. A prompt is sampled by the `seed` of its row, else by --seed
-plus its place, so it gets the same tokens alone, in a batch, in a stream or in a file.
+plus its place, so it gets the same tokens alone, in a batch, in a stream or in a file. --retrieve puts passages of an
+index in front of every prompt; their ids are printed, or in the file as `retrieved_ids` beside `retrieved_contexts`.
 """
 
 import functools
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.inference.retrieval.arguments import RetrievalArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import Message, user_text
@@ -103,8 +105,10 @@ def main(argv: list[str] | None = None) -> None:
     from pipeline.runtime.arguments import parse
     from pipeline.runtime.checkpoints import require_model_folder
 
-    (args,) = parse(argv, GenerateArguments, prog="generate.py")
+    args, retrieval = parse(argv, GenerateArguments, RetrievalArguments, prog="generate.py")
     check(args)
+    if retrieval.retrieve and args.chat:
+        raise UserError("--retrieve does not go with --chat: leave one of them out")
     name, remote = args.model_name_or_path, args.trust_remote_code
     require_model_folder(name)
     import torch
@@ -113,6 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     from pipeline.inference.batch_files import complete_file, read_prompts
     from pipeline.inference.decoding import check_lengths, sample
     from pipeline.inference.filters import check_options
+    from pipeline.inference.retrieval.context import context_limit, with_retrieved
     from pipeline.model.loading import load_model, load_tokenizer, model_config, position_limit, require_language_model
     from pipeline.model.tokens import encode_prompts
     from pipeline.runtime.files import file_sha256
@@ -131,7 +136,12 @@ def main(argv: list[str] | None = None) -> None:
     start: list[Message] = [{"role": "system", "content": args.system}] if args.system else []
     prompts = [turn_of(row["prompt"], start, plain) for row in rows]
     seeds = [args.seed + place if row.get("seed") is None else row["seed"] for place, row in enumerate(rows)]
-    limit = None if args.crop else position_limit(model_config(name, remote))
+    config = model_config(name, remote)
+    limit = None if args.crop else position_limit(config)
+    searched = None
+    if retrieval.retrieve:
+        room = context_limit(config, args.max_new_tokens)
+        rows, prompts, searched = with_retrieved(rows, prompts, retrieval, tokenizer, room)
     if prompts:  # all of them, before the first is answered
         check_lengths(limit, encode_prompts(tokenizer, prompts), args.max_new_tokens)
 
@@ -145,6 +155,7 @@ def main(argv: list[str] | None = None) -> None:
             "model": parent_of(name), "dtype": args.dtype, "raw": plain, "system": args.system, "seed": args.seed,
             "prompts": file_sha256(Path(args.prompt_file)) if args.prompt_file else args.prompt,
             "dataset_map": args.dataset_map, **options, "stops": asdict(options["stops"]),
+            **({"retrieval": {**asdict(retrieval), "index": searched["fingerprint"]}} if searched else {}),
         }  # fmt: skip
 
         def draw(numbers: range) -> "list[list[Completion]]":
@@ -161,6 +172,8 @@ def main(argv: list[str] | None = None) -> None:
         for row, prompt, seed in zip(rows, prompts, seeds, strict=True):
             print(f"> {user_text(row['prompt'])}")
             answer(speaker(), prompt, seed, trace=args.trace)
+            if searched:
+                print(f"[passages: {', '.join(row['retrieved_ids']) or 'none found'}]", flush=True)
 
 
 def check(args: GenerateArguments) -> None:
@@ -200,4 +213,5 @@ def stop_rules(args: GenerateArguments) -> "Stops":
 
 
 if __name__ == "__main__":
-    entry(main, GenerateArguments, __doc__, trains=False)
+    flags = {f.name: f.metadata["help"] for f in fields(RetrievalArguments)}
+    entry(main, GenerateArguments, __doc__, flags=flags, trains=False)

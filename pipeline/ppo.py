@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.loading import load_data
         from pipeline.data.preparation import templated
         from pipeline.inference.positions import fitting
-        from pipeline.inference.retrieval.context import RetrievalArguments, context_limit, with_passages
+        from pipeline.inference.retrieval.arguments import RetrievalArguments
+        from pipeline.inference.retrieval.context import context_limit, with_passages
         from pipeline.model.policy import ChatModelArguments, load_policy, read_start
         from pipeline.rewards.resolve import record_reward, resolve_each, strict_metric, verdict_counts
         from pipeline.training.guards import Guards

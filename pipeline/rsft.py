@@ -85,7 +85,8 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.loading import Data, load_data
         from pipeline.data.preparation import supervised, templated, within_positions
         from pipeline.inference.positions import fitting
-        from pipeline.inference.retrieval.context import RetrievalArguments, context_limit, with_passages
+        from pipeline.inference.retrieval.arguments import RetrievalArguments
+        from pipeline.inference.retrieval.context import context_limit, with_passages
         from pipeline.inference.stopping import declare_stops
         from pipeline.model.loading import load_tokenizer, model_config
         from pipeline.model.policy import ModelArguments, start_name

@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.arguments import DataArguments
         from pipeline.data.loading import load_data
         from pipeline.data.preparation import learned_of, supervised, templated, within_positions
-        from pipeline.inference.retrieval.context import RetrievalArguments, with_passages
+        from pipeline.inference.retrieval.arguments import RetrievalArguments
+        from pipeline.inference.retrieval.context import with_passages
         from pipeline.inference.stopping import declare_stops
         from pipeline.model.policy import ModelArguments, load_policy, read_start
         from pipeline.training.session import train_and_save

@@ -33,7 +33,7 @@ def parsers(stage: str) -> tuple[type, ...]:
     from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
     from pipeline.data.arguments import DataArguments
-    from pipeline.inference.retrieval.context import RetrievalArguments
+    from pipeline.inference.retrieval.arguments import RetrievalArguments
     from pipeline.model.policy import ModelArguments
     from pipeline.runtime.arguments import StageArguments
 

@@ -9,8 +9,9 @@ import torch
 
 from pipeline.data.sources import Source
 from pipeline.inference.retrieval.__main__ import main
+from pipeline.inference.retrieval.arguments import RetrievalArguments
 from pipeline.inference.retrieval.bm25 import BM25
-from pipeline.inference.retrieval.context import RetrievalArguments, augment, context_limit, fit
+from pipeline.inference.retrieval.context import augment, context_limit, fit
 from pipeline.inference.retrieval.dense import Encoder
 from pipeline.inference.retrieval.documents import Document, chunks_of, read_documents
 from pipeline.inference.retrieval.hits import best, fuse

@@ -6,6 +6,7 @@ import pytest
 
 import pipeline.sft
 from pipeline.assess import main as assess
+from pipeline.generate import main as generate
 from pipeline.grpo import main as grpo
 from pipeline.inference.retrieval.__main__ import main as retrieval
 from pipeline.ppo import main as ppo
@@ -130,6 +131,32 @@ def test_an_assessment_of_retrieval(request, base, files):
     samples = [json.loads(line) for line in (files / "assessment" / "samples.jsonl").read_text().splitlines()]
     assert [row["retrieved_context_ids"] for row in ragas] == [row["retrieved_ids"] for row in samples]
     assert all(row["response"] == s["completions"][0] for row, s in zip(ragas, samples))
+
+
+@pytest.mark.parametrize("base", ["tiny_model", "foreign_model"])
+def test_generated_answers_name_their_passages(request, base, files, capsys):
+    """In a file and in the terminal: the answer is that to the augmented prompt itself, and the ids are with it."""
+    model, out = str(request.getfixturevalue(base)), files / "out.jsonl"
+    given = ["--model_name_or_path", model, "--max_new_tokens", "5"]
+    search = ["--retrieve", str(files / "index"), "--top_passages", "1"]
+    generate([*given, *search, "--prompt_file", str(files / "questions.jsonl"), "--output_file", str(out)])
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["retrieved_ids"] for row in rows] == [[f"d{i}"] for i in range(12)] + [[], []]
+    assert rows[3]["prompt"] == "What has dog?"
+    assert rows[3]["retrieved_contexts"] == [FACTS[3]]
+    written = capsys.readouterr()
+    assert "2 passages of 2 of 14 prompts are left out: they do not fit" in written.err
+    generate([*given, "--prompt", f"{FACTS[0]}\n\nWhat has ant?"])
+    by_hand = capsys.readouterr().out.splitlines()[3:]
+    generate([*given, *search, "--prompt", "What has ant?"])
+    *printed, passages = capsys.readouterr().out.splitlines()[1:]
+    assert passages == "[passages: d0]"
+    assert printed == by_hand
+    assert "\n".join(printed).strip() == rows[0]["completions"][0].strip()
+    with pytest.raises(UserError, match=r"out.jsonl.*retrieval|retrieval.*out.jsonl|settings"):
+        generate([*given, "--prompt_file", str(files / "questions.jsonl"), "--output_file", str(out)])
+    with pytest.raises(UserError, match="--retrieve does not go with --chat"):
+        generate([*given, *search, "--chat"])
 
 
 def test_raft_rows_are_made_from_an_index_and_trained_on(tiny_model, files, capsys):

@@ -20,13 +20,8 @@ from pipeline.evaluation.completions import complete
 from pipeline.evaluation.passages import Answers, Found, Setting, cases, share
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
-from pipeline.inference.retrieval.context import (
-    RetrievalArguments,
-    check_arguments,
-    context_limit,
-    figures,
-    fit,
-)
+from pipeline.inference.retrieval.arguments import RetrievalArguments, check_arguments
+from pipeline.inference.retrieval.context import context_limit, figures, fit
 from pipeline.inference.retrieval.dense import Dense, Encoder
 from pipeline.inference.retrieval.index import Index, IndexOptions, Passage, open_index
 from pipeline.rewards.resolve import resolve

@@ -147,7 +147,8 @@ def raft(args: RaftArguments) -> None:
     from pipeline.data.raft import grounded, raft_rows
     from pipeline.data.rows import RowError
     from pipeline.data.sources import Source
-    from pipeline.inference.retrieval.context import RetrievalArguments, augment, check_arguments
+    from pipeline.inference.retrieval.arguments import RetrievalArguments, check_arguments
+    from pipeline.inference.retrieval.context import augment
     from pipeline.inference.retrieval.index import Passage, open_index
 
     written = RetrievalArguments(passage_template=args.passage_template, context_template=args.context_template)

@@ -5,11 +5,13 @@ model's positions, and t' within Delta where every layer has a window (the paper
 cut. What was dropped is counted.
 """
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.data.arrow import to_dataset
+from pipeline.inference.retrieval.arguments import RetrievalArguments, check_arguments
 from pipeline.inference.retrieval.index import Index, Passage, open_index
 from pipeline.model.loading import position_limit
 from pipeline.model.tokens import encode_answer, encode_prompts
@@ -22,33 +24,6 @@ if TYPE_CHECKING:
 
     from pipeline.data.loading import Data
     from pipeline.runtime.record import Run
-
-
-@dataclass
-class RetrievalArguments:
-    """Which passages are put in front of a prompt."""
-
-    retrieve: str | None = field(
-        default=None,
-        metadata={
-            "help": "Retrieve passages for every prompt from this index (a folder of python -m "
-            "pipeline.inference.retrieval build) or from these documents (file, folder, Hub id, world/<name>), which "
-            "BM25 then searches whole."
-        },
-    )
-    top_passages: int = field(default=3, metadata={"help": "Passages put in front of a prompt."})
-    retrieval_hops: int = field(
-        default=1,
-        metadata={"help": "2 looks half of the passages up by what the first ones name beside the question."},
-    )
-    passage_template: str = field(
-        default="{text}\n",
-        metadata={"help": "How a passage is written; {text}, {id} and {number} (from 1) are filled in."},
-    )
-    context_template: str = field(
-        default="{passages}\n{prompt}",
-        metadata={"help": "How the passages and the user's last message become one message."},
-    )
 
 
 class Augmented(NamedTuple):
@@ -79,18 +54,6 @@ def augment(prompt: Turn, passages: Sequence[Passage], arguments: RetrievalArgum
         raise UserError("retrieve: a prompt has no message of the user, which the passages would go into")
     message = prompt[asked] | {"content": within(content_text(prompt[asked]["content"]))}
     return [*prompt[:asked], message, *prompt[asked + 1 :]]
-
-
-def check_arguments(arguments: RetrievalArguments) -> None:
-    """Raises UserError where an option of retrieval cannot be."""
-    if arguments.top_passages < 1:
-        raise UserError(f"top_passages is {arguments.top_passages}: give 1 or more")
-    if arguments.retrieval_hops not in (1, 2):
-        raise UserError(f"retrieval_hops is {arguments.retrieval_hops}: choose one of 1, 2")
-    for name, needed in (("passage_template", ["{text}"]), ("context_template", ["{passages}", "{prompt}"])):
-        missing = [word for word in needed if word not in getattr(arguments, name)]
-        if missing:
-            raise UserError(f"{name} {getattr(arguments, name)!r} has no {missing[0]} in it")
 
 
 def context_limit(config: "PretrainedConfig", new_tokens: int) -> int | None:
@@ -203,7 +166,36 @@ def _answer_tokens(tokenizer: "PreTrainedTokenizerBase", row: Json) -> int:
 
 
 def _with_contexts(row: Json, found: Augmented, kind: str) -> Json:
-    if kind != "prompt":
-        return {**row, "prompt": found.prompt}
-    texts, ids = [p.text for p in found.passages], [p.id for p in found.passages]
-    return {**row, "prompt": found.prompt, "retrieved_contexts": texts, "retrieved_ids": ids}
+    return {**row, "prompt": found.prompt, **(contexts(found) if kind == "prompt" else {})}
+
+
+def contexts(found: Augmented) -> dict[str, list[str]]:
+    """The columns that say which passages a prompt has."""
+    return {"retrieved_contexts": [p.text for p in found.passages], "retrieved_ids": [p.id for p in found.passages]}
+
+
+def with_retrieved(
+    rows: Sequence[Json],
+    prompts: Sequence[Turn],
+    arguments: RetrievalArguments,
+    tokenizer: "PreTrainedTokenizerBase",
+    limit: int | None,
+) -> tuple[list[Json], list[Turn], Json]:
+    """The rows with the columns of `contexts`, their prompts with the passages, and the index for the record.
+
+    Args:
+        rows: of the prompts.
+        prompts: as the model gets them.
+        arguments: with an index to retrieve from.
+        tokenizer: the model's.
+        limit: tokens that an augmented prompt may have.
+
+    Raises:
+        UserError: the index cannot be opened, or an option is wrong.
+    """
+    check_arguments(arguments)
+    index, record = open_index(arguments.retrieve)
+    found = retrieve(index, tokenizer, prompts, arguments, [limit] * len(prompts))
+    if line := dropped_line(found):
+        print(line, file=sys.stderr, flush=True)
+    return [{**row, **contexts(each)} for row, each in zip(rows, found)], [each.prompt for each in found], record
