@@ -118,10 +118,12 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.model.loading import load_model, load_tokenizer, require_language_model
 
         def load(folder: str) -> "PreTrainedModel":
-            model = load_model(folder, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+            model = load_model(**loading | {"name": folder})
             return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
-        defaults = {"seed": args.seed, "allow_unsafe_code_execution": args.allow_unsafe_code_execution}
+        loading = {"name": name, "dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
+        unsafe = args.allow_unsafe_code_execution
+        defaults = {"seed": args.seed, "allow_unsafe_code_execution": unsafe, "loading": loading}
         if args.batch_size is not None:
             defaults["batch_size"] = args.batch_size
         reference = args.reference_model_name_or_path or recorded.recorded_reference(name)

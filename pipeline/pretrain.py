@@ -31,7 +31,7 @@ class PretrainArguments(StageArguments):
     )
     tokenizer_name: str | None = field(
         default=None,
-        metadata={"help": "Tokenizer to use instead of training one: Hub id, folder or world/enumerable."},
+        metadata={"help": "Tokenizer to use instead of training one: Hub id, folder, world/enumerable or world/maps."},
     )
     preset: str | None = field(default=None, metadata={"help": "Named shape: nano, micro, gpt2-124m, …"})
     hidden_size: int | None = field(default=None, metadata={"help": "Width d of the hidden states."})

@@ -32,6 +32,8 @@ EVALUATIONS = {
     "best_of_n": "pipeline.evaluation.tasks.best_of_n:best_of_n",
     "objective": "pipeline.evaluation.tasks.objective:objective",
     "retrieval": "pipeline.evaluation.tasks.retrieval:retrieval",
+    "cache": "pipeline.evaluation.tasks.cache:cache",
+    "in_context": "pipeline.evaluation.tasks.in_context:in_context",
 }
 
 

@@ -10,9 +10,10 @@ from pipeline.model import NarLMConfig, NarLMForCausalLM
 from pipeline.model.loading import load_tokenizer
 from pipeline.model.tokenizer import train_tokenizer
 from pipeline.runtime.errors import UserError
-from pipeline.worlds import enumerable
+from pipeline.worlds import enumerable, maps
 
 TOKENIZER_DOCUMENTS = 1_000_000  # merges settle long before; a stream never ends
+WORLD_TOKENIZERS = {"world/enumerable": enumerable.tokenizer, "world/maps": maps.tokenizer}
 
 
 def new_tokenizer(arguments: Any, documents: Any, folder: Path) -> PreTrainedTokenizerBase:
@@ -23,8 +24,8 @@ def new_tokenizer(arguments: Any, documents: Any, folder: Path) -> PreTrainedTok
         documents: a dataset with a ``text`` column, or a stream with ``texts()``; the first million are read.
         folder: the run's output folder, where the trained tokenizer is kept from the first minute.
     """
-    if arguments.tokenizer_name == "world/enumerable":
-        return enumerable.tokenizer()
+    if arguments.tokenizer_name in WORLD_TOKENIZERS:
+        return WORLD_TOKENIZERS[arguments.tokenizer_name]()
     if arguments.tokenizer_name:
         return load_tokenizer(arguments.tokenizer_name, for_training=True)
     if (folder / "tokenizer.json").is_file():

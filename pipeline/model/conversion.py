@@ -77,22 +77,25 @@ _GPT2_TOP = {
 }
 
 
+def narlm_shape(config: PretrainedConfig) -> NarLMConfig | None:
+    """The config of the NarLM that computes as a NarLM's, Llama's or Mistral's does; None for another architecture."""
+    if isinstance(config, NarLMConfig) or config.model_type == NarLMConfig.model_type:
+        return NarLMConfig(**config.to_diff_dict())
+    if isinstance(config, LlamaConfig):
+        return _from_llama_config(config, attention_bias=config.attention_bias, mlp_bias=config.mlp_bias)
+    if isinstance(config, MistralConfig):
+        return _from_llama_config(config, sliding_window=config.sliding_window)
+    return None
+
+
 def from_llama(model: LlamaForCausalLM) -> NarLMForCausalLM:
     """NarLM with the weights of a Llama (RMSNorm, SwiGLU, RoPE, grouped queries)."""
-    config = _from_llama_config(
-        model.config, attention_bias=model.config.attention_bias, mlp_bias=model.config.mlp_bias
-    )
-    return _build(NarLMForCausalLM, config, model.state_dict(), model)
+    return _build(NarLMForCausalLM, narlm_shape(model.config), model.state_dict(), model)
 
 
 def from_mistral(model: MistralForCausalLM) -> NarLMForCausalLM:
     """NarLM with the weights of a Mistral (as Llama, with a window Delta in every layer)."""
-    return _build(
-        NarLMForCausalLM,
-        _from_llama_config(model.config, sliding_window=model.config.sliding_window),
-        model.state_dict(),
-        model,
-    )
+    return _build(NarLMForCausalLM, narlm_shape(model.config), model.state_dict(), model)
 
 
 def from_gpt2(model: GPT2LMHeadModel) -> NarLMForCausalLM:

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 PAD, BOS, EOS = 0, 1, 2
 LETTERS = "abcd"
-TOKENS = ["<pad>", "<bos>", "<eos>", *LETTERS]
+SPECIALS = ["<pad>", "<bos>", "<eos>"]
+TOKENS = [*SPECIALS, *LETTERS]
 VOCABULARY = len(TOKENS)
 LENGTH = 2
 PROMPTS = ["a", "b", "c", "d"]
@@ -54,10 +55,16 @@ INDEX = {ids: i for i, ids in enumerate(COMPLETIONS)}
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token per letter; bos in front of every text."""
+    return word_tokenizer(LETTERS)
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One token per word, after pad, bos and eos; words are parted by spaces, bos is in front of every text."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="a"))
+    vocabulary = {token: i for i, token in enumerate([*SPECIALS, *words])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=words[0]))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")

@@ -268,3 +268,36 @@ def test_tasks_without_yaml_on_the_rows_that_the_run_held_out(tuned, tmp_path, s
 def test_mistakes_in_tasks_are_named(tiny_model, tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         run(words, tiny_model, tmp_path / "out")
+
+
+@pytest.fixture
+def foreign_adapter(foreign_model, tmp_path):
+    """A LoRA adapter on the foreign Llama that changes what it says."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = AutoModelForCausalLM.from_pretrained(foreign_model)
+    adapted = get_peft_model(base, LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM"))
+    adapted.save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(foreign_model).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("kind", ["tiny_model", "foreign_adapter"])
+def test_the_cache_is_measured_and_continued_in_a_fresh_process(kind, request, tmp_path):
+    """Any causal LM by name, an adapter on its base too: the fresh process finds the same weights, and gives the
+    uncached distributions of two tokens, which differ. A windowed variant of the same shape is timed beside it."""
+    cache = {"type": "cache", "lengths": [8, 16, 24, 32], "window": 12, "rounds": 1, "device": "A100"}
+    (tmp_path / "cache.yaml").write_text(yaml.safe_dump({"evaluations": [cache]}))
+    record = run(["--config", str(tmp_path / "cache.yaml")], request.getfixturevalue(kind), tmp_path / "out")
+    found = record["metrics"]
+    assert found["cache/markov/fresh_process"] == 1
+    assert found["cache/markov/difference"] < 1e-4
+    assert found["cache/markov/apart"] > 1e-3
+    steps = {(row["attention"], row["n"]): row for row in record["tables"]["cache"]["steps"]}
+    assert sorted(steps) == [(attention, n) for attention in ("full", "window") for n in (8, 16, 24, 32)]
+    # 31 tokens of the past and the present one; a window of 12 keeps 11
+    assert steps["full", 32]["cache_bytes"] == 32 * steps["window", 32]["cache_bytes"] // 11
+    [ridge] = {row["ridge"] for row in record["tables"]["cache"]["FLOPs per byte"]}
+    assert ridge == pytest.approx(312 / 2.039)
+    assert {"seconds per step, full attention", "seconds per step, window attention"} == set(record["curves"]["cache"])
