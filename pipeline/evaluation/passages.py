@@ -68,6 +68,7 @@ class Setting:
     found: Callable[[int], Found]  # of a number of passages
     answer: Callable[[Sequence[Json], Found], Answers]
     _natural: dict[int, Answers] = field(default_factory=dict)
+    _ranks: dict[int, list[int]] = field(default_factory=dict)
 
     def halves(self) -> tuple[list[int], list[int]]:
         """Rows for recall and accuracy, and rows with evidence for a and c: every other row each."""
@@ -81,10 +82,24 @@ class Setting:
         return {p.id for p in self.evidence[i]} <= {p.id for p in self.found(m)[i]}
 
     def given(self, i: int, m: int) -> list[Passage]:
-        """m passages with the evidence: as found, else with what is missing in the last places."""
+        """m passages with the evidence: as found; what was missed takes the place at which another row's was found.
+
+        So evidence is as near to the question as where a search finds it, which readers mind.
+        """
         kept = self.found(m)[i]
         missing = [p for p in self.evidence[i] if p.id not in {k.id for k in kept}]
-        return [*kept[: max(0, m - len(missing))], *missing]
+        rest = kept[: max(0, m - len(missing))] if missing else kept
+        ranks = self.ranks(m)
+        place = ranks[i % len(ranks)] if ranks else len(rest)
+        return [*rest[:place], *missing, *rest[place:]]
+
+    def ranks(self, m: int) -> list[int]:
+        """The places, from 0, of evidence among m passages, of all rows whose evidence was found."""
+        if m not in self._ranks:
+            hits = [(each, self.evidence[i][0].id) for i, each in enumerate(self.found(m)) if self.evidence[i]]
+            ids = [([p.id for p in each], name) for each, name in hits]
+            self._ranks[m] = [found.index(name) for found, name in ids if name in found]
+        return self._ranks[m]
 
     def withheld(self, i: int, m: int) -> list[Passage]:
         """m passages without any of the evidence."""

@@ -85,13 +85,17 @@ def test_a_reader_that_depends_on_how_evidence_was_found_breaks_the_decompositio
 
 
 def test_a_and_c_are_measured_on_other_rows():
-    """Every other row with evidence; rows without any are only answered. Evidence comes last, or is left out."""
-    one, two, three = (Passage(name, name, 0.0) for name in ("one", "two", "three"))
-    evidence = [[one], [], [one], [three], [three]]
+    """Every other row with evidence; rows without any are only answered. Of three passages one is found first (row 0)
+    and three last (row 2); "four" is found by no search and takes these places in turn, or is left out.
+    """
+    one, two, three, four = (Passage(name, name, 0.0) for name in ("one", "two", "three", "four"))
+    evidence = [[one], [], [three], [four], [four]]
     setting = Setting([{}] * 5, evidence, lambda m: [[one, two, three][:m]] * 5, lambda rows, found: None)
     assert setting.halves() == ([0, 3], [2, 4])
-    assert (setting.has(0, 1), setting.has(3, 2)) == (True, False)
-    assert (setting.given(0, 2), setting.given(3, 2)) == ([one, two], [one, three])
+    assert (setting.has(0, 1), setting.has(2, 2), setting.has(2, 3)) == (True, False, True)
+    assert setting.ranks(3) == [0, 2]
+    assert (setting.given(0, 3), setting.given(3, 3)) == ([one, two, three], [one, two, four])
+    assert (setting.given(4, 3), setting.given(4, 1)) == ([four, one, two], [four])
     assert (setting.withheld(0, 2), setting.withheld(3, 2)) == ([two, three], [one, two])
     assert Setting([{}] * 2, [[], []], lambda m: [[], []], lambda rows, found: None).halves() == ([0, 1], [])
 

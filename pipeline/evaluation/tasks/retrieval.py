@@ -4,8 +4,8 @@
 
 ``recall@m``: the evidence is among the m passages found. ``a(m)``: accuracy when it is in the context, ``c(m)``: when
 it is not. Recall and accuracy are measured on every other row; a and c on the rows in between, all of them in both
-conditions (the evidence takes the last place where it was not found, and is taken out where it was), so that the
-prediction could fail: it holds as far as what a search finds is as easy to read as what it misses.
+conditions (evidence that was missed takes the place at which another row's was found; what was found is taken out), so
+that the prediction could fail: it holds as far as what a search finds is as easy to read as what it misses.
 """
 
 import functools
