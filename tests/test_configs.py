@@ -57,6 +57,7 @@ COUNTS = {
     "quickstart": 10,
     "unified": 8,
     "retrieval": 3,
+    "hallucination": 2,
     "grpo": 5,  # presets
     "continual": 2,  # presets
     "reward_model": 1,  # a preset

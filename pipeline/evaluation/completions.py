@@ -28,19 +28,27 @@ def complete(
 
     Args:
         rows: rows with a ``prompt``.
-        template: plain text with ``{prompt}`` where the user's words go; None for the prompt as it is.
+        template: see ``prompts_of``.
         stop: a completion ends at the first of these strings.
         sampling: options of ``inference.decoding.sample``.
 
     Raises:
         UserError: the template has no place for the prompt, or an option is out of range.
     """
-    prompts: list[Turn] = [row["prompt"] for row in rows]
-    if template is not None:
-        if "{prompt}" not in template:
-            raise UserError(f"template {template!r} has no {{prompt}} in it")
-        prompts = [template.replace("{prompt}", user_text(prompt)) for prompt in prompts]
-    return sample(model, tokenizer, prompts, stops=Stops(strings=tuple(stop)), **sampling)
+    return sample(model, tokenizer, prompts_of(rows, template), stops=Stops(strings=tuple(stop)), **sampling)
+
+
+def prompts_of(rows: Sequence[Json], template: str | None) -> list[Turn]:
+    """What a model reads of each row: the prompt as it is, or a template with ``{prompt}`` where the user's words go.
+
+    Raises:
+        UserError: the template has no place for the prompt.
+    """
+    if template is None:
+        return [row["prompt"] for row in rows]
+    if "{prompt}" not in template:
+        raise UserError(f"template {template!r} has no {{prompt}} in it")
+    return [template.replace("{prompt}", user_text(row["prompt"])) for row in rows]
 
 
 def judge_completions(reward: Reward, rows: Sequence[Json], drawn: Drawn) -> list[list[Judgement]]:

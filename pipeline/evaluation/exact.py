@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.inference.likelihood import next_token_log_probs
+from pipeline.inference.likelihood import candidate_log_probabilities
 from pipeline.objectives.divergences import exact_kl, log_partition, tilted_law
 
 TOLERANCE = 1e-5  # of the identity J* - J = beta KL(pi || pi*), in reward units
@@ -29,9 +29,7 @@ def exact_law(
 ) -> torch.Tensor:
     """``log pi(y | x)`` of every completion of every prompt by teacher forcing, (P, Y) in float64 on the CPU.
 
-    The next-token distribution at each prefix is computed once and shared by all completions that begin with it, so
-    that the probabilities of a complete set of completions sum to 1 to the rounding of float64 in any dtype of the
-    model.
+    The probabilities of a complete set of completions sum to 1 (``candidate_log_probabilities``).
 
     Args:
         model: any causal LM; used in eval mode and left as found.
@@ -39,25 +37,7 @@ def exact_law(
         completions: token ids of each completion, the eos that ends it included.
         batch_size: sequences per forward pass.
     """
-    prefixes = list(dict.fromkeys(tuple(y[:t]) for y in completions for t in range(len(y))))
-    inner = {s[:t] for s in prefixes for t in range(len(s))}
-    longest_prefixes = [s for s in prefixes if s not in inner]  # every prefix is the start of one of these
-    place = {}
-    for row, s in enumerate(longest_prefixes):
-        for t in range(len(s) + 1):
-            place.setdefault(s[:t], (row, t))
-    number = {s: i for i, s in enumerate(prefixes)}
-    rows, steps = torch.tensor([place[s] for s in prefixes]).T
-    length = max(map(len, completions))
-    before = torch.tensor([[number[tuple(y[: min(t, len(y) - 1)])] for t in range(length)] for y in completions])
-    tokens = torch.tensor([[y[min(t, len(y) - 1)] for t in range(length)] for y in completions])
-    real = torch.arange(length) < torch.tensor([[len(y)] for y in completions])
-    law = []
-    for x in prompts:
-        found = next_token_log_probs(model, x, longest_prefixes, batch_size=batch_size)
-        conditional = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)[rows, steps]  # (prefixes, V)
-        law.append((conditional[before, tokens] * real).sum(1))
-    return torch.stack(law)
+    return torch.cat(candidate_log_probabilities(model, prompts, [completions] * len(prompts), batch_size=batch_size))
 
 
 def objective(log_law: torch.Tensor, log_reference: torch.Tensor, rewards: torch.Tensor, beta: float) -> torch.Tensor:

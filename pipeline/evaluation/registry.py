@@ -34,6 +34,7 @@ EVALUATIONS = {
     "retrieval": "pipeline.evaluation.tasks.retrieval:retrieval",
     "cache": "pipeline.evaluation.tasks.cache:cache",
     "in_context": "pipeline.evaluation.tasks.in_context:in_context",
+    "hallucination": "pipeline.evaluation.tasks.hallucination:hallucination",
 }
 
 

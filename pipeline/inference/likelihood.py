@@ -1,16 +1,18 @@
-"""Forward passes over given rows: log-likelihoods, hidden states, divergences of two models.
+"""Forward passes over given rows: log-likelihoods, laws over candidates, hidden states, divergences of two models.
 
 They are what loss, perplexity, implicit rewards, drift and KL are made of. Shapes: B batch, T time, V vocabulary,
-D hidden, N rows.
+D hidden, N rows, C candidates of a prompt, S samplers.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from pipeline.inference.filters import filtered_probabilities
 from pipeline.model.batching import Batch, evaluating, forward_rows
 from pipeline.objectives.divergences import full_kl
 
@@ -70,23 +72,102 @@ def answer_log_likelihoods(
     ]
 
 
-def next_token_log_probs(
-    model: PreTrainedModel, prompt: Sequence[int], answers: Sequence[Sequence[int]], *, batch_size: int = 64
+class Sampler(NamedTuple):
+    """How tokens are drawn, as options of ``decoding.sample`` of the same names: what a distribution depends on."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+    def log_probs(self, logits: torch.Tensor) -> torch.Tensor:
+        """The distribution that tokens are drawn from, (..., V), in float64; -inf for a token that is filtered out."""
+        if self == Sampler(self.temperature):
+            return (logits.double() / self.temperature).log_softmax(-1)
+        kept = filtered_probabilities(logits, **self._asdict())
+        return (kept / kept.sum(-1, keepdim=True)).log()
+
+
+PLAIN = Sampler()
+
+
+def candidate_log_probabilities(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    candidates: Sequence[Sequence[Sequence[int]]],
+    *,
+    samplers: Sequence[Sampler] = (PLAIN,),
+    normalised: bool = False,
+    batch_size: int = 64,
 ) -> list[torch.Tensor]:
-    """``log pi(. | x, y_<=t)`` for t = 0..T of every answer of T tokens, (T + 1, V) each, in float64 on the CPU.
+    """``log P(y | x)`` of every candidate y of every prompt x by teacher forcing, without sampling noise.
+
+    The distribution after each prefix is computed once and shared by all candidates that begin with it (candidates of
+    one token cost one forward pass per prompt), so that the probabilities of a complete set of candidates sum to 1 to
+    the rounding of float64 in any dtype of the model.
 
     Args:
-        prompt: token ids, at least one.
-        answers: token ids of each answer.
+        model: any causal LM; used in eval mode and left as found.
+        prompts: token ids of each prompt, at least one.
+        candidates: token ids of each prompt's candidates, at least one candidate of at least one token
+            (``model.tokens.encode_candidates`` makes both).
+        samplers: temperature and filters of every step; one forward pass serves all of them.
+        normalised: divide by the candidates' total, which gives the distribution given that one of them is said
+            (-inf where a filter leaves none of them).
         batch_size: rows per forward pass.
+
+    Returns:
+        Per prompt (S, C), samplers and candidates, in float64 on the CPU.
+
+    Raises:
+        ValueError: to be normalised, of candidates one of which begins with another: they do not exclude
+            each other.
     """
+    rows: list[list[int]] = []
+    starts: list[int] = []  # of each row: where the logits after its prompt are
+    edges: list[dict[tuple[int, int], None]] = []  # of each row: (tokens of the candidate before it, token)
+    place: list[dict[tuple[int, ...], tuple[int, int]]] = []  # of each prompt: prefix -> row, tokens before
+    for x, answers in zip(prompts, candidates, strict=True):
+        if normalised and (twice := begins_with_another([tuple(y) for y in answers])):
+            raise ValueError(f"the candidate {twice[1]} begins with the candidate {twice[0]}: end both by a token")
+        prefixes = list(dict.fromkeys(tuple(y[:t]) for y in answers for t in range(len(y))))
+        inner = {s[:t] for s in prefixes for t in range(len(s))}
+        place.append({})
+        for s in (s for s in prefixes if s not in inner):  # every prefix is the start of one of these
+            for t in range(len(s) + 1):
+                place[-1].setdefault(s[:t], (len(rows), t))
+            rows.append([*x, *s])
+            starts.append(len(x) - 1)
+            edges.append({})
+        for y in answers:
+            for t, token in enumerate(y):
+                row, before = place[-1][tuple(y[:t])]
+                edges[row][before, token] = None
 
-    def read(output: CausalLMOutput, batch: Batch) -> Iterator[torch.Tensor]:
-        for row, length in enumerate(batch.lengths):
-            yield output.logits[row, len(prompt) - 1 : length].double().log_softmax(-1).cpu()
+    def read(output: CausalLMOutput, batch: Batch) -> Iterator[dict[tuple[int, int], torch.Tensor]]:
+        for i, (row, length) in enumerate(zip(batch.places, batch.lengths)):
+            logits = output.logits[i, starts[row] : length]
+            laws = torch.stack([sampler.log_probs(logits) for sampler in samplers])  # (S, T, V)
+            wanted = torch.tensor(list(edges[row]), device=laws.device).T
+            yield dict(zip(edges[row], laws[:, wanted[0], wanted[1]].T.cpu()))
 
-    rows = [[*prompt, *answer] for answer in answers]
-    return forward_rows(model, rows, read, batch_size=batch_size, use_cache=False)
+    found = forward_rows(model, rows, read, batch_size=batch_size, use_cache=False)
+    laws = []
+    for answers, places in zip(candidates, place):
+        sums = []
+        for y in answers:
+            steps = [(places[tuple(y[:t])], token) for t, token in enumerate(y)]
+            sums.append(sum(found[row][before, token] for (row, before), token in steps))
+        law = torch.stack(sums, dim=1)
+        total = law.logsumexp(-1, keepdim=True)
+        laws.append(torch.where(total.isneginf(), law, law - total) if normalised else law)
+    return laws
+
+
+def begins_with_another(answers: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The first two candidates of which one is the beginning of the other, or both are equal."""
+    ordered = sorted(answers)  # what begins with a candidate comes right after it
+    return next(((a, b) for a, b in itertools.pairwise(ordered) if b[: len(a)] == a), None)
 
 
 def last_hidden_states(

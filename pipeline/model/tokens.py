@@ -106,9 +106,7 @@ def encode_answer(
     else:
         before = encode_text(tokenizer, prompt)
     both = encode_exchange(tokenizer, prompt, answer, row)
-    shared = 0
-    while shared < min(len(before), len(both)) and before[shared] == both[shared]:
-        shared += 1
+    shared = _shared(before, both)
     return both[:shared], both[shared:]
 
 
@@ -161,6 +159,49 @@ def encode_prompts(
             )
         encoded.append(ids)
     return encoded
+
+
+def encode_candidates(
+    tokenizer: PreTrainedTokenizerBase, prompt: Turn, candidates: Sequence[str]
+) -> tuple[list[int], list[list[int]]]:
+    """Ids of a prompt and of each candidate that may follow it, for the probabilities of the candidates given it.
+
+    Prompt and candidate are tokenised as one text, as a model has read it, and cut where the candidates and the prompt
+    alone diverge: if a token spans the end of the prompt, it belongs to every candidate. After a user's turn a
+    candidate is a complete answer and ends with the token that ends the turn; after plain text, or in a turn of the
+    assistant that has begun, it is what comes next and may go on.
+
+    Raises:
+        UserError: a candidate that adds nothing to the prompt, or one that its first token swallows.
+    """
+    before = encode_prompts(tokenizer, [prompt])[0]
+    if not is_dialogue(prompt):
+        both = encode_prompts(tokenizer, [prompt + candidate for candidate in candidates])
+    elif prompt[-1]["role"] == "assistant":
+        begun = prompt[-1]
+        both = encode_prompts(
+            tokenizer, [[*prompt[:-1], {**begun, "content": begun["content"] + c}] for c in candidates]
+        )
+    else:
+        end = closing_token(tokenizer, tokenizer.get_chat_template())
+        both = [_up_to(encode_exchange(tokenizer, prompt, c), end, len(before)) for c in candidates]
+    shared = min(len(before), *(_shared(before, ids) for ids in both))
+    if not shared:
+        raise UserError(f"the prompt {prompt!r:.80} and a candidate are one token: there is nothing to start from")
+    for candidate, ids in zip(candidates, both):
+        if len(ids) == shared or not candidate:
+            raise UserError(f"the candidate {candidate!r} adds no token to the prompt: give it some text")
+    return before[:shared], [ids[shared:] for ids in both]
+
+
+def _up_to(ids: list[int], end: int | None, start: int) -> list[int]:
+    """The ids up to the first ``end`` from ``start`` on, with it: a template may write a line break after it."""
+    return ids[: ids.index(end, start) + 1] if end in ids[start:] else ids
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many ids two rows begin with in common."""
+    return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
 
 
 def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

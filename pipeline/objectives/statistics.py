@@ -1,4 +1,4 @@
-"""From single scores to a figure with its uncertainty: intervals, pass@k, majority vote, preference accuracy.
+"""From single scores to a figure with its uncertainty: intervals, pass@k, majority vote, preferences, calibration.
 
 Pure functions on numbers. A score is in [0, 1], or None where it is not known: those are counted apart and never
 taken for a zero.
@@ -11,6 +11,7 @@ from statistics import fmean
 
 import numpy as np
 
+BINS = 10  # of equal width, in a reliability table
 Z95 = 1.959963984540054  # the 97.5% quantile of the standard normal distribution
 
 
@@ -111,14 +112,42 @@ def ratio_with_interval(sums: Sequence[float], counts: Sequence[int]) -> dict[st
     Raises:
         ValueError: there is no token.
     """
-    total, tokens = math.fsum(sums), sum(counts)
+    tokens = sum(counts)
     if not tokens:
         raise ValueError("there is no token to score")
-    mean, average = total / tokens, tokens / len(counts)
-    # The ratio's spread by its linear approximation: row r moves it by (sum_r - mean * count_r) / (average count).
-    moved = [mean + (value - mean * number) / average for value, number in zip(sums, counts, strict=True)]
-    figures = with_interval("loss", mean, bootstrap_interval(moved))
+    mean, interval = ratio_interval(sums, counts)
+    figures = with_interval("loss", mean, interval)
     return {**figures, "perplexity": math.exp(min(mean, 700.0)), "tokens": tokens}
+
+
+def ratio_interval(
+    sums: Sequence[float], counts: Sequence[float], *, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """``sum(sums) / sum(counts)``, which is not 0, with a 95% bootstrap interval over rows.
+
+    The ratio's spread is that of its linear approximation: row r moves it by (sum_r - ratio count_r) / mean count.
+    """
+    total, number = math.fsum(sums), math.fsum(counts)
+    mean, average = total / number, number / len(counts)
+    moved = [mean + (value - mean * count) / average for value, count in zip(sums, counts, strict=True)]
+    return mean, bootstrap_interval(moved, seed=seed)
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[dict[str, float]]:
+    """For each filled bin of equal width: mean ``predicted`` probability, ``observed`` share, number of ``rows``."""
+    place = np.minimum((probabilities * bins).astype(int), bins - 1)
+    filled = [place == b for b in range(bins)]
+    return [
+        {"predicted": float(probabilities[i].mean()), "observed": float(labels[i].mean()), "rows": int(i.sum())}
+        for i in filled
+        if i.any()
+    ]
+
+
+def calibration_error(table: Sequence[dict[str, float]]) -> float:
+    """|predicted - observed| of every bin of a ``reliability`` table, weighted by its rows."""
+    total = sum(bin["rows"] for bin in table)
+    return sum(abs(bin["predicted"] - bin["observed"]) * bin["rows"] for bin in table) / total
 
 
 def with_interval(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:

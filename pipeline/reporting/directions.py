@@ -11,7 +11,7 @@ UP, DOWN, NEITHER = "up", "down", ""
 WORDS = {UP: "higher is better", DOWN: "lower is better", NEITHER: "neither way is better by itself"}
 ARROWS = {UP: "↑", DOWN: "↓", NEITHER: ""}
 
-# By the last part of a figure's name, without what a score adds to it (`_lenient`, `@k`, `eval_`, `held_out_`).
+# By the last part of a figure's name, without what is added to it (`_lenient`, `@k`, `eval_`, `held_out_`, `exact_`).
 # A KL has no direction: it is the price of a reward, and the objective counts both.
 BETTER = {
     UP: (
@@ -19,18 +19,19 @@ BETTER = {
         "reward", "true_reward", "margin", "margins", "objective", "advantage", "true_reward_advantage",
         "rlhf_reward", "scores", "accuracies", "mean_token_accuracy", "eos_rate", "explained_variance",
         "chosen_log_likelihood_gain", "regret_removed", "score",
-        "average", "plasticity", "backward_transfer", "forward_transfer",
+        "average", "plasticity", "backward_transfer", "forward_transfer", "true",
     ),
     DOWN: (
         "loss", "perplexity", "ece", "timeouts", "unscored", "regret", "regret_nats", "kl_to_optimum", "forgetting",
         "identity_gap", "mass", "clipped_ratio", "frac_reward_zero_std", "rejection", "no_acceptable_share",
-        "unscored_share",
+        "unscored_share", "hall", "rumour", "other_false", "unsupported", "confident_false", "kl_to_ideal",
     ),
     NEITHER: (
         "kl", "kl_sampled", "beta", "prompts", "pairs", "tokens", "answers", "candidates", "equal_n",
         "tokens_per_completion", "bayes_accuracy", "optimum", "length_correlation", "reference_reward",
         "reference_true_reward", "best_of_n_reward", "best_of_n_true_reward", "best_of_n_kl", "entropy",
         "reward_se", "kl_se", "kl_sampled_se", "objective_se", "mean_length", "max_length", "chosen", "rejected",
+        "no_claim", "claims", "claims_per_100_tokens", "value_entropy",
     ),
 }  # fmt: skip
 _DIRECTION = {name: direction for direction, names in BETTER.items() for name in names}
@@ -55,7 +56,7 @@ def direction(name: str, claims: Sequence[Json] = ()) -> str | None:
 def _known(name: str) -> str | None:
     """What the table says of a name."""
     last = name.rpartition("/")[2]
-    last = re.sub(r"^(first_|last_)?(eval_|held_out_)?", "", last)
+    last = re.sub(r"^(first_|last_)?(eval_|held_out_|exact_)?", "", last)
     last = re.sub(r"(_lenient)?(@\d+)?(_lenient)?$", "", last)
     return _DIRECTION.get(last)
 

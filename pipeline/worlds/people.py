@@ -104,7 +104,8 @@ def _triple(r: random.Random, split: str) -> list[int]:
             return [a, b, c]
 
 
-def _made_up_name(r: random.Random, split: str) -> str:
+def made_up_name(r: random.Random, split: str) -> str:
+    """The name of a person who is in no table, of five letters; the two splits share none."""
     while True:
         name = "".join(r.choice("bdfgklmnprstvz") + r.choice("aeiou") for _ in range(2)).capitalize() + r.choice(
             "mnrsx"
@@ -122,7 +123,7 @@ def _passage(
     """
     sentences, known = [], []
     for _ in range(people):
-        name = _made_up_name(r, split)
+        name = made_up_name(r, split)
         for key in r.sample(list(ATTRIBUTES), r.randint(1, most_facts)):
             value = r.choice(ATTRIBUTES[key].values)
             wordings = r.choices(ATTRIBUTES[key].statements, k=times)

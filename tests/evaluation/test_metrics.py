@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.evaluation import metrics
+from pipeline.evaluation.claims import sampled_figures
 from pipeline.evaluation.verified import verified_figures
 from pipeline.objectives.statistics import bootstrap_interval, preference_figures, ratio_with_interval, wilson_interval
 from pipeline.rewards.registry import get_reward
@@ -22,7 +23,7 @@ def load(tmp_path_factory):
 
 def test_every_folder_is_a_metric_and_loads_by_path(load):
     names = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path.name != "__pycache__")
-    assert names == ["pass_at_k", "preference_accuracy", "token_loss", "verified_accuracy"]
+    assert names == ["hallucination", "pass_at_k", "preference_accuracy", "token_loss", "verified_accuracy"]
     for name in names:
         assert "Examples" in load(name).inputs_description
 
@@ -72,3 +73,14 @@ def test_a_metric_and_the_evaluation_compute_by_one_function(load):
     assert {f"pass@{k}" for k in (1, 2)} <= set(sampled)
     for name, value in load("pass_at_k").compute(predictions=scores, k=[1, 2]).items():
         assert value == sampled[name], name
+
+
+def test_hallucination(load):
+    """One true claim; a rumour and a true one; nothing; one of no source: 2 false claims of 4, in 20 tokens."""
+    metric = load("hallucination")
+    labels = [[["true"], ["rumour", "true"]], [[], ["unsupported"]]]
+    got = metric.compute(predictions=labels, tokens=[[5, 5], [5, 5]])
+    assert got == sampled_figures(labels, [[5, 5], [5, 5]])
+    assert (got["hall"], got["no_claim"], got["claims_per_100_tokens"]) == (0.5, 0.25, 20.0)
+    assert metric.compute(predictions=labels)["hall"] == 0.5
+    assert "hall" not in metric.compute(predictions=[[[]]])

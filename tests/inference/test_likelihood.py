@@ -3,8 +3,14 @@
 import pytest
 import torch
 
-from pipeline.inference.likelihood import answer_log_likelihoods, token_log_probabilities
-from pipeline.model.tokens import encode_answer, encode_row
+from pipeline.inference.filters import filtered_probabilities
+from pipeline.inference.likelihood import (
+    Sampler,
+    answer_log_likelihoods,
+    candidate_log_probabilities,
+    token_log_probabilities,
+)
+from pipeline.model.tokens import encode_answer, encode_candidates, encode_row
 from pipeline.runtime.errors import UserError
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -63,3 +69,57 @@ def test_messages_are_scored_on_what_the_assistant_says():
     bare = tiny_tokenizer()  # no generation markers: the turn is found by rendering, and ends with <|end|> 5
     ids, mark = encode_row(bare, {"messages": [*USER, {"role": "assistant", "content": "c"}, *USER]})
     assert [i for i, marked in zip(ids, mark, strict=True) if marked] == [21, 5]
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
+def test_candidates_have_the_probabilities_of_the_sampler(kind):
+    """Every candidate against one pass over its own row, at each sampler: the product of its tokens' shares among
+    those that the filters keep. Prompts share batches with others of other lengths.
+    """
+    model = tiny_model(kind)
+    prompts = [[1, 7, 8], [1, 9]]
+    candidates = [[[9], [10, 11], [10, 12], [11, 2, 5]], [[5, 6], [9]]]
+    samplers = [Sampler(), Sampler(0.5), Sampler(2.0, top_k=5), Sampler(1.0, top_p=0.7), Sampler(1.0, min_p=0.1)]
+    found = candidate_log_probabilities(model, prompts, candidates, samplers=samplers, batch_size=2)
+    for x, answers, law in zip(prompts, candidates, found, strict=True):
+        assert law.shape == (len(samplers), len(answers))
+        for s, sampler in enumerate(samplers):
+            for c, y in enumerate(answers):
+                with torch.no_grad():
+                    logits = model(input_ids=torch.tensor([x + y])).logits[0, len(x) - 1 : -1]
+                kept = filtered_probabilities(logits, **sampler._asdict())
+                expected = (kept / kept.sum(-1, keepdim=True))[range(len(y)), y].log().sum()
+                torch.testing.assert_close(law[s, c], expected, rtol=0, atol=1e-5)
+    (normalised,) = candidate_log_probabilities(model, prompts[:1], candidates[:1], normalised=True)
+    torch.testing.assert_close(normalised, found[0][:1].log_softmax(-1), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"candidate \(9, 10\) begins with the candidate \(9,\)"):
+        candidate_log_probabilities(model, [[1]], [[[9], [10], [9, 10]]], normalised=True)
+
+
+def test_candidates_are_cut_where_all_of_them_diverge(tokenizer):
+    """A chat answer ends with the turn; a begun turn and plain text go on; a token over the prompt's end is theirs."""
+    assert encode_candidates(tokenizer, USER, ["c", "d e"]) == ([1, 3, 19, 20, 4], [[21, 5], [22, 23, 5]])
+    begun = [*USER, {"role": "assistant", "content": "c"}]
+    assert encode_candidates(tokenizer, begun, [" d", " e"]) == ([1, 3, 19, 20, 4, 21], [[22], [23]])
+    assert encode_candidates(tokenizer, "a b", [" c", " d"]) == ([19, 20], [[21], [22]])
+    with pytest.raises(UserError, match="the candidate '' adds no token"):
+        encode_candidates(tokenizer, "a b", ["", " d"])
+
+    from pipeline.model.tokenizer import train_tokenizer
+
+    merging = train_tokenizer([" roman rome romp"] * 50, 290)
+    prompt, answers = encode_candidates(merging, " hello rom", ["an", "e", "p"])
+    whole = [merging(" hello rom" + rest)["input_ids"] for rest in ("an", "e", "p")]
+    assert [prompt + ids for ids in answers] == whole
+    assert len(prompt) < len(merging(" hello rom")["input_ids"])  # " roman" is one token: the prompt ends before it
+    with pytest.raises(UserError, match="there is nothing to start from"):
+        encode_candidates(without_bos(merging), " rom", ["an", "e"])
+
+
+def without_bos(tokenizer):
+    """The same tokenizer, with nothing in front of a text."""
+    import copy
+
+    plain = copy.deepcopy(tokenizer)
+    plain.backend_tokenizer.post_processor = None
+    return plain

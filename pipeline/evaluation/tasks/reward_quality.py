@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.model.tokens import encode_exchange
-from pipeline.objectives.statistics import preference_figures, wilson_interval, with_interval
+from pipeline.objectives.statistics import (
+    BINS,
+    calibration_error,
+    preference_figures,
+    reliability,
+    wilson_interval,
+    with_interval,
+)
 from pipeline.rewards.learned import load_reward_model, score_sequences
 from pipeline.runtime.messages import text_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-BINS = 10
 
 
 def saved_model_figures(
@@ -153,26 +158,9 @@ def randomised_order(margins: Sequence[float], seed: int = 0) -> tuple[np.ndarra
     return probabilities, chosen_first.astype(np.float64)
 
 
-def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[dict[str, float]]:
-    """For each filled bin of equal width: mean ``predicted`` probability, ``observed`` share, number of ``rows``."""
-    place = np.minimum((probabilities * bins).astype(int), bins - 1)
-    filled = [place == b for b in range(bins)]
-    return [
-        {"predicted": float(probabilities[i].mean()), "observed": float(labels[i].mean()), "rows": int(i.sum())}
-        for i in filled
-        if i.any()
-    ]
-
-
 def expected_calibration_error(margins: Sequence[float], bins: int = BINS, seed: int = 0) -> float:
     """Mean over pairs of |predicted - observed| of their bin (Naeini et al., 2015), the pairs in random order."""
     return calibration_error(reliability(*randomised_order(margins, seed), bins))
-
-
-def calibration_error(table: Sequence[dict[str, float]]) -> float:
-    """|predicted - observed| of every bin of a ``reliability`` table, weighted by its rows."""
-    total = sum(bin["rows"] for bin in table)
-    return sum(abs(bin["predicted"] - bin["observed"]) * bin["rows"] for bin in table) / total
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> float:

@@ -5,16 +5,15 @@ import math
 import numpy as np
 import pytest
 
+from pipeline.objectives.statistics import calibration_error, reliability
 from pipeline.evaluation.tasks.reward_quality import (
     average_ranks,
-    calibration_error,
     comparisons,
     correlation,
     expected_calibration_error,
     label_figures,
     plot_reliability,
     randomised_order,
-    reliability,
     reward_figures,
     spearman,
     within_prompt_spearman,
