@@ -6,8 +6,8 @@
 The YAML lists the evaluations, {name, type, dataset, split, …}; types are loss, trigram, accuracy, reward, samples,
 preference, objective, best_of_n, hallucination, … (pipeline/evaluation/registry.py), or the dotted path
 package.module:function of your own. `split: held_out` is what the model's own run held out. Without a YAML: --tasks
-perplexity,accuracy. Metrics go into run.json as name/metric, completions into samples.jsonl. Rows that the model or its
-parents were trained on are refused. Every entry is checked, and its rows are read, before a model is loaded; each
+perplexity,accuracy. Metrics go into run.json as name/metric, completions into samples.jsonl. Rows that the model or
+its parents were trained on are refused. Every entry is checked, and its rows are read, before a model is loaded; each
 result is kept as it comes: a run that failed or was stopped continues with what is missing.
 
 --objective adds E[R] - beta KL(pi || pi_ref), by what the model's run recorded: pi_ref, reward, beta and held-out

@@ -25,9 +25,9 @@ from pipeline.evaluation.claims import (
     tally,
     verify,
 )
-from pipeline.objectives.statistics import bootstrap_interval, calibration_error, reliability, with_interval
 from pipeline.inference.likelihood import Sampler, begins_with_another, candidate_log_probabilities
 from pipeline.model.tokens import encode_candidates
+from pipeline.objectives.statistics import bootstrap_interval, calibration_error, reliability, with_interval
 from pipeline.rewards.judging import Reward
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json

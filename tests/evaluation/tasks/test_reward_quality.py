@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.objectives.statistics import calibration_error, reliability
 from pipeline.evaluation.tasks.reward_quality import (
     average_ranks,
     comparisons,
@@ -18,6 +17,7 @@ from pipeline.evaluation.tasks.reward_quality import (
     spearman,
     within_prompt_spearman,
 )
+from pipeline.objectives.statistics import calibration_error, reliability
 
 
 def test_average_ranks_by_hand():
