@@ -17,7 +17,7 @@ Paper: the loss (9), DPO's implicit reward, the verifier V and the reward R of P
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.runtime.entry import entry
 from pipeline.runtime.record import Run
@@ -67,6 +67,13 @@ class AssessArguments:
         default=None,
         metadata={"help": "pi_ref of KL and implicit rewards; default: the one in the model's run record."},
     )
+    as_chat: Literal["auto", "true", "false"] = field(
+        default="auto",
+        metadata={
+            "help": "Whether strings (prompts, answers) are turns of a chat, written by the chat template. auto: as "
+            "the model was trained. An evaluation's own as_chat (true or false) comes first."
+        },
+    )
     batch_size: int | None = field(
         default=None, metadata={"help": "Sequences per batch, for evaluations without a batch_size in the YAML."}
     )
@@ -115,6 +122,7 @@ def main(argv: list[str] | None = None) -> None:
 
         import torch
 
+        from pipeline.model.chat import decide, sentence
         from pipeline.model.loading import load_model, load_tokenizer, require_language_model
 
         def load(folder: str) -> "PreTrainedModel":
@@ -131,12 +139,17 @@ def main(argv: list[str] | None = None) -> None:
             defaults["reference"] = lambda: model if reference == name else load(reference)
             if args.reference_model_name_or_path or any(takes(item, "reference") for item in entries):
                 require_model_folder(reference, "reference_model_name_or_path")
-        planned = [(item, defaults_for(item, defaults, objective)) for item in entries]
-        for item, options in planned:
-            rehearse(item, **options)
+        for item in entries:
+            rehearse(item, **defaults_for(item, defaults, objective))
         require_language_model(name, args.trust_remote_code)
 
-        tokenizer, model = load_tokenizer(name, args.trust_remote_code), load(name)
+        tokenizer = load_tokenizer(name, args.trust_remote_code)
+        decision = decide(args.as_chat, tokenizer, name)
+        run.note("chat", {"as_chat": decision.as_chat, "system": decision.system})
+        run.say(sentence(decision))
+        defaults |= {"as_chat": decision.as_chat, "system": decision.system}
+        planned = [(item, defaults_for(item, defaults, objective)) for item in entries]
+        model = load(name)
         run.add_parent(name)
         if reference and reference != name:
             run.add_parent(reference)

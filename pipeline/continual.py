@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
             return
         from trl import DPOConfig, SFTConfig
 
-        from pipeline.data.arguments import DataArguments
+        from pipeline.data.arguments import ChatDataArguments
         from pipeline.data.loading import load_data
         from pipeline.data.preparation import learned_of, templated, within_positions
         from pipeline.evaluation.registry import check_entries
@@ -114,16 +114,20 @@ def main(argv: list[str] | None = None) -> None:
 
         config_class = DPOConfig if run.given.get("kind") == "preference" else SFTConfig
         model_class = ModelArguments if config_class is SFTConfig else ChatModelArguments
-        own, data_args, model_args, config = run.parse(ContinualArguments, DataArguments, model_class, config_class)
+        own, data_args, model_args, config = run.parse(
+            ContinualArguments, ChatDataArguments, model_class, config_class
+        )
         corpora.check(own, data_args, run.push)
         if own.retained:
             check_entries(own.retained)
         within_positions(run, config, model_config(start_name(model_args), config.trust_remote_code))
-        tokenizer = load_tokenizer(start_name(model_args), config.trust_remote_code)
+        eos_token = getattr(config, "eos_token", None)  # TRL's DPOConfig has none
+        tokenizer = load_tokenizer(start_name(model_args), config.trust_remote_code, eos_token=eos_token)
         path = (model_args if own.kind == "preference" else config).chat_template_path
         learned = learned_of(run, config) if own.kind != "preference" else None
-        skip = data_args.skip_bad_rows
-        ready = partial(templated, tokenizer=tokenizer, run=run, kind=own.kind, path=path, learned=learned, skip=skip)
+        ready = partial(
+            templated, tokenizer=tokenizer, run=run, kind=own.kind, given=data_args, path=path, learned=learned
+        )
         names, parts = zip(*corpora.corpus_arguments(own, data_args))
         sequence = [
             ready(load_data(part, own.kind, config.seed), name=f"corpus {k}") for k, part in enumerate(parts, 1)

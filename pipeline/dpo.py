@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
             return
         from trl import DPOConfig
 
-        from pipeline.data.arguments import DataArguments
+        from pipeline.data.arguments import ChatDataArguments
         from pipeline.data.loading import load_data
         from pipeline.data.preparation import settle_pairs, templated, within_positions
         from pipeline.inference.stopping import declare_stops
@@ -33,13 +33,14 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.training.session import train_and_save
         from pipeline.training.trainers import DPOTrainer
 
-        own, data_args, model_args, config = run.parse(StageArguments, DataArguments, ChatModelArguments, DPOConfig)
+        own, data_args, model_args, config = run.parse(
+            StageArguments, ChatDataArguments, ChatModelArguments, DPOConfig
+        )
         base, tokenizer = read_start(model_args, trust_remote_code=config.trust_remote_code)
         within_positions(run, config, base)
         data = load_data(data_args, "preference", config.seed)
         run.add_data(data.sources)
-        template, skip = model_args.chat_template_path, data_args.skip_bad_rows
-        data = templated(data, tokenizer, run, "preference", template, skip=skip)
+        data = templated(data, tokenizer, run, "preference", data_args, model_args.chat_template_path)
         policy = load_policy(model_args, run, tokenizer, trust_remote_code=config.trust_remote_code, reference=True)
         declare_stops(policy.model, tokenizer, data.train[0])
         trainer = DPOTrainer(

@@ -8,18 +8,20 @@
 With --prompt or --prompt_file each prompt is completed, in the terminal or, with --output_file, in a file: the same
 rows with `completions` and `finish_reasons`, lists of --n. A killed run continues with the rows that are missing. With
 --chat a conversation continues in the terminal until an empty line; turns that no longer fit are forgotten, the oldest
-first. A prompt is put into the model's chat template, if it has one; --raw skips that. An answer ends at the first end
-token of tokenizer, generation config or template, at a --stop string, by one of the --stop_ rules on the raw logits
-(pipeline/inference/stopping.py), or at max_new_tokens. A prompt is sampled by the `seed` of its row, else by --seed
-plus its place, so it gets the same tokens alone, in a batch, in a stream or in a file. --retrieve puts passages of an
-index in front of every prompt; their ids are printed, or in the file as `retrieved_ids` beside `retrieved_contexts`.
+first. A prompt is a user's turn, written by the chat template, where the model was trained on chats (--as_chat auto);
+dialogues begin with the system message that it was trained with, if --system names no other. An answer ends at the
+first end token of tokenizer, generation config or template, at a --stop string, by one of the --stop_ rules on the raw
+logits (pipeline/inference/stopping.py), or at max_new_tokens. A prompt is sampled by the `seed` of its row, else by
+--seed plus its place, so it gets the same tokens alone, in a batch, in a stream or in a file. --retrieve puts passages
+of an index in front of every prompt; their ids are printed, or in the file as `retrieved_ids` beside
+`retrieved_contexts`.
 """
 
 import functools
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.inference.retrieval.arguments import RetrievalArguments
 from pipeline.runtime.entry import entry
@@ -45,10 +47,19 @@ class GenerateArguments:
     output_file: str | None = field(default=None, metadata={"help": "JSONL file for the rows with completions."})
     force: bool = field(default=False, metadata={"help": "Rename an existing output file and start again."})
     chat: bool = field(default=False, metadata={"help": "Chat in the terminal; an empty line ends it."})
-    raw: bool = field(
-        default=False, metadata={"help": "Give the prompt to the model as it is, without the chat template."}
+    as_chat: Literal["auto", "true", "false"] = field(
+        default="auto",
+        metadata={
+            "help": "Whether a prompt is a turn of a chat, written by the chat template, or text as it is. auto: as "
+            "the model was trained."
+        },
     )
-    system: str | None = field(default=None, metadata={"help": "System message at the start of the conversation."})
+    system: str | None = field(
+        default=None,
+        metadata={
+            "help": "System message at the start of the conversation. Default: the one of the training; '' for none."
+        },
+    )
     n: int = field(default=1, metadata={"help": "Number of completions per prompt."})
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer, in tokens."})
     temperature: float = field(
@@ -113,11 +124,12 @@ def main(argv: list[str] | None = None) -> None:
     require_model_folder(name)
     import torch
 
-    from pipeline.inference.answers import Speaker, answer, converse, say_cropped, turn_of
+    from pipeline.inference.answers import Speaker, answer, converse, note, say_cropped, turn_of
     from pipeline.inference.batch_files import complete_file, read_prompts
     from pipeline.inference.decoding import check_lengths, sample
     from pipeline.inference.filters import check_options
     from pipeline.inference.retrieval.context import context_limit, with_retrieved
+    from pipeline.model.chat import decide, sentence
     from pipeline.model.loading import load_model, load_tokenizer, model_config, position_limit, require_language_model
     from pipeline.model.tokens import encode_prompts
     from pipeline.runtime.files import file_sha256
@@ -130,10 +142,11 @@ def main(argv: list[str] | None = None) -> None:
         rows = read_prompts(Path(args.prompt_file), args.dataset_map)
     require_language_model(name, remote)
     tokenizer = load_tokenizer(name, remote)
-    plain = args.raw or not tokenizer.chat_template
-    if plain and args.system:
-        raise UserError("--system needs a chat template: this model has none, or --raw skips it")
-    start: list[Message] = [{"role": "system", "content": args.system}] if args.system else []
+    decision = decide(args.as_chat, tokenizer, name)
+    if args.system and not decision.as_chat:
+        raise UserError(f"--system needs a chat: {sentence(decision)}")
+    plain, system = not decision.as_chat, decision.system if args.system is None else args.system
+    start: list[Message] = [{"role": "system", "content": system}] if system else []
     prompts = [turn_of(row["prompt"], start, plain) for row in rows]
     seeds = [args.seed + place if row.get("seed") is None else row["seed"] for place, row in enumerate(rows)]
     config = model_config(name, remote)
@@ -144,6 +157,7 @@ def main(argv: list[str] | None = None) -> None:
         rows, prompts, searched = with_retrieved(rows, prompts, retrieval, tokenizer, room)
     if prompts:  # all of them, before the first is answered
         check_lengths(limit, encode_prompts(tokenizer, prompts), args.max_new_tokens)
+    note(f"{sentence(decision)}{f'; system: {system!r}' if system else ''}")
 
     @functools.cache
     def speaker() -> "Speaker":
@@ -152,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.output_file:
         settings = {
-            "model": parent_of(name), "dtype": args.dtype, "raw": plain, "system": args.system, "seed": args.seed,
+            "model": parent_of(name), "dtype": args.dtype, "as_chat": not plain, "system": system, "seed": args.seed,
             "prompts": file_sha256(Path(args.prompt_file)) if args.prompt_file else args.prompt,
             "dataset_map": args.dataset_map, **options, "stops": asdict(options["stops"]),
             **({"retrieval": {**asdict(retrieval), "index": searched["fingerprint"]}} if searched else {}),

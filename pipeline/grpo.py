@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pipeline.runtime.arguments import RolloutArguments
 from pipeline.runtime.entry import entry
+from pipeline.runtime.messages import GIVEN_AS_TEXT
 from pipeline.runtime.record import Run
 
 
@@ -53,9 +54,9 @@ def main(argv: list[str] | None = None) -> None:
             return
         from trl import GRPOConfig
 
-        from pipeline.data.arguments import DataArguments
+        from pipeline.data.arguments import ChatDataArguments
         from pipeline.data.loading import load_data
-        from pipeline.data.preparation import templated
+        from pipeline.data.preparation import templated, without_column
         from pipeline.inference.positions import fitting
         from pipeline.inference.retrieval.arguments import RetrievalArguments
         from pipeline.inference.retrieval.context import context_limit, with_passages
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.training.tools import load_tools, require_reward, require_tool_calling
 
         own, data_args, retrieval, model_args, config = run.parse(
-            GRPOArguments, DataArguments, RetrievalArguments, ChatModelArguments, GRPOConfig
+            GRPOArguments, ChatDataArguments, RetrievalArguments, ChatModelArguments, GRPOConfig
         )
         tools, environment = load_tools(own.tools, own.environment_factory)
         specs = own.reward or ([] if environment else ["numeric"])  # an environment may have a reward of its own
@@ -78,10 +79,10 @@ def main(argv: list[str] | None = None) -> None:
         base, tokenizer = read_start(model_args, trust_remote_code=config.trust_remote_code)
         data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
-        template, skip = model_args.chat_template_path, data_args.skip_bad_rows
-        data = templated(data, tokenizer, run, "prompt", template, skip=skip)
+        data = templated(data, tokenizer, run, "prompt", data_args, model_args.chat_template_path)
         if tools or environment:
             require_tool_calling(tokenizer, data)
+            data = without_column(data, GIVEN_AS_TEXT)  # rewards see the calls, which text could not hold
         limit = context_limit(base, config.max_completion_length)
         data = with_passages(run, data, retrieval, tokenizer, "prompt", limit)
         data = fitting(run, data, tokenizer, base, config.max_completion_length, tools)

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run("ppo", argv) as run:
         if run.done:
             return
-        from pipeline.data.arguments import DataArguments
+        from pipeline.data.arguments import ChatDataArguments
         from pipeline.data.loading import load_data
         from pipeline.data.preparation import templated
         from pipeline.inference.positions import fitting
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.training.shared_backbone import same_backbone
 
         own, data_args, retrieval, model_args, config = run.parse(
-            RolloutArguments, DataArguments, RetrievalArguments, ChatModelArguments, PPOConfig
+            RolloutArguments, ChatDataArguments, RetrievalArguments, ChatModelArguments, PPOConfig
         )
         if not own.reward:
             raise UserError("reward is missing: name a reward-model folder, a reward of the registry, or both")
@@ -54,8 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         base, tokenizer = read_start(model_args, trust_remote_code=config.trust_remote_code)
         data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
-        template, skip = model_args.chat_template_path, data_args.skip_bad_rows
-        data = templated(data, tokenizer, run, "prompt", template, skip=skip)
+        data = templated(data, tokenizer, run, "prompt", data_args, model_args.chat_template_path)
         limit = context_limit(base, config.max_completion_length)
         data = with_passages(run, data, retrieval, tokenizer, "prompt", limit)
         data = fitting(run, data, tokenizer, base, config.max_completion_length)

@@ -58,30 +58,31 @@ def main(argv: list[str] | None = None) -> None:
         from transformers import AutoModelForSequenceClassification
         from trl import RewardConfig
 
-        from pipeline.data.arguments import DataArguments
+        from pipeline.data.arguments import ChatDataArguments
         from pipeline.data.loading import load_data, read_split
         from pipeline.data.preparation import readable_answers, templated, within_positions
         from pipeline.evaluation.tasks.reward_quality import saved_model_figures
+        from pipeline.model.chat import as_noted
         from pipeline.model.policy import ModelArguments, load_policy, read_start
         from pipeline.rewards.resolve import resolve
         from pipeline.training.reward_model import OBJECTIVES, build_trainer
         from pipeline.training.session import train_and_save
 
         own, data_args, model_args, config = run.parse(
-            RewardModelArguments, DataArguments, ModelArguments, RewardConfig
+            RewardModelArguments, ChatDataArguments, ModelArguments, RewardConfig
         )
         check(own, config)
         truth = resolve(own.true_reward) if own.true_reward else None
         loading = {
             "trust_remote_code": config.trust_remote_code, "auto_class": AutoModelForSequenceClassification
         }  # fmt: skip
-        base, tokenizer = read_start(model_args, **loading)
+        base, tokenizer = read_start(model_args, **loading, eos_token=config.eos_token)
         within_positions(run, config, base, "rows are left out above")
         objective = OBJECTIVES[own.objective]
         data = load_data(data_args, objective.kind, config.seed)
         run.add_data(data.sources)
         template, config.chat_template_path = config.chat_template_path, None  # TRL would change the model for it
-        data = templated(data, tokenizer, run, objective.kind, template, skip=data_args.skip_bad_rows)
+        data = templated(data, tokenizer, run, objective.kind, data_args, template)
         held_out = readable_answers(data.evaluation, tokenizer, base)
         start = load_policy(model_args, run, tokenizer, **loading, num_labels=1)
         if start.peft_config is not None:  # the head is new: it must be trained and saved with the adapter
@@ -94,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
             if held_out is None:
                 return
             ranked = read_split(own.ranked_dataset_name, "test", kind="ranked") if own.ranked_dataset_name else ()
+            ranked = as_noted(ranked, "ranked", run.record["chat"])
             figures, curves = saved_model_figures(folder, held_out, truth, ranked)
             run.add_metrics({f"held_out_{name}": value for name, value in figures.items()})
             run.add_curves("reliability", curves)

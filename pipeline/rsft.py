@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         from datasets import Dataset
         from trl import SFTConfig
 
-        from pipeline.data.arguments import DataArguments
+        from pipeline.data.arguments import ChatDataArguments
         from pipeline.data.loading import Data, load_data
         from pipeline.data.preparation import supervised, templated, within_positions
         from pipeline.inference.positions import fitting
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.training.trainers import SFTTrainer
 
         own, data_args, retrieval, model_args, config = run.parse(
-            RSFTArguments, DataArguments, RetrievalArguments, ModelArguments, SFTConfig
+            RSFTArguments, ChatDataArguments, RetrievalArguments, ModelArguments, SFTConfig
         )
         rule = Selection(own.select, own.top_k, own.threshold, own.tau, own.draws)
         check(own, config)
@@ -112,8 +112,8 @@ def main(argv: list[str] | None = None) -> None:
         run.add_data(data.sources)
         base = model_config(start_name(model_args), config.trust_remote_code)
         within_positions(run, config, base)
-        tokenizer = load_tokenizer(start_name(model_args), config.trust_remote_code)
-        data = templated(data, tokenizer, run, "prompt", config.chat_template_path, skip=data_args.skip_bad_rows)
+        tokenizer = load_tokenizer(start_name(model_args), config.trust_remote_code, eos_token=config.eos_token)
+        data = templated(data, tokenizer, run, "prompt", data_args, config.chat_template_path)
         if not own.from_candidates:
             limit = context_limit(base, own.max_completion_length)
             data = with_passages(run, data, retrieval, tokenizer, "prompt", limit)

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
             return
         from trl import SFTConfig
 
-        from pipeline.data.arguments import DataArguments
+        from pipeline.data.arguments import ChatDataArguments
         from pipeline.data.loading import load_data
         from pipeline.data.preparation import learned_of, supervised, templated, within_positions
         from pipeline.inference.retrieval.arguments import RetrievalArguments
@@ -36,13 +36,15 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.training.trainers import SFTTrainer
 
         own, data_args, retrieval, model_args, config = run.parse(
-            StageArguments, DataArguments, RetrievalArguments, ModelArguments, SFTConfig
+            StageArguments, ChatDataArguments, RetrievalArguments, ModelArguments, SFTConfig
         )
-        base, tokenizer = read_start(model_args, trust_remote_code=config.trust_remote_code)
+        base, tokenizer = read_start(
+            model_args, trust_remote_code=config.trust_remote_code, eos_token=config.eos_token
+        )
         within_positions(run, config, base)
         rows = load_data(data_args, "sft", config.seed)
         run.add_data(rows.sources)
-        rows = templated(rows, tokenizer, run, "sft", config.chat_template_path)
+        rows = templated(rows, tokenizer, run, "sft", data_args, config.chat_template_path)
         rows = with_passages(run, rows, retrieval, tokenizer, "sft", config.max_length)
         data = supervised(rows, tokenizer, config, run, learned_of(run, config), skip=data_args.skip_bad_rows)
         policy = load_policy(model_args, run, tokenizer, trust_remote_code=config.trust_remote_code)

@@ -32,7 +32,7 @@ def parsers(stage: str) -> tuple[type, ...]:
     from transformers import TrainingArguments
     from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
-    from pipeline.data.arguments import DataArguments
+    from pipeline.data.arguments import ChatDataArguments, DataArguments
     from pipeline.inference.retrieval.arguments import RetrievalArguments
     from pipeline.model.policy import ModelArguments
     from pipeline.runtime.arguments import StageArguments
@@ -49,8 +49,9 @@ def parsers(stage: str) -> tuple[type, ...]:
         from pipeline.training.ppo_config import PPOConfig
 
         configs["ppo"] = PPOConfig
+    data = DataArguments if stage == "pretrain" else ChatDataArguments
     retrieval = (RetrievalArguments,) if stage in ("sft", "grpo", "ppo", "rsft") else ()
-    return (own, DataArguments, *retrieval, ModelArguments, configs[stage]) if stage in configs else (own,)
+    return (own, data, *retrieval, ModelArguments, configs[stage]) if stage in configs else (own,)
 
 
 COUNTS = {
@@ -90,6 +91,8 @@ def as_read(key, value):
     """What a stage gets for a value of YAML: PEFT takes a pattern as text, Trainer turns no loggers into no list."""
     if key == "lora_target_modules" and len(value) == 1:
         return value[0]
+    if key == "as_chat":  # auto, true or false: a word
+        return str(value).lower()
     return [] if (key, value) == ("report_to", "none") else value
 
 
@@ -112,6 +115,16 @@ def test_a_config_parses_and_writes_what_decides_the_result(path, tmp_path):
         assert {"bf16", "gradient_checkpointing", "seed"} <= given.keys()
     if given.get("select") == "softmax":
         assert "tau" in given
+
+
+def test_sft_of_a_base_with_chatml_sets_the_eos():
+    """Its own EOS ends documents; a program that reads the saved tokenizer alone must stop where a turn ends."""
+    given = [yaml.safe_load(path.read_text()) for path in CONFIGS if stage_of(path) == "sft"]
+    bases = [config for config in given if config.get("model_name_or_path") in SHAPES]
+    assert len(bases) == 5
+    assert {config.get("eos_token") for config in bases} == {"<|im_end|>"}
+    named = [config for config in bases if config["model_name_or_path"].startswith("HuggingFaceTB/SmolLM2")]
+    assert {config.get("chat_template_path") for config in named} == {"chatml"}  # this base ships no template
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))

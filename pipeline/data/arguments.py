@@ -1,7 +1,7 @@
 """What a user says about data: one small dataclass whose names are TRL's. Imports nothing heavy."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass
@@ -65,4 +65,20 @@ class DataArguments:
     )
     deduplicate: bool = field(
         default=True, metadata={"help": "Drop exact duplicates. Rows of the evaluation split leave training anyway."}
+    )
+
+
+@dataclass
+class ChatDataArguments(DataArguments):
+    """For the stages that read prompts, answers and dialogues: how they meet the model's chat template."""
+
+    as_chat: Literal["auto", "true", "false"] = field(
+        default="auto",
+        metadata={
+            "help": "Whether strings (prompt, completion, chosen, rejected) are turns of a chat, written by the chat "
+            "template. auto: as the model was trained, else if its tokenizer has a template."
+        },
+    )
+    system: str | None = field(
+        default=None, metadata={"help": "System message that is put in front of dialogues that have none."}
     )

@@ -54,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", help="configuration (subset) of a Hub dataset")
     parser.add_argument("--dataset_map", default="", help="rename columns: old=new,…")
     parser.add_argument("--tokenizer", help="model or tokenizer, Hub id or folder: adds lengths and a masked sample")
+    parser.add_argument(
+        "--as_chat", choices=("auto", "true", "false"), default="auto",
+        help="with --tokenizer: whether strings are turns of a chat, as in the stages [auto]",
+    )  # fmt: skip
+    parser.add_argument("--system", help="with --tokenizer: system message for dialogues that have none")
     parser.add_argument("--max_length", type=int, default=1024, help="tokens the stage will keep of a row [1024]")
     options = parser.parse_args(argv)
 
@@ -66,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(line)
     if options.tokenizer:
         tokenizer = _tokenizer(options.tokenizer)
-        rows = settle_systems(part.rows, kind, chat=bool(tokenizer.chat_template))
-        for line in measure(rows, tokenizer, options.max_length):
+        rows, said = _as_trained(part.rows, kind, tokenizer, options)
+        for line in [*said, *measure(rows, tokenizer, options.max_length)]:
             print(line)
 
 
@@ -150,6 +155,20 @@ def _tokenizer(name: str) -> "PreTrainedTokenizerBase":
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"tokenizer {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+
+
+def _as_trained(
+    rows: list[Json], kind: str, tokenizer: "PreTrainedTokenizerBase", options: argparse.Namespace
+) -> tuple[list[Json], list[str]]:
+    """The rows as a stage would give them to the chat template, and what there is to say about it."""
+    from pipeline.model.chat import as_turns, decide, sentence, with_system
+
+    said = []
+    if isinstance(rows[0].get("prompt"), str):
+        decision = decide(options.as_chat, tokenizer, options.tokenizer, trains=True)
+        said = [f"chat         {sentence(decision)}"]
+        rows = [as_turns(row, kind) for row in rows] if decision.as_chat else settle_systems(rows, kind, chat=False)
+    return [with_system(row, options.system) for row in rows], said
 
 
 def measure(rows: Sequence[Json], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[str]:

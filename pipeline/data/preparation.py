@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipeline.data.arguments import ChatDataArguments
 from pipeline.data.arrow import to_dataset
 from pipeline.data.formats import settle_systems
 from pipeline.data.loading import Data
 from pipeline.data.mixing import Place
+from pipeline.model.chat import as_turns, decide, has_system, never_trained, sentence, with_system
 from pipeline.model.dialogue_tokens import check_dialogue, renderer, unused_reasoning
 from pipeline.model.tokenizer import ensure_training_chat_template, install_chat_template, require_end_of_turn
 from pipeline.model.tokens import ANSWERS, IGNORED, Learned, encode_exchange, encode_row
@@ -44,36 +46,39 @@ def templated(
     tokenizer: "PreTrainedTokenizerBase",
     run: "Run",
     kind: str,
+    given: ChatDataArguments,
     path: str | None = None,
     *,
     learned: Learned | None = None,
-    skip: bool = False,
     name: str = "train",
 ) -> Data:
-    """The data, once the tokenizer has the chat template that its dialogues need and every row can be written by it.
+    """The data with strings as turns where the model chats, once the tokenizer has the chat template that dialogues
+    need and every row can be written by it.
 
-    SFT's rows are checked where they are tokenized (`supervised`); here only where ``learned`` is given.
+    What came of it is printed, and recorded as ``chat``. SFT's rows are checked where they are tokenized
+    (`supervised`); here only where ``learned`` is given.
 
     Args:
         kind: of the data, as `load_data` was asked for it.
+        given: ``as_chat``, ``system``, and ``skip_bad_rows`` for rows that the chat template refuses.
         path: ``chat_template_path``.
         learned: what is to be learned of SFT rows, which are then checked too.
-        skip: leave out rows that the chat template refuses, instead of stopping at the first.
         name: what the run record calls the training rows.
 
     Raises:
-        UserError: a row that the template refuses or writes in part (where it was read, and why); ``tools`` beside
-            prompts that are to be sampled from, which TRL does not pass on; images beside them.
+        UserError: ``as_chat`` or ``system`` does not go with the rows; a row that the template refuses or writes in
+            part (where it was read, and why); ``tools`` beside prompts that are to be sampled from, which TRL does not
+            pass on; images beside them.
     """
     if not hasattr(data.train, "__len__"):
         return data
-    data = _with_systems(data, kind, chat=bool(path or tokenizer.chat_template), run=run)
-    columns = data.train.column_names
-    # Beside a prompt, messages are one of the columns for the rewards.
-    chat = not isinstance(data.train[0]["prompt"], str) if "prompt" in columns else "messages" in columns
+    data = _as_chat(data, tokenizer, run, kind, given, path)
+    columns, chat = data.train.column_names, _is_chat(data)
     installed = install_chat_template(tokenizer, path) if chat or path else None
-    if installed and run.is_main:
-        print(f"{run.stage}: {installed}", flush=True)
+    if installed:
+        run.say(installed)
+    if chat and kind not in ("sft", "text"):
+        _warn_of_untrained_template(run, tokenizer)
     if chat and "prompt" not in columns:
         ensure_training_chat_template(tokenizer)
     if kind == "prompt":
@@ -96,20 +101,86 @@ def templated(
         refused = [_refusal(row, kind, tokenizer, learned or ANSWERS) for row in rows]
         written = (row for row, why in zip(rows, refused) if not why)
         _report_unused(run, label, Counter(key for row in written for key in unused_reasoning(tokenizer, row)))
-        parts.append(_keep(rows, [REFUSED if why else "" for why in refused], run, label, places, refused, skip=skip))
+        lost = [REFUSED if why else "" for why in refused]
+        parts.append(_keep(rows, lost, run, label, places, refused, skip=given.skip_bad_rows))
     return replace(data, train=parts[0], evaluation=parts[1] if len(parts) > 1 else None)
 
 
-def _with_systems(data: Data, kind: str, *, chat: bool, run: "Run") -> Data:
-    """The data with the system prompts that go with text prompts in these: as messages, or without a chat template as
-    text."""
-    if "system" not in data.train.column_names or not isinstance(data.train[0].get("prompt"), str):
+def _is_chat(data: Data) -> bool:
+    """Whether the rows are dialogues; beside a prompt, messages are one of the columns for the rewards."""
+    columns = data.train.column_names
+    return is_dialogue(data.train[0]["prompt"]) if "prompt" in columns else "messages" in columns
+
+
+def _as_chat(
+    data: Data,
+    tokenizer: "PreTrainedTokenizerBase",
+    run: "Run",
+    kind: str,
+    given: ChatDataArguments,
+    path: str | None,
+) -> Data:
+    """The data with strings as turns where `decide` says so, and with the system message; printed and recorded.
+
+    Raises:
+        UserError: ``as_chat`` or ``system`` does not go with the rows.
+    """
+    columns, start = data.train.column_names, run.record["arguments"]["model_name_or_path"]
+    dialogues = _is_chat(data)
+    strings = "prompt" in columns and not dialogues
+    if given.as_chat == "true" and not (strings or dialogues):
+        raise UserError("as_chat: the rows are running text, which has no turns; leave it out")
+    if given.as_chat == "false" and dialogues:
+        raise UserError("as_chat: the rows are chat messages, which only a chat template writes; leave it out")
+    decision = decide(given.as_chat, tokenizer, start, template=path, trains=True) if strings else None
+    chat = decision.as_chat if decision else dialogues
+    if given.system and not chat:
+        raise UserError("system: the rows are no chats, so there is no place for a system message; see as_chat")
+    note = {"as_chat": chat, "system": given.system, "template": path}
+    if decision and run.record.get("chat") != note:
+        run.say(sentence(decision))
+    if decision or dialogues:
+        run.note("chat", note)
+    if decision and not chat and "system" in columns:
+        run.say("the system prompts are put before the prompts as text")
+    elif not chat or not (decision or given.system):
         return data
-    if run.is_main and not chat:
-        print(f"{run.stage}: no chat template: the system prompts are put before the prompts as text", flush=True)
-    splits = (data.train, data.evaluation)
-    train, held_out = (rows and to_dataset(settle_systems(list(rows), kind, chat), kind) for rows in splits)
-    return replace(data, train=train, evaluation=held_out)
+
+    def turned(rows: "datasets.Dataset | None") -> "datasets.Dataset | None":
+        if not rows:
+            return rows
+        if not chat:
+            return to_dataset(settle_systems(list(rows), kind, chat=False), kind)
+        return to_dataset((with_system(as_turns(row, kind), given.system) for row in rows), kind)
+
+    train = turned(data.train)
+    if given.system:
+        own = sum(has_system(as_turns(row, kind)) for row in data.train)
+        run.say(f"system message added to {len(train) - own} of {len(train)} rows: {given.system!r}")
+    return replace(data, train=train, evaluation=turned(data.evaluation))
+
+
+def _warn_of_untrained_template(run: "Run", tokenizer: "PreTrainedTokenizerBase") -> None:
+    arguments = run.record["arguments"]
+    why = never_trained(tokenizer, arguments["model_name_or_path"], bool(arguments.get("trust_remote_code")))
+    if why is None:
+        return
+    run.note("template_doubt", why)
+    if run.is_main:
+        print(
+            f"warning: the chat template was probably never trained: {why}. Run SFT on chats first, or give plain "
+            "text (--as_chat false)",
+            flush=True,
+        )
+
+
+def without_column(data: Data, name: str) -> Data:
+    """The data without a column, where its rows have it."""
+    parts = (
+        rows.remove_columns(name) if rows and name in rows.column_names else rows
+        for rows in (data.train, data.evaluation)
+    )
+    return replace(data, **dict(zip(("train", "evaluation"), parts)))
 
 
 def _refusal(row: Json, kind: str, tokenizer: "PreTrainedTokenizerBase", learned: Learned) -> str:

@@ -124,7 +124,7 @@ def run_entry(
         UserError: as the evaluation raises it, with the entry's name in front.
     """
     function = get_evaluation(entry["type"])
-    taken = inspect.signature(function).parameters
+    taken = _options_of(function)
     options = {name: value for name, value in defaults.items() if name in taken}
     options |= {name: value for name, value in entry.items() if name not in ("name", "type")}
     try:
@@ -189,14 +189,19 @@ def headline(metrics: dict[str, float]) -> str:
     return ", ".join(shown)
 
 
+def _options_of(function: Callable[..., Result]) -> dict[str, inspect.Parameter]:
+    """The options of an evaluation by name; one that takes any keyword passes what it does not know to `read_rows`."""
+    parameters = inspect.signature(function).parameters.values()
+    found = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        reading = inspect.signature(read_rows).parameters
+        found = {name: p for name, p in reading.items() if name != "kind"} | found
+    return found
+
+
 def _check_options(name: str, function: Callable[..., Result], entry: Entry) -> None:
-    parameters = inspect.signature(function).parameters
-    known = {p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
-    needed = {p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        reading = inspect.signature(read_rows).parameters.values()
-        needed |= {p.name for p in reading if p.default is p.empty and p.name not in ("kind", *known)}
-        known |= {p.name for p in reading if p.name != "kind"}
+    options = _options_of(function)
+    known, needed = set(options), {p.name for p in options.values() if p.default is p.empty}
     given = set(entry) - {"name", "type"}
     for option in sorted(given - known):
         hint = did_you_mean(option, known, f"it takes {', '.join(sorted(known))}")

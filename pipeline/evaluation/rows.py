@@ -7,6 +7,7 @@ from pipeline.data.formats import settle_systems
 from pipeline.data.loading import read_source
 from pipeline.data.sources import Source
 from pipeline.evaluation.held_out import held_out_places
+from pipeline.model.chat import as_noted
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
 
@@ -23,6 +24,8 @@ def read_rows(
     skip_bad_rows: bool = False,
     columns: Collection[str] = (),
     held_out_of: str | None = None,
+    as_chat: bool = False,
+    system: str | None = None,
 ) -> tuple[list[Json], Json]:
     """Rows of one dataset in the standard form of ``kind``, and their entry for the run record.
 
@@ -37,13 +40,15 @@ def read_rows(
         skip_bad_rows: leave out rows that do not fit instead of stopping.
         columns: further columns to keep where they exist; kind ``prompt`` keeps all of them anyway.
         held_out_of: the folder of a run: of this split only the rows that it held out.
+        as_chat: strings become turns of a chat (``pipeline.model.chat``), for a model that was trained so.
+        system: a message for the dialogues that have none.
 
     Raises:
         UserError: the dataset cannot be read, or no row is left.
     """
     source = Source(name=dataset, split=split, config=config, dataset_map=parse_map(dataset_map), role="evaluation")
     part = read_source(source, kind, skip_bad_rows, keep=(*columns, *(where or {})))
-    rows = settle_systems(part.rows, kind, chat=True)
+    rows = part.rows if as_chat else settle_systems(part.rows, kind, chat=False)
     if held_out_of is not None:
         places = held_out_places(held_out_of)
         rows = [row for row, place in zip(rows, part.places, strict=True) if place in places]
@@ -57,6 +62,7 @@ def read_rows(
         rows = [rows[i * len(rows) // limit] for i in range(limit)]
     if not rows:
         raise UserError(f"{dataset}, split {split}: no row is left after where: {dict(where or {})}")
+    rows = as_noted(rows, kind, {"as_chat": as_chat, "system": system})
     record = part.record() | {"rows": len(rows)}
     for name, value in (("where", dict(where or {})), ("limit", limit)):
         if value:

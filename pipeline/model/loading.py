@@ -27,7 +27,7 @@ from transformers.utils import cached_file
 import pipeline.model  # noqa: F401 - registers NarLM with the Auto classes
 from pipeline.model.adapters import is_narlm_config, load_adapter
 from pipeline.model.pad_token import with_pad_token
-from pipeline.model.tokenizer import check_tokenizer
+from pipeline.model.tokenizer import check_tokenizer, set_eos_token
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.compat import require
 from pipeline.runtime.distributed import is_main
@@ -176,7 +176,12 @@ def merged(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
 
 
 def load_tokenizer(
-    name: str, trust_remote_code: bool = False, revision: str | None = None, *, for_training: bool = False
+    name: str,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    *,
+    for_training: bool = False,
+    eos_token: str | None = None,
 ) -> PreTrainedTokenizerBase:
     """The tokenizer saved with a model or adapter (else its base's), with a pad token (`with_pad_token`).
 
@@ -184,6 +189,7 @@ def load_tokenizer(
         name: Hub id, model folder or adapter folder.
         for_training: the pad token must not be EOS; where no token of the vocabulary serves, one is added and the
             embeddings must grow. For use alone EOS will do, since padding is masked.
+        eos_token: another token of the vocabulary that becomes the EOS.
 
     Raises:
         UserError: there is none, or it cannot be used as it is.
@@ -198,6 +204,7 @@ def load_tokenizer(
             )
         except (OSError, ValueError, KeyError):
             continue
+        set_eos_token(tokenizer, eos_token)
         rows = _vocab_size(base or name, trust_remote_code)
         tokenizer = with_pad_token(tokenizer, rows, may_add=for_training, trust_remote_code=trust_remote_code)
         if for_training:

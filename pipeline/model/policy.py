@@ -63,8 +63,8 @@ class ChatModelArguments(ModelArguments):
     chat_template_path: str | None = field(
         default=None,
         metadata={
-            "help": "Chat template: a .jinja file, a folder or Hub id of a tokenizer that has one, or narlm. "
-            "Default: the model's, else NarLM's."
+            "help": "Chat template: a name (narlm, chatml, zephyr, mistral, llama3, gemma), a .jinja file, or a "
+            "folder or Hub id of a tokenizer that has one. Default: the model's, else NarLM's."
         },
     )
 
@@ -120,7 +120,10 @@ def load_policy(
     """
     name = start_name(args)
     if tokenizer is None:
-        _, tokenizer = read_start(args, trust_remote_code=trust_remote_code, auto_class=auto_class)
+        eos_token = run.record["arguments"].get("eos_token")
+        _, tokenizer = read_start(
+            args, trust_remote_code=trust_remote_code, auto_class=auto_class, eos_token=eos_token
+        )
     if is_start:
         run.add_parent(name, args.model_revision)
     set_seed(run.record["seed"])  # a new head, or new rows of the embedding, must be the same on every process
@@ -149,12 +152,17 @@ def load_policy(
 
 
 def read_start(
-    args: ModelArguments, *, trust_remote_code: bool = False, auto_class: type = AutoModelForCausalLM
+    args: ModelArguments,
+    *,
+    trust_remote_code: bool = False,
+    auto_class: type = AutoModelForCausalLM,
+    eos_token: str | None = None,
 ) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """The config and the tokenizer of a stage's start: all of it that the rows are checked and prepared by.
 
     A stage reads them before its data and loads the weights after it, so that a mistake in the arguments, the columns
-    or the rows is reported in seconds, whatever the size of the model.
+    or the rows is reported in seconds, whatever the size of the model. With ``eos_token`` another token of the
+    vocabulary becomes the EOS.
 
     Raises:
         UserError: no such model, a reward model as a policy, no usable tokenizer, or an adapter without a base or
@@ -165,7 +173,7 @@ def read_start(
         require_language_model(name, trust_remote_code)
     if adapter_base(name, args.model_revision) is not None:
         _check_mode(args, get_peft_config(args), scores=auto_class is AutoModelForSequenceClassification)
-    tokenizer = load_tokenizer(name, trust_remote_code, args.model_revision, for_training=True)
+    tokenizer = load_tokenizer(name, trust_remote_code, args.model_revision, for_training=True, eos_token=eos_token)
     return model_config(name, trust_remote_code, args.model_revision), tokenizer
 
 

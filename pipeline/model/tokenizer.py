@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.model.chat_templates import NAMES, named_template
 from pipeline.model.dialogue_tokens import closing_token, turn_end
 from pipeline.runtime.errors import UserError
 
@@ -141,8 +142,8 @@ def install_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None =
     """Give ``tokenizer`` the chat template that dialogues need, in place; every stage comes here before its rows.
 
     Args:
-        path: a ``.jinja`` file, a folder or Hub id of a tokenizer that has one, ``narlm`` for NarLM's; None keeps the
-            tokenizer's, or takes NarLM's where it has none.
+        path: a name (``narlm`` for NarLM's, else of `pipeline.model.chat_templates`), a ``.jinja`` file, or a folder
+            or Hub id of a tokenizer that has one; None keeps the tokenizer's, or takes NarLM's where it has none.
 
     Returns:
         What was installed, in words; None where the tokenizer's stays. The text alone is taken: special tokens of it
@@ -163,13 +164,28 @@ def install_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None =
         tokenizer.chat_template = template
         why = "" if path else f"{_name(tokenizer)} has none; --chat_template_path names another"
         return "NarLM's chat template" + (f" ({why})" if why else "")
-    template = _read_template(path)
+    template = named_template(path) or _read_template(path)
     if template == tokenizer.chat_template:
         return None
     tokenizer.chat_template = template
     require_end_of_turn(tokenizer, f"chat_template_path: the template of {path}")
     lacking = _lacking(tokenizer)
     return f"the chat template of {path}" + (f"; plain text to this tokenizer: {' '.join(lacking)}" if lacking else "")
+
+
+def set_eos_token(tokenizer: PreTrainedTokenizerBase, token: str | None) -> None:
+    """Make another token of the vocabulary the EOS, in place, as TRL's ``eos_token`` asks; None leaves it.
+
+    Raises:
+        UserError: the vocabulary does not have it.
+    """
+    if token is None:
+        return
+    if token not in tokenizer.get_vocab():
+        raise UserError(
+            f"eos_token: {token!r} is no token of the tokenizer of {_name(tokenizer)}; name one of its tokens"
+        )
+    tokenizer.eos_token = token
 
 
 def require_end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
@@ -194,8 +210,8 @@ def require_end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> No
         f"{template} ends the assistant's turn with "
         f"{f'the plain text {tail!r}' if tail else 'nothing'}, not with a token of the tokenizer of {_name(tokenizer)}"
         + (f", which lacks {lacking}" if lacking else "")
-        + ": the model would never learn to stop; choose --chat_template_path narlm, or a template that ends the turn "
-        f"with {tokenizer.eos_token}, or a tokenizer with these tokens"
+        + ": the model would never learn to stop; choose --chat_template_path narlm, zephyr or mistral, or another "
+        f"template that ends the turn with {tokenizer.eos_token}, or a tokenizer with these tokens"
     )
 
 
@@ -218,7 +234,8 @@ def _read_template(path: str) -> str:
         found = AutoTokenizer.from_pretrained(path, trust_remote_code=False).chat_template
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"chat_template_path: {path} is no file, no folder of a tokenizer and no Hub id that can be reached"
+            f"chat_template_path: {path} is no file, no folder of a tokenizer, no Hub id that can be reached, and "
+            f"none of the names {', '.join(NAMES)}"
         ) from error
     if not found:
         raise UserError(f"chat_template_path: the tokenizer of {path} has no chat template")

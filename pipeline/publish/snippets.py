@@ -6,8 +6,10 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from pipeline.model.chat import last_note, with_system
 from pipeline.runtime.adapter_kinds import NARLM_PEFT_TYPE
 from pipeline.runtime.files import Json
+from pipeline.runtime.messages import user_turn
 
 PROMPT, ANSWERS, TEXT = "What is 2 plus 3?", ("5.", "I do not know."), "The sun rises in"
 
@@ -23,15 +25,17 @@ def snippet(folder: Path, record: Json, name: str, base: str | None) -> str:
     """
     adapter = _read(folder / "adapter_config.json")
     load = _load(adapter, name, base, scores(folder, record), runs_code(folder, record))
-    chat = _has_chat_template(folder) and record["stage"] != "pretrain"
+    note, pretrained = last_note(folder)
+    note = note or {"as_chat": not pretrained, "system": None}
+    chat, system = _has_chat_template(folder) and note["as_chat"], note["system"]
     if scores(folder, record):
-        return f"{load}\n\n{_use_scores(chat, adapter)}"
+        return f"{load}\n\n{_use_scores(chat, system, adapter)}"
     by_peft = bool(adapter) and adapter.get("peft_type") != NARLM_PEFT_TYPE
     generation = by_peft and (folder / "generation_config.json").is_file()
     if generation:
         load = load.replace("import AutoTokenizer", "import AutoTokenizer, GenerationConfig")
     options = f"generation_config=GenerationConfig.from_pretrained({name!r}), " if generation else ""
-    return f"{load}\n\n{_use_text(chat, options)}"
+    return f"{load}\n\n{_use_text(chat, system, options)}"
 
 
 def scores(folder: Path, record: Json) -> bool:
@@ -94,7 +98,7 @@ def _load(adapter: Json, name: str, base: str | None, is_reward: bool, code: boo
     )
 
 
-def _use_text(chat: bool, options: str) -> str:
+def _use_text(chat: bool, system: str | None, options: str) -> str:
     if not chat:
         return (
             f"inputs = tokenizer({TEXT!r}, return_tensors='pt')\n"
@@ -102,7 +106,7 @@ def _use_text(chat: bool, options: str) -> str:
             "print(tokenizer.decode(output[0], skip_special_tokens=True))"
         )
     return (
-        f"messages = [{{'role': 'user', 'content': {PROMPT!r}}}]\n"
+        f"messages = {with_system({'messages': user_turn(PROMPT)}, system)['messages']!r}\n"
         "inputs = tokenizer.apply_chat_template(\n"
         "    messages, add_generation_prompt=True, return_tensors='pt', return_dict=True\n)\n"
         f"output = model.generate(**inputs, {options}max_new_tokens=64)\n"
@@ -110,13 +114,14 @@ def _use_text(chat: bool, options: str) -> str:
     )
 
 
-def _use_scores(chat: bool, adapter: Json) -> str:
+def _use_scores(chat: bool, system: str | None, adapter: Json) -> str:
     pad = "model.config.pad_token_id = tokenizer.pad_token_id  # the base may have none\n" if adapter else ""
     question = f"question = {PROMPT!r}\nanswers = {list(ANSWERS)!r}\n"
     if chat:
+        said = f"{{'role': 'system', 'content': {system!r}}}, " if system else ""
         texts = (
-            "asked = {'role': 'user', 'content': question}\n"
-            "dialogues = [[asked, {'role': 'assistant', 'content': answer}] for answer in answers]\n"
+            f"asked = [{said}{{'role': 'user', 'content': question}}]\n"
+            "dialogues = [[*asked, {'role': 'assistant', 'content': answer}] for answer in answers]\n"
             "inputs = tokenizer.apply_chat_template(dialogues, padding=True, return_tensors='pt', return_dict=True)\n"
         )
     else:

@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 
 
 def judge(samples: Sequence[Sample], model: str = "", batch_size: int = 64) -> list[Judgement]:
-    """Scores of a batch; a completion without its prompt cannot be scored.
+    """Scores of a batch, prompts in the form that the model was trained on; without a prompt there is no score.
 
     Raises:
         UserError: no model is named, or none can be loaded from it.
     """
+    from pipeline.model.chat import as_trained
     from pipeline.model.tokens import encode_exchange
 
     classifier, tokenizer = load_reward_model(model)
     known = [i for i, sample in enumerate(samples) if sample.prompt is not None]
-    ids = [encode_exchange(tokenizer, samples[i].prompt, samples[i].text) for i in known]
+    prompts = as_trained([samples[i].prompt for i in known], tokenizer, model)
+    ids = [encode_exchange(tokenizer, prompt, samples[i].text) for i, prompt in zip(known, prompts)]
     judgements = [unscorable("a reward model needs the prompt")] * len(samples)
     for i, score in zip(known, score_sequences(classifier, ids, tokenizer.pad_token_id, batch_size)):
         judgements[i] = scored(score) if math.isfinite(score) else error(f"the reward model gave {score}")

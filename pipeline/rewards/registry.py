@@ -19,7 +19,7 @@ from pipeline.rewards.judging import Judgement, Reward, Sample, error, judged, s
 from pipeline.rewards.spec import Options, terms_of
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import Json
-from pipeline.runtime.messages import Turn, text_of
+from pipeline.runtime.messages import GIVEN_AS_TEXT, Turn, text_of, user_text
 from pipeline.runtime.registry import import_function, require_known
 
 
@@ -195,10 +195,17 @@ class CustomReward(_Counted):
         """Scores of the function as judgements: None is ``error``, any number is ``scored``. A verifier of TRL's gives
         ``right`` and ``wrong``, and ``unscorable`` where it cannot read the gold answer.
 
+        It sees prompts and completions in the form of the data: strings where the rows have strings, also where a chat
+        template writes them as turns.
+
         Raises:
             UserError: it fails, does not return one number or None per completion, or the data lacks a column.
         """
         _require_columns(self.title, self.columns, columns)
+        if any(as_text := columns.pop(GIVEN_AS_TEXT, None) or []):
+            completions = [text_of(y) if is_text else y for y, is_text in zip(completions, as_text, strict=True)]
+            if prompts is not None:
+                prompts = [user_text(x) if is_text else x for x, is_text in zip(prompts, as_text, strict=True)]
         try:
             scores = self._call(prompts=prompts, completions=completions, **columns)
         except UserError:

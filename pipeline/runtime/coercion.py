@@ -24,7 +24,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _coerce_union(value, members, where)
     if origin is Literal:
-        return next((choice for choice in members if value == choice or value == str(choice)), value)
+        words = (value, str(value).lower() if isinstance(value, bool) else value)  # true of YAML may be a word here
+        return next((choice for choice in members if choice in words or str(choice) in words), value)
     if origin is list or hint is list:
         items = value if isinstance(value, list) else [value]
         if value is None or value is True or isinstance(value, dict):

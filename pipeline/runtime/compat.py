@@ -31,6 +31,8 @@ NAMES = {
     "pad": "trl.trainer.utils",
     "disable_gradient_checkpointing": "trl.models.utils",
     "get_training_chat_template": "trl.chat_template_utils",
+    "llama3_training_chat_template": "trl.chat_template_utils",
+    "gemma3_training_chat_template": "trl.chat_template_utils",
     "render_jinja_template": "transformers.utils.chat_template_utils",
     "BaseTunerLayer": "peft.tuners.tuners_utils",
     "AuxiliaryTrainingWrapper": "peft.utils",

@@ -45,6 +45,21 @@ def ancestors(folder: str | Path) -> list[tuple[str, Json]]:
     return list(found.values())
 
 
+def starts(name: str | Path) -> Iterator[Json]:
+    """The run records of a model and of what it started from, the nearest first; none of a Hub id.
+
+    A folder inside a run's (``checkpoint-100``, ``round-1``, ``start``) counts as the run's.
+    """
+    folder, seen = Path(name).expanduser(), set()
+    while (record := read_record(folder) or read_record(folder.parent)) is not None and folder.resolve() not in seen:
+        seen.add(folder.resolve())
+        yield record
+        parent = next(iter(record.get("parents", [])), {})
+        if "path" not in parent:
+            return
+        folder = Path(parent["path"]).expanduser()
+
+
 def repo_of(parent: Json) -> str | None:
     """The Hub id of a parent: its own, or the repository that its run was pushed to."""
     if parent.get("repo"):

@@ -8,6 +8,8 @@ from typing import Required, TypedDict, TypeGuard
 
 REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of a message, by chat template
 
+GIVEN_AS_TEXT = "given_as_text"  # a column of prompts: the row had a string, which a chat template writes as a turn
+
 Content = str | Sequence[str | Mapping[str, object]] | None
 
 

@@ -20,6 +20,7 @@ from pipeline.data.loading import Data, load_data
 from pipeline.data.preparation import encode, learned_of, settle_pairs, supervised
 from pipeline.inference.stopping import declare_stops
 from pipeline.model.adapters import attach, backbone_sha256, has_narlm_adapter
+from pipeline.model.chat import as_noted
 from pipeline.model.loading import engine
 from pipeline.model.policy import ModelArguments, Policy
 from pipeline.model.routing import Router, load_routed, prompt_features, save_routed
@@ -153,6 +154,8 @@ class Corpus(Leg):
         """
         own = self.own
         memory = Memory.load(self.start, own.memory_rows)
+        if "chat" in self.run.record:  # what an earlier run remembered may be strings
+            memory.rows = as_noted(memory.rows, own.kind, self.run.record["chat"])
         if self.number == 1 and not memory.rows and old is not None:
             memory.add(list(old.train), self.base_config.seed)
         memory.anchors = memory.anchors or ([] if anchors is None else list(anchors.train))

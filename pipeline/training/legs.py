@@ -97,8 +97,9 @@ class Leg:
         return config
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The start's tokenizer, with the run's chat template."""
-        tokenizer = load_tokenizer(self.origin, self.base_config.trust_remote_code)
+        """The start's tokenizer, with the run's chat template and EOS."""
+        eos_token = getattr(self.base_config, "eos_token", None)
+        tokenizer = load_tokenizer(self.origin, self.base_config.trust_remote_code, eos_token=eos_token)
         tokenizer.chat_template = self.template
         return tokenizer
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from pipeline.model.batching import Batch, forward_rows
+from pipeline.model.chat import as_trained
 from pipeline.model.tokens import encode_exchange
 from pipeline.objectives.policy_gradient import leave_one_out_advantages, token_rewards
 from pipeline.objectives.value import (
@@ -359,6 +360,7 @@ class AdapterReward:
         """Scores of complete texts, at their last token, in chunks of the training batch size."""
         trainer = self.trainer
         words = trainer._tokenizer
+        prompts = as_trained(prompts, words, self.folder)
         texts = [encode_exchange(words, prompt, text_of(y)) for prompt, y in zip(prompts, completions)]
 
         def read(every: torch.Tensor, batch: Batch) -> list[float]:

@@ -11,6 +11,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_
 from transformers.trainer_utils import TrainOutput
 from trl import GRPOConfig
 
+from pipeline.model.chat import untrained_tokens
 from pipeline.publish.cards import write_card
 from pipeline.publish.hub import push_run
 from pipeline.runtime.arguments import StageArguments
@@ -124,6 +125,7 @@ def train_from_newest(run: Run, trainer: Trainer, folder: Path, leg: str = "") -
     trainer.add_callback(mean_loss)
     if trainer.args.load_best_model_at_end or trainer.args.save_strategy == "best":
         trainer.add_callback(RequireMetric())
+    warn_of_untrained_tokens(run, trainer)
     apply_loraplus(trainer, run.record["arguments"].get("loraplus_lr_ratio"))
     show_progress(trainer, run, leg)
     stop_where_done(trainer)
@@ -151,6 +153,30 @@ def train_from_newest(run: Run, trainer: Trainer, folder: Path, leg: str = "") -
             )
     result.metrics.update(mean_loss.metrics(trainer.state.global_step))
     return result
+
+
+def warn_of_untrained_tokens(run: Run, trainer: Trainer) -> None:
+    """Say so where an adapter learns chats over special tokens that no training has moved, and that it cannot move.
+
+    A base that reserves the tokens of its chat model (Llama 3's ``<|eot_id|>``) has nothing in these rows: an adapter
+    on the layers alone learns neither to read nor to write them.
+    """
+    if not run.record.get("chat", {}).get("as_chat") or "untrained_tokens" in run.record:
+        return
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    embedding = trainer.model.get_input_embeddings()
+    if any(parameter.requires_grad for parameter in embedding.parameters()):
+        return
+    found = untrained_tokens(trainer.model, tokenizer)
+    if not found:
+        return
+    run.note("untrained_tokens", found)
+    if run.is_main:
+        print(
+            f"warning: the embeddings of {', '.join(found)} look untrained, and the adapter does not train them: add "
+            "--lora_modules_to_save embed_tokens lm_head, or train all weights",
+            flush=True,
+        )
 
 
 def stop_where_done(trainer: Trainer) -> None:

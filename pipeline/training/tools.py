@@ -64,7 +64,8 @@ def require_tool_calling(tokenizer: PreTrainedTokenizerBase, data: Data) -> None
     """
     if isinstance(next(iter(data.train))["prompt"], str):
         raise UserError(
-            "tools are called in dialogues, the prompts are plain text: make each prompt a list of messages"
+            "tools are called in dialogues, the prompts are plain text: make each prompt a list of messages, or give "
+            "--as_chat true"
         )
     if not supports_tool_calling(tokenizer):
         raise UserError(

@@ -8,6 +8,7 @@ from pipeline.rewards.learned import score_sequences
 from pipeline.rewards.registry import get_reward
 from pipeline.rewards.resolve import reward_spec
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import user_turn
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,7 @@ def test_batched_scores_are_those_of_one_row_at_a_time(folder):
     model, tokenizer = load_reward_model(folder)
     texts = [" a good answer", " bad", "a bad answer"]
     for prompt, text, score in zip(prompts, texts, scores, strict=True):
+        prompt = user_turn(prompt) if isinstance(prompt, str) else prompt  # its tokenizer has a chat template
         ids = torch.tensor([encode_exchange(tokenizer, prompt, text)])
         with torch.no_grad():
             assert model(input_ids=ids).logits[0, 0].item() == pytest.approx(score, abs=1e-5)

@@ -13,7 +13,8 @@ from tests.stages.conftest import flags
 
 @pytest.mark.parametrize("name", compat.NAMES)
 def test_every_name_is_there(name):
-    assert getattr(compat, name).__name__ == name
+    found = getattr(compat, name)
+    assert isinstance(found, str) or found.__name__ == name  # a chat template is text
 
 
 @pytest.mark.parametrize("user", compat.MEMBERS)

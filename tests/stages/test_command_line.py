@@ -58,7 +58,7 @@ def arguments_of(stage: str) -> tuple[object, tuple[type, ...]]:
     import transformers
     import trl
 
-    from pipeline.data.arguments import DataArguments
+    from pipeline.data.arguments import ChatDataArguments
     from pipeline.model.policy import ChatModelArguments
     from pipeline.runtime.arguments import StageArguments
     from pipeline.training.ppo_config import PPOConfig
@@ -71,7 +71,7 @@ def arguments_of(stage: str) -> tuple[object, tuple[type, ...]]:
         "continual": trl.SFTConfig, "dpo": trl.DPOConfig, "grpo": trl.GRPOConfig, "ppo": PPOConfig,
         "reward_model": trl.RewardConfig,
     }  # fmt: skip
-    return module, (own, DataArguments, ChatModelArguments, configs[stage])
+    return module, (own, ChatDataArguments, ChatModelArguments, configs[stage])
 
 
 @pytest.mark.parametrize("stage", TRAINING)

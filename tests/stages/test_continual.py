@@ -11,9 +11,11 @@ from pipeline.data.arguments import DataArguments
 from pipeline.data.loading import load_data
 from pipeline.evaluation.tasks.forgetting import score
 from pipeline.model.adapters import backbone_sha256
+from pipeline.model.chat import as_noted
 from pipeline.model.loading import load_model, load_tokenizer
 from pipeline.model.routing import load_routed
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import user_text
 from tests.stages.conftest import flags, read_metrics, write_rows
 
 
@@ -71,7 +73,7 @@ def test_a_method_learns_and_loads_back_as_what_was_measured(method, tiny_model,
     start = load_model(str(tiny_model))
     assert rows[2]["scores"][1]["loss"] < rows[1]["scores"][1]["loss"]
     data = load_data(DataArguments(dataset_name=str(tmp_path / "sft-1.jsonl"), eval_rows=3), "sft", 42)
-    again = score(model, tokenizer, data.evaluation)
+    again = score(model, tokenizer, as_noted(data.evaluation, "sft", record["chat"]))
     assert again["loss"] == pytest.approx(metrics["after_2/sft-1.jsonl/loss"], rel=1e-4)
     frozen = method not in ("full", "osf")
     if method in ("bias", "bottleneck"):
@@ -135,7 +137,11 @@ def test_routed_adapters_answer_each_for_its_own_corpus(tiny_model, tmp_path):
     alone = score(
         load_model(str(tmp_path / "run" / "routes" / "2")),
         load_tokenizer(str(tmp_path / "run")),
-        load_data(DataArguments(dataset_name=files["two"], eval_rows=3), "sft", 42).evaluation,
+        as_noted(
+            load_data(DataArguments(dataset_name=files["two"], eval_rows=3), "sft", 42).evaluation,
+            "sft",
+            {"as_chat": True, "system": None},
+        ),
     )
     assert alone["loss"] == pytest.approx(rows[2]["scores"][2]["loss"], rel=1e-4)
 
@@ -318,7 +324,7 @@ def test_the_model_replays_what_it_writes_itself(tiny_model, foreign_model, tmp_
         (none, nothing), (asked, written) = replayed
         assert (none, nothing) == ([], [])
         assert read_metrics(tmp_path / name)["corpus_2/self_replay_rows"] == len(written) > 0
-        assert {row["prompt"] for row in written} <= {row["prompt"] for row in asked}
+        assert {user_text(row["prompt"]) for row in written} <= {user_text(row["prompt"]) for row in asked}
         assert [row["completion"] for row in written] != [row["completion"] for row in asked][: len(written)]
         saved = json.loads((tmp_path / name / "corpus-1" / "omega.json").read_text())["rows"]
         assert saved == asked

@@ -171,7 +171,7 @@ def test_plain_text_does_not_end_at_the_end_of_turn_that_nothing_declares(talker
         tmp_path / "text.jsonl", [{"prompt": "What is 1?", "completion": f"It is {i}."} for i in range(4)]
     )
     words = flags(model_name_or_path=folder, dataset_name=rows, output_dir=tmp_path / "run", eval_rows=0, max_steps=1)
-    sft.main([*words, "--save_steps", "1"])
+    sft.main([*words, "--save_steps", "1", "--as_chat", "false"])
     model, tokenizer = load_model(str(tmp_path / "run")), load_tokenizer(str(tmp_path / "run"))
     assert stop_token_ids(model, tokenizer, chat=False) == [tokenizer.eos_token_id]
     assert stop_token_ids(model, tokenizer, chat=True) == sorted(
@@ -209,7 +209,7 @@ def test_every_end_token_that_the_generation_config_lists_ends_an_answer(base, r
     words = ["--model_name_or_path", str(tmp_path / "model"), "--max_new_tokens", "5", "--prompt"]
     generate.main([*words, "What is 1?"])
     text = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False)
-    generate.main([*words, text, "--raw"])
+    generate.main([*words, text, "--as_chat", "false"])
     assert [line for line in capsys.readouterr().out.splitlines() if line[:1] == "A"] == ["AB", "AB"]
 
 

@@ -75,7 +75,10 @@ def test_at_temperature_0_a_chat_prompt_gets_the_argmax(folder, capsys):
 def test_raw_text_and_the_system_message(folder, capsys):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer("What is 1?")["input_ids"]
-    assert said(capsys, folder, "--prompt", "What is 1?", "--raw") == f"> What is 1?\n{by_hand(folder, ids)}\n"
+    assert (
+        said(capsys, folder, "--prompt", "What is 1?", "--as_chat", "false")
+        == f"> What is 1?\n{by_hand(folder, ids)}\n"
+    )
     messages = [{"role": "system", "content": "Be good."}, {"role": "user", "content": "What is 1?"}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     answer = by_hand(folder, ids)
@@ -275,7 +278,8 @@ def test_a_context_beyond_the_positions_is_cropped_when_asked(tiny_model, capsys
             str(tiny_model),
             "--max_new_tokens",
             str(LENGTH),
-            "--raw",
+            "--as_chat",
+            "false",
             "--crop",
             "--prompt",
             prompt,
@@ -319,7 +323,7 @@ def test_a_trace_prints_each_step(folder, capsys):
         (["--prompt", "a", "--temperature", "-1"], "temperature is -1"),
         (["--prompt", "a", "--top_p", "0"], "top_p is 0"),
         (["--prompt", "a", "--max_new_tokens", "0"], "max_new_tokens is 0"),
-        (["--prompt", "a", "--raw", "--system", "b"], "--system needs a chat template"),
+        (["--prompt", "a", "--as_chat", "false", "--system", "b"], "--system needs a chat: prompts as plain text"),
         (["--prompt", "a b", "--max_new_tokens", "400"], "the model takes 256 in all"),
     ],
 )

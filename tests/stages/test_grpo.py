@@ -144,6 +144,7 @@ def test_the_nanochat_preset_is_the_paper_s_listing_3(tiny_model, prompts, tmp_p
             | {
                 "model_name_or_path": tiny_model, "dataset_name": prompts, "output_dir": tmp_path / "run",
                 "eval_rows": 0, "max_steps": 1, "reward": "tests.stages.test_grpo:remembered", "num_generations": 4,
+                "as_chat": False,
                 "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "steps_per_generation": 2,
                 "max_completion_length": 5, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant",
                 "warmup_steps": 0, "max_grad_norm": 1e9, "bf16": False, "gradient_checkpointing": False,

@@ -102,7 +102,7 @@ def test_prompt_and_completion_as_trl_cuts_them(trainer_of, model, tmp_path):
     from pipeline.data.loading import read_split
 
     rows = write_rows(tmp_path / "pairs.jsonl", [{"prompt": "What is 1 plus 2?", "completion": " It is 3."}] * 2)
-    ours = trainer_of(sft, model, rows, eval_rows=0)
+    ours = trainer_of(sft, model, rows, eval_rows=0, as_chat=False)
     theirs = SFTTrainer(
         ours.model,
         SFTConfig(str(tmp_path / "x"), bf16=False, report_to="none", use_cpu=True),
@@ -112,7 +112,7 @@ def test_prompt_and_completion_as_trl_cuts_them(trainer_of, model, tmp_path):
     for name in ("input_ids", "labels"):
         assert list(ours.train_dataset[name]) == list(theirs.train_dataset[name])
     assert learned(ours)[0] == " It is 3." + ours.processing_class.eos_token
-    asked = trainer_of(sft, model, rows, eval_rows=0, completion_only_loss=False)
+    asked = trainer_of(sft, model, rows, eval_rows=0, completion_only_loss=False, as_chat=False)
     assert list(asked.train_dataset["labels"]) == list(asked.train_dataset["input_ids"])
 
 

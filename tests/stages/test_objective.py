@@ -94,7 +94,7 @@ def test_assessments_leave_the_model_s_folder_as_it_was(trained, tmp_path):
     """Two assessments, one of them of the objective, each in its own folder: no file of the model's changes."""
     before = contents(trained[1])
     config = tmp_path / "assess.yaml"
-    config.write_text("evaluations: [{type: samples, prompts: ['01'], chat: false, max_new_tokens: 2}]\n")
+    config.write_text("evaluations: [{type: samples, prompts: ['01'], as_chat: false, max_new_tokens: 2}]\n")
     argv = ["--model_name_or_path", trained[1]]
     assess.main([*argv, "--objective", "--output_dir", str(tmp_path / "first")])
     assess.main([*argv, "--config", str(config), "--output_dir", str(tmp_path / "second")])

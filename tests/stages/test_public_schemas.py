@@ -29,22 +29,26 @@ USED = {
 def test_every_schema_is_prepared_for_every_stage(request, tmp_path, subject, schema):
     """All rows can be written by the chat template, and the system prompt reaches the model: of a chat model as its
     message, of a model without a template as text before the prompt."""
-    from pipeline.data.arguments import DataArguments
+    from pipeline.data.arguments import ChatDataArguments
     from pipeline.data.loading import load_data
     from pipeline.data.preparation import templated
     from pipeline.model.loading import load_tokenizer
     from pipeline.model.tokens import ANSWERS
 
     chat = subject != "without a template"
-    tokenizer = load_tokenizer(str(request.getfixturevalue(subject if chat else "foreign_model")))
+    model = str(request.getfixturevalue(subject if chat else "foreign_model"))
+    tokenizer = load_tokenizer(model)
     if not chat:
         tokenizer.chat_template = None
     path = write_rows(tmp_path / "rows.jsonl", public_rows(schema, 6))
-    run = SimpleNamespace(is_main=False, stage="stage", note=lambda *_, **__: None, record={})
+    run = SimpleNamespace(
+        is_main=False, stage="stage", note=lambda *_, **__: None, say=print,
+        record={"arguments": {"model_name_or_path": model}},
+    )  # fmt: skip
     for kind in USED[schema]:
-        arguments = DataArguments(dataset_name=str(path), eval_rows=1, deduplicate=False)
+        arguments = ChatDataArguments(dataset_name=str(path), eval_rows=1, deduplicate=False)
         loaded = load_data(arguments, kind, seed=0)
-        data = templated(loaded, tokenizer, run, kind, learned=ANSWERS if kind == "sft" else None)
+        data = templated(loaded, tokenizer, run, kind, arguments, learned=ANSWERS if kind == "sft" else None)
         assert len(data.train) + len(data.evaluation) == 6
         if schema not in ("openorca", "orca_dpo"):
             continue

@@ -57,7 +57,7 @@ def rows_of(name: str) -> list[dict]:
 
 
 @pytest.fixture(scope="session")
-def stand_ins(tiny_model, tmp_path_factory):
+def stand_ins(foreign_model, tmp_path_factory):
     """A function from the Hub's name of a model or dataset to a folder that stands for it."""
     made: dict[str, str] = {}
 
@@ -66,7 +66,7 @@ def stand_ins(tiny_model, tmp_path_factory):
             folder = tmp_path_factory.mktemp("hub") / name.replace("/", "--")
             folder.mkdir()
             if name in KINDS:
-                save_model(KINDS[name], tiny_model, folder)
+                save_model(KINDS[name], foreign_model, folder)
             else:
                 rows = rows_of(name)
                 write_rows(folder / "train.jsonl", rows[:-4])
@@ -78,11 +78,15 @@ def stand_ins(tiny_model, tmp_path_factory):
 
 
 def save_model(kind: str, tokenizer_of: Path, folder: Path) -> None:
-    """A random model of a transformers type, with a base model's tokenizer: no chat template."""
+    """A random model of a transformers type, with the tokenizer of such a base: ChatML's tokens and another EOS.
+
+    Qwen's ships its chat template, SmolLM2's has none.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
-    tokenizer.chat_template = None
+    if "qwen" not in kind:
+        tokenizer.chat_template = None
     config = AutoConfig.for_model(
         kind, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, head_dim=64, max_position_embeddings=256,

@@ -12,6 +12,7 @@ from pipeline.rewards.learned import load_reward_model
 from pipeline.rewards.registry import get_reward
 from pipeline.rewards.resolve import reward_spec
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import user_turn
 from tests.stages.conftest import flags, read_metrics, write_rows
 
 
@@ -72,7 +73,7 @@ def test_the_head_survives_save_merge_and_reload(pair_run):
     assert any(name.endswith("score.weight") for name in saved)
     merged, tokenizer = load_reward_model(str(pair_run))
     prompt, answers = "What is 2 plus 3?", ["The answer is 5.", "Bad."]
-    ids = [torch.tensor([encode_exchange(tokenizer, prompt, answer)]) for answer in answers]
+    ids = [torch.tensor([encode_exchange(tokenizer, user_turn(prompt), answer)]) for answer in answers]
     plain = AutoPeftModelForSequenceClassification.from_pretrained(pair_run, num_labels=1).eval()
     with torch.no_grad():
         by_merged = [merged(x).logits.item() for x in ids]

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from pipeline.objectives.divergences import best_of_n_bound
 from pipeline.rsft import main
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import text_of
 from tests.stages.conftest import flags, read_metrics, write_rows
 
 OPTIONS = {
@@ -69,7 +70,7 @@ def test_pairs_are_a_preference_dataset(two_rounds):
     assert 0 < len(pairs) <= 8
     assert len(pairs) == read_metrics(two_rounds)["pairs"]
     for pair in pairs:
-        better, worse = share_of_letters([], [pair["chosen"], pair["rejected"]])
+        better, worse = share_of_letters([], [text_of(pair["chosen"]), text_of(pair["rejected"])])
         assert better > worse
 
 

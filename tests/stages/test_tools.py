@@ -151,7 +151,7 @@ def test_an_environment_is_reset_with_the_row_called_and_rewards(caller, scripte
         ({"environment_factory": f"{HERE}:Deaf"}, "Deaf has no method reset"),
         ({"tools": f"{HERE}:add"}, "the chat template cannot write tool calls"),
         (
-            {"tools": f"{HERE}:add", "dataset_name": "text"},
+            {"tools": f"{HERE}:add", "dataset_name": "text", "as_chat": False},
             "tools are called in dialogues, the prompts are plain text",
         ),
     ],

@@ -8,8 +8,9 @@ from pipeline.evaluation.completions import complete, length_figures, sample_row
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
 from pipeline.inference.filters import check_options
+from pipeline.model.chat import as_noted
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.messages import Turn, user_turn
+from pipeline.runtime.messages import Turn
 
 
 def samples(
@@ -24,7 +25,8 @@ def samples(
     top_p: float = 1.0,
     template: str | None = None,
     stop: Sequence[str] = (),
-    chat: bool = True,
+    as_chat: bool = False,
+    system: str | None = None,
     batch_size: int = 256,
     seed: int = 0,
     **data: object,
@@ -40,7 +42,8 @@ def samples(
         top_p: nucleus of the samples.
         template: as in ``accuracy``.
         stop: a completion is shown up to the first of these strings.
-        chat: a string among ``prompts`` is a user's message (where the tokenizer has a chat template), not plain text.
+        as_chat: a string among the prompts is a user's message, not plain text.
+        system: a message for the dialogues that have none.
         batch_size: sequences decoded together.
         seed: random seed of the samples.
         data: which rows of the dataset.
@@ -53,11 +56,10 @@ def samples(
     check_options(n=n, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, batch_size=batch_size)
     sources = []
     if dataset is not None:
-        rows, source = read_rows(dataset, kind="prompt", **data)
+        rows, source = read_rows(dataset, kind="prompt", as_chat=as_chat, system=system, **data)
         sources.append(source)
     else:
-        as_chat = chat and getattr(tokenizer, "chat_template", None)
-        rows = [{"prompt": user_turn(p) if as_chat and isinstance(p, str) else p} for p in prompts]
+        rows = as_noted([{"prompt": p} for p in prompts], "prompt", {"as_chat": as_chat, "system": system})
     drawn = complete(
         model, tokenizer, rows, template=template, stop=stop, n=n, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,

@@ -141,7 +141,10 @@ class SequenceEvaluation:
     ) -> None:
         retained = {}
         for item in self.own.retained or ():
-            defaults = {"seed": self.config.seed, "reference": self._base}
+            chat = self.run.record.get("chat") or {"as_chat": False, "system": None}
+            defaults = {
+                "seed": self.config.seed, "reference": self._base, "as_chat": chat["as_chat"], "system": chat["system"]
+            }  # fmt: skip
             metrics = run_entry(model, tokenizer, item, **defaults).metrics
             retained |= {f"{label(item)}/{name}": value for name, value in metrics.items()}
         if retained:

@@ -200,9 +200,9 @@ def test_the_mean_reward_is_over_prompts_and_leaves_the_unjudged_out(answers, to
 
 
 def test_samples_of_given_prompts(tokenizer):
-    result = samples(tiny_model(), tokenizer, prompts=["a b"], max_new_tokens=3)
+    result = samples(tiny_model(), tokenizer, prompts=["a b"], max_new_tokens=3, as_chat=True)
     assert result.samples[0]["prompt"] == [{"role": "user", "content": "a b"}]
-    plain = samples(tiny_model(), tokenizer, prompts=["a b"], max_new_tokens=3, chat=False)
+    plain = samples(tiny_model(), tokenizer, prompts=["a b"], max_new_tokens=3, as_chat=False)
     assert plain.samples[0]["prompt"] == "a b"
     assert plain.metrics["tokens_per_completion"] == 3
     assert len(plain.samples[0]["completions"]) == 1
