@@ -145,10 +145,11 @@ def candidate_log_probabilities(
                 edges[row][before, token] = None
 
     def read(output: CausalLMOutput, batch: Batch) -> Iterator[dict[tuple[int, int], torch.Tensor]]:
-        for i, (row, length) in enumerate(zip(batch.places, batch.lengths)):
-            logits = output.logits[i, starts[row] : length]
-            laws = torch.stack([sampler.log_probs(logits) for sampler in samplers])  # (S, T, V)
-            wanted = torch.tensor(list(edges[row]), device=laws.device).T
+        for i, row in enumerate(batch.places):
+            steps = sorted({before for before, _ in edges[row]})  # a prefix that rows share is in one of them
+            logits = output.logits[i, [starts[row] + step for step in steps]]
+            laws = torch.stack([sampler.log_probs(logits) for sampler in samplers])  # (S, steps, V)
+            wanted = torch.tensor([(steps.index(before), token) for before, token in edges[row]], device=laws.device).T
             yield dict(zip(edges[row], laws[:, wanted[0], wanted[1]].T.cpu()))
 
     found = forward_rows(model, rows, read, batch_size=batch_size, use_cache=False)

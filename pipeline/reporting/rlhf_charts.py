@@ -124,7 +124,8 @@ def other_curves(assessments: Sequence[RunView]) -> list[Chart]:
             x, *columns = points[0]
             numbers = [column for column in columns if isinstance(points[0][column], int | float)]
             lines = [_curve(column, points, x, column) for column in numbers]
-            figures.append(_figure(f"{model_of(run)}: {evaluation}, {name}", lines, x, ""))
+            y_label = numbers[0] if len(numbers) == 1 else ""  # one line has no key
+            figures.append(_figure(f"{model_of(run)}: {evaluation}, {name}", lines, x, y_label))
     return [chart for chart in figures if chart]
 
 

@@ -19,6 +19,7 @@ from pipeline.evaluation.claim_law import candidates_of, ideal_rumour, laws_of, 
 from pipeline.evaluation.claims import (
     CLAIMED,
     NO_CLAIM,
+    TRUE,
     Extractor,
     claims_of,
     get_extractor,
@@ -193,7 +194,7 @@ def _swept(
     name: str, line: Sequence[Sampler], measured: Measured, rumour_share: float | None
 ) -> tuple[dict[str, list[Json]], list[Json]]:
     """Of a swept option: imitation and fabrication with the ideal (by the exact estimator where there is one), Hall by
-    both estimators, and the table of all shares.
+    both estimators where anything can be true, and the table of all shares.
     """
     kinds = {kind: found for kind, found in measured.items() if found}
     best = next(iter(kinds.values()))
@@ -208,5 +209,7 @@ def _swept(
         for kind, found in kinds.items():
             shown = {column.replace("_", " "): found[setting].get(column) for column in COLUMNS}
             table.append(at | {"estimator": kind} | shown)
-    curves = {f"imitation and fabrication by {name}": points, f"Hall by {name}": halls}
+    curves = {f"imitation and fabrication by {name}": points}
+    if any(best[setting][TRUE] for setting in line):  # of people of no source Hall is 1
+        curves[f"Hall by {name}"] = halls
     return curves, table
