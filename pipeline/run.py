@@ -75,9 +75,12 @@ def main(argv: list[str] | None = None) -> None:
             if announce(item, numbers[item.name]) != "up to date":
                 print(f"    {shlex.join(launch_command_line(item, args.accelerate_config))}")
         return
-    os.environ[RECIPE_VARIABLE] = args.recipe  # each stage records it
     started = time.monotonic()
-    ran = run_entries(chosen, numbers, args.jobs, args.accelerate_config)
+    os.environ[RECIPE_VARIABLE] = args.recipe  # each stage records it
+    try:
+        ran = run_entries(chosen, numbers, args.jobs, args.accelerate_config)
+    finally:
+        del os.environ[RECIPE_VARIABLE]
     print(f"recipe done in {time.monotonic() - started:.0f} s" if ran else "everything is up to date", flush=True)
 
 

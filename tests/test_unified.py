@@ -38,12 +38,7 @@ def test_reward_beta_and_seed_are_the_same_everywhere():
     [judged] = config("assess")["evaluations"]
     betas = [config(name)["beta"] for name in ("ppo", "rloo", "grpo", "dpo")]
     assert {*betas, config("rsft")["tau"], judged["beta"]} == {0.5}
-    rewards = [
-        config("ppo")["reward"],
-        config("rloo")["reward"],
-        [config("grpo")["reward"]],
-        [config("rsft")["reward"]],
-    ]
+    rewards = [config(name)["reward"] for name in ("ppo", "rloo", "grpo", "rsft")]
     assert all(reward == [judged["reward"]] for reward in rewards)
     assert {config(name)["seed"] for name in ("ppo", "rloo", "grpo", "dpo", "rsft", "sft", "pretrain", "assess")} == {
         0

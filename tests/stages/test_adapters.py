@@ -25,6 +25,7 @@ from pipeline.rewards.registry import BuiltInReward, get_reward
 from pipeline.rewards.resolve import reward_spec
 from pipeline.runtime.checkpoints import check_saved
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.messages import user_turn
 from pipeline.training.ppo import AdapterReward
 from tests.stages.conftest import flags, read_metrics, write_rows
 
@@ -137,7 +138,7 @@ def test_a_reward_model_over_an_adapter(run_of, reward_over, base, mode):
     plain = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
     ours, tokenizer = load_reward_model(str(folder))
     prompt, answer = "What is 2 plus 3?", "It is 5."
-    ids = torch.tensor([encode_exchange(tokenizer, prompt, answer)])
+    ids = torch.tensor([encode_exchange(tokenizer, user_turn(prompt), answer)])  # the pairs became chat turns
     with torch.no_grad():
         assert (plain(IDS).logits - scores).abs().max() < 1e-5
         assert (ours(IDS).logits - scores).abs().max() < 1e-5
@@ -161,18 +162,18 @@ def test_a_reward_model_over_an_adapter_serves_every_stage(run_of, reward_over, 
     folder, _ = reward_over("llama", "continue")
     seen = []
 
-    def watched(cls):
-        original = cls.__call__
+    def watch(cls, method, score_of):
+        original = getattr(cls, method)
 
         def call(self, prompts, completions, **columns):
-            scores = original(self, prompts, completions, **columns)
-            seen.append((prompts, completions, scores))
-            return scores
+            found = original(self, prompts, completions, **columns)
+            seen.append((prompts, completions, [score_of(one) for one in found]))
+            return found
 
-        return call
+        monkeypatch.setattr(cls, method, call)
 
-    for cls in (BuiltInReward, AdapterReward):
-        monkeypatch.setattr(cls, "__call__", watched(cls))
+    watch(BuiltInReward, "judge", lambda judgement: judgement.score)
+    watch(AdapterReward, "__call__", lambda score: score)
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"What is {a} plus 1?"} for a in range(4)])
     sampling = {
         "ppo": {"num_generations": 2, "num_iterations": 1, "guard_patience": 0, "max_steps": 1},

@@ -205,8 +205,8 @@ def test_a_small_command_prints_its_own_lines_and_nothing_else(tiny_model, sft_f
     assert result.returncode == 0
     assert result.stderr == ""
     assert {line.split()[0] for line in result.stdout.splitlines()} == {
-        "dataset", "columns", "kind", "read", "rows", "duplicates", "note", "tokens", "max_length", "supervised",
-        "sample",
+        "dataset", "columns", "kind", "form", "read", "chat", "rows", "duplicates", "note", "tokens", "max_length",
+        "supervised", "sample",
     }  # fmt: skip
 
 

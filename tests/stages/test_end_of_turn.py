@@ -219,7 +219,9 @@ def test_vllm_behind_the_rollouts_is_given_it(foreign_model, monkeypatch, tmp_pa
     monkeypatch.setattr(GRPOTrainer, "__init__", lambda self, args, **_: (_ for _ in ()).throw(LookupError(args)))
     config = GRPOConfig(str(tmp_path), bf16=False, use_vllm=True, use_cpu=True, report_to="none")
     with pytest.raises(LookupError):
-        RolloutTrainer(model=model, args=config, train_dataset=[{"prompt": QUESTION}], processing_class=tokenizer)
+        RolloutTrainer(
+            model=model, args=config, train_dataset=[{"prompt": QUESTION}], processing_class=tokenizer, reward_funcs=[]
+        )
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|im_end|>")]
     assert config.generation_kwargs == {"stop_token_ids": ends}
 
