@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     if found is not None:
         best, rule = found
         print(f"talk to {best.name} ({rule}): {talk_command(best)}")
-        print("your own data: docs/new_dataset.md")
+        print("your own model and data: docs/jobs.md")
     print(f"report: {output}")
 
 

@@ -4,20 +4,24 @@ import ast
 import importlib.util
 import json
 import re
+import shlex
 from functools import cache
 
 import pytest
 import yaml
 
 from pipeline.data.columns import parse_map
-from pipeline.runtime.arguments import parse
+from pipeline.recipes.estimate import TRAINED
+from pipeline.runtime.arguments import parse, typed
+from pipeline.runtime.commands import COMMANDS, flags_of
+from pipeline.runtime.files import config_file
 from tests.conftest import ROOT
 from tests.test_configs import parsers
 from tests.test_design import ORDER
 
 PAGE = (ROOT / "docs" / "new_dataset.md").read_text(encoding="utf-8")
 SECTION = PAGE.split("## A new domain in under ten lines")[1].split("\n## ")[0]
-BLOCKS = re.findall(r"```yaml\n(# .*?pipeline/(\w+)\.py.*?)```", SECTION, re.S)
+BLOCKS = re.findall(r"```yaml\n(# .*?narlm (\w+) .*?)```", SECTION, re.S)
 
 
 def test_there_is_one_for_each_kind_of_data():
@@ -42,6 +46,62 @@ def test_a_new_domain_takes_under_ten_lines_that_the_stage_reads(text, stage, tm
     mapped = parse(["--config", str(path), "--use_cpu", "--bf16", "false"], *types)[1].dataset_map
     assert parse_map(mapped) == mapped == parse_map(written)
     assert importlib.import_module(f"pipeline.{stage}").main
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """``(page, words)`` of every command in a fenced block of the README and docs, as a shell would split them."""
+    found = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+            lines = block.replace("\\\n", " ").splitlines() if language in ("", "bash") else []
+            found += [(page.name, shlex.split(line, comments=True)) for line in lines if re.match(STARTS, line)]
+    return found
+
+
+STARTS = r"narlm |accelerate launch |python -m pipeline|python pipeline/"
+LAUNCHER = {"config_file", "num_processes"}  # accelerate's own flags
+
+
+def as_stage(words: list[str]) -> tuple[str, list[str]]:
+    """The command of ``narlm`` that the words start, and what it is given."""
+    if words[0] == "narlm":
+        return words[1], words[2:]
+    place = next(i for i, word in enumerate(words) if word.startswith(("pipeline/", "pipeline.")))
+    launcher = {word[2:] for word in words[:place] if word.startswith("--")}
+    assert launcher <= (LAUNCHER if words[0] == "accelerate" else set())
+    return re.sub(r"^pipeline[./]|\.py$", "", words[place]), words[place + 1 :]
+
+
+def test_every_command_of_the_pages_is_understood():
+    """The command exists, each of its flags is one of its own, and each packaged config that it names is there.
+
+    Training stages type the values as well. What stands for something of the reader's (a file, a model) is not read.
+    """
+    found = commands()
+    assert len(found) >= 55
+    assert {page for page, _ in found} >= {
+        "README.md", "assess.md", "continual.md", "jobs.md", "new_dataset.md", "retrieval.md", "rewards.md", "rlhf.md",
+        "scaling.md", "unified.md",
+    }  # fmt: skip
+    known = {}
+    for page, words in found:
+        name, given = as_stage(words)
+        assert name in COMMANDS, f"{page}: {words}"
+        trains = name in TRAINED
+        config = given[given.index("--config") + 1] if "--config" in given and name != "check" else ""
+        if config.startswith("my"):  # the reader's own file
+            given = [word for word in given if word not in ("--config", config)]
+        elif config:
+            assert config_file(config).is_file()
+        if name == "run":
+            assert config_file(given[0]).is_file()
+        if name not in known:
+            known[name] = parsers(name) if trains else flags_of(name)
+        if trains:
+            typed(given, *(known[name] if name != "continual" else (*known[name], *parsers("sft")[1:])))
+        else:
+            flags = {word[2:] for word in given if word.startswith("--")}
+            assert flags <= set(known[name]), f"{page}: {' '.join(words)}"
 
 
 # `file.py`, `file.py: name`, `file.py::name`; after a file, in the same cell, also `name` and `::name`.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.publish.cards import write_card
 from pipeline.publish.curves import plot_training
+from pipeline.runtime.commands import as_typed
 from pipeline.runtime.entry import CommandParser, run_and_exit
 from pipeline.runtime.errors import PushError, UserError
 from pipeline.runtime.files import Json, write_json
@@ -90,7 +91,7 @@ def push_run(
 def push_command(folder: Path, repo: str, private: bool | None = None, revision: str | None = None) -> str:
     """The command that pushes a finished run."""
     options = (" --private" if private else "") + (f" --revision {revision}" if revision else "")
-    return f"python -m pipeline.publish.hub push {folder} {repo}{options}"
+    return f"{as_typed('push')} {folder} {repo}{options}"
 
 
 def upload(

@@ -6,7 +6,6 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from pipeline.model.chat import last_note, with_system
 from pipeline.runtime.adapter_kinds import NARLM_PEFT_TYPE
 from pipeline.runtime.files import Json
 from pipeline.runtime.messages import user_turn
@@ -25,6 +24,8 @@ def snippet(folder: Path, record: Json, name: str, base: str | None) -> str:
     """
     adapter = _read(folder / "adapter_config.json")
     load = _load(adapter, name, base, scores(folder, record), runs_code(folder, record))
+    from pipeline.model.chat import last_note  # heavy: `narlm push --help` is quick
+
     note, pretrained = last_note(folder)
     note = note or {"as_chat": not pretrained, "system": None}
     chat, system = _has_chat_template(folder) and note["as_chat"], note["system"]
@@ -105,6 +106,8 @@ def _use_text(chat: bool, system: str | None, options: str) -> str:
             f"output = model.generate(**inputs, {options}max_new_tokens=64)\n"
             "print(tokenizer.decode(output[0], skip_special_tokens=True))"
         )
+    from pipeline.model.chat import with_system
+
     return (
         f"messages = {with_system({'messages': user_turn(PROMPT)}, system)['messages']!r}\n"
         "inputs = tokenizer.apply_chat_template(\n"

@@ -16,6 +16,7 @@ from pipeline.reporting.figures import VERDICTS, assessed
 from pipeline.reporting.history import RunView, best_model, change, evaluated_before, given_parents, model_of
 from pipeline.reporting.lineage_graph import Node, family_graph
 from pipeline.reporting.stage_charts import curves, sequences
+from pipeline.runtime.commands import as_typed
 from pipeline.runtime.files import Json
 from pipeline.runtime.formatting import clip, count, duration, memory, number, short
 from pipeline.runtime.messages import Turn, user_text
@@ -315,7 +316,7 @@ def next_steps(runs: Sequence[RunView]) -> list[tuple[str, str]]:
 def talk_command(run: RunView) -> str:
     """The command to use a model: a chat, or the continuation of a text by one that was only pretrained."""
     use = '--prompt "…"' if run.stage == "pretrain" else "--chat"
-    return f"python pipeline/generate.py --model_name_or_path {run.folder} {use}"
+    return f"{as_typed('generate')} --model_name_or_path {run.folder} {use}"
 
 
 def command_of(run: RunView) -> str:

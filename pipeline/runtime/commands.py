@@ -6,10 +6,12 @@ the script; nothing is imported before it is chosen.
 
 import contextlib
 import io
+import os
 import re
 import runpy
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from pipeline import __version__
@@ -46,6 +48,7 @@ COMMANDS = {
     "completion": Command("pipeline.runtime.commands", "Print the completion of a shell: bash, zsh or fish."),
 }
 SHELLS = ("bash", "zsh", "fish")
+_started: set[str] = set()  # the command of the console script that runs in this process
 
 
 def main() -> NoReturn:
@@ -86,9 +89,29 @@ def overview() -> str:
     )
 
 
+def as_typed(name: str) -> str:
+    """How a command is typed by somebody who started this process as they did, for messages that name a next step.
+
+    Args:
+        name: one of ``COMMANDS``.
+
+    Returns:
+        ``narlm NAME`` under the console script; ``python pipeline/NAME.py`` for a script beside the one that runs,
+        where it is in the current folder; else ``python -m pipeline.NAME``.
+    """
+    if _started:
+        return f"narlm {name}"
+    command, script = COMMANDS[name], Path(sys.argv[0])
+    beside = script.parent / f"{name}.py"
+    if script.suffix == ".py" and beside.is_file() and beside.resolve().is_relative_to(Path.cwd()):
+        return f"python {os.path.relpath(beside)}"
+    return " ".join(["python -m", command.module, *command.words])
+
+
 def _call(name: str, words: Sequence[str]) -> None:
     """Run the command's module as the main one; it leaves with its own exit code."""
     command = COMMANDS[name]
+    _started.add(name)
     sys.argv = [f"narlm {name}", *command.words, *words]
     runpy.run_module(command.module, run_name="__main__", alter_sys=True)
 

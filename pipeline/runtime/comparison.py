@@ -34,6 +34,8 @@ EVALUATING = {
     "eval_accumulation_steps", "eval_do_concat_batches", "batch_eval_metrics", "prediction_loss_only",
     "metric_for_best_model", "greater_is_better", "save_steps", "save_strategy",
 }  # fmt: skip
+# How long a run trains. What was trained so far is a part of the longer run.
+LENGTH = {"max_steps", "num_train_epochs"}
 CHOOSING = ("load_best_model_at_end", "early_stopping_patience")
 SAMPLING_STAGES = ("grpo", "ppo")
 # Rows per process and accumulation step, with Trainer's defaults.
@@ -81,6 +83,19 @@ def changed_arguments(record: Mapping[str, object], given: Mapping[str, object])
             now = given[key] if key in given else record.get("defaults", {}).get(key)
             changes.append(f"{key}: {then!r} then, {_as_then(now, then)!r} now")
     return changes
+
+
+def only_length(changes: list[str]) -> bool:
+    """Whether the changes are of how long the run trains, and of nothing else."""
+    return all(change.partition(":")[0] in LENGTH for change in changes)
+
+
+def refusal(folder: Path, changes: list[str], checkpoint: Path | None) -> str:
+    """Why a folder is not used for a run of other inputs, and what to do: the message of an error."""
+    said = f"output_dir: {folder} holds a run of other inputs ({'; '.join(changes[:3])}); "
+    if checkpoint is not None and only_length(changes):
+        return f"{said}to train longer, choose another folder and --resume_from_checkpoint {checkpoint}"
+    return f"{said}choose another folder, or --force to rename it and start again"
 
 
 def _not_decisive(record: Mapping[str, object], given: Mapping[str, object]) -> set[str]:

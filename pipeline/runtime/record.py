@@ -17,7 +17,8 @@ from types import FrameType
 from pipeline.runtime.arguments import defaults, instances, parse, typed
 from pipeline.runtime.checkpoints import newest_checkpoint, require_checkpoint, step_of
 from pipeline.runtime.coercion import is_true
-from pipeline.runtime.comparison import changed_arguments, changed_inputs
+from pipeline.runtime.commands import as_typed
+from pipeline.runtime.comparison import changed_arguments, changed_inputs, only_length, refusal
 from pipeline.runtime.defaults import LEARNING_RATE, MACHINE, REASONS, dependent_defaults, rate_in_words
 from pipeline.runtime.distributed import is_main, processes, require_one_world
 from pipeline.runtime.errors import UserError
@@ -83,7 +84,7 @@ class Run:
             print(f"{stage}: {self.folder} is up to date, nothing to do (--force runs it again)", flush=True)
             if is_true(self.given.get("push_to_hub")) and "hub" not in self.record:
                 repo = self.given.get("hub_model_id") or self.folder.name
-                print(f"to push it: python -m pipeline.publish.hub push {self.folder} {repo}", flush=True)
+                print(f"to push it: {as_typed('push')} {self.folder} {repo}", flush=True)
 
     # ------------------------------------------------------------------ life
 
@@ -289,6 +290,8 @@ class Run:
     def _check_checkpoint(self, value: object) -> Path | None:
         """The checkpoint that ``resume_from_checkpoint`` names, resolved; None where it asks for the newest.
 
+        It may be that of a shorter run.
+
         Raises:
             UserError: it is no complete checkpoint, or it belongs to another run.
         """
@@ -303,7 +306,7 @@ class Run:
         other = read_record(path.parent)
         if other is not None:
             changes = changed_arguments(other, self.given) if other["stage"] == self.stage else [f"a {other['stage']}"]
-            if changes:
+            if not only_length(changes):
                 raise UserError(
                     f"{where} is a checkpoint of another run ({changes[0]}); to start from its weights, name it as "
                     "model_name_or_path"
@@ -358,10 +361,7 @@ class Run:
             return False
         changes = changed_inputs(previous, self.given)
         if changes:
-            self._refusal = (
-                f"output_dir: {self.folder} holds a run of other inputs ({'; '.join(changes[:3])}); "
-                "choose another folder, or --force to rename it and start again"
-            )
+            self._refusal = refusal(self.folder, changes, newest_checkpoint(self.folder))
             return False
         return previous["status"] == "completed"
 

@@ -2,9 +2,8 @@
 
 import os
 import shlex
-import sys
-from pathlib import Path
 
+from pipeline.runtime.commands import as_typed
 from pipeline.runtime.formatting import counted, duration, memory
 from pipeline.runtime.record import RECIPE_VARIABLE, Run
 from pipeline.training import held_out
@@ -35,21 +34,10 @@ def next_command(run: Run) -> str:
     if run.stage != "reward_model":
         # A base that was pretrained writes on; it answers no questions.
         prompt = "Once upon a time" if run.stage == "pretrain" else "Who are you?"
-        return f'{command("generate")} --model_name_or_path {folder} --prompt "{prompt}"'
+        return f'{as_typed("generate")} --model_name_or_path {folder} --prompt "{prompt}"'
     arguments = run.record["arguments"]
     start, data = (shlex.quote(str(arguments.get(name))) for name in ("model_name_or_path", "dataset_name"))
     return (
-        f"{command('ppo')} --model_name_or_path {start} --reward {folder} --dataset_name {data} "
+        f"{as_typed('ppo')} --model_name_or_path {start} --reward {folder} --dataset_name {data} "
         f"--output_dir {shlex.quote(f'{run.folder}-ppo')}"
     )
-
-
-def command(stage: str) -> str:
-    """Another stage, started as this one was: by the script beside it, or by the installed command."""
-    script = Path(sys.argv[0])
-    if script.suffix != ".py":
-        return f"narlm {stage}" if script.name == "narlm" else f"python -m pipeline.{stage}"
-    if not (script.parent / f"{stage}.py").is_file():
-        return f"python -m pipeline.{stage}"
-    folder = Path(os.path.relpath(script.parent)) if script.is_absolute() else script.parent
-    return f"python {folder / stage}.py"

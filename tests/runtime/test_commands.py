@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from pipeline.runtime.commands import COMMANDS, overview
+from pipeline.runtime import commands
+from pipeline.runtime.commands import COMMANDS, as_typed, overview
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import config_file, packaged
 from tests.conftest import ROOT
@@ -83,6 +84,28 @@ def test_a_packaged_config_goes_by_several_names_and_a_file_here_comes_first(tmp
     with pytest.raises(UserError, match="no file quikstart; did you mean quickstart"):
         config_file("quikstart")
     assert len(packaged("*/*.yaml")) == len(list((ROOT / "configs").glob("*/*.yaml")))
+
+
+def test_a_next_step_is_named_as_this_one_was_typed(tmp_path, monkeypatch):
+    """By a script of this folder, by a module or a script elsewhere, and by the console script."""
+    monkeypatch.setattr(commands, "_started", set())
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "pipeline" / "dpo.py")])
+    assert as_typed("generate") == "python pipeline/generate.py"
+    assert as_typed("push") == "python -m pipeline.publish.hub push"
+    monkeypatch.chdir(tmp_path)
+    assert as_typed("generate") == "python -m pipeline.generate"
+    done = narlm_says('from pipeline.runtime import commands; print(commands.as_typed("generate"))', tmp_path)
+    assert done == "python -m pipeline.generate\n"
+    monkeypatch.setattr(commands, "_started", {"dpo"})
+    assert [as_typed("generate"), as_typed("push")] == ["narlm generate", "narlm push"]
+
+
+def narlm_says(code, cwd):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True
+    ).stdout
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,18 @@ def test_a_named_checkpoint_is_used(words, whole, tmp_path, capsys):
     same(tmp_path / "new", whole)
 
 
+def test_a_shorter_run_is_trained_longer(words, whole, tmp_path):
+    """Eight steps, then twelve from its checkpoint, are the twelve steps of one go; its own folder is kept."""
+    short = tmp_path / "short"
+    main([*words, "--max_steps", "8", "--output_dir", str(short)])
+    with pytest.raises(
+        UserError, match=r"max_steps: '?8'? then, '?12'? now.*another folder and --resume_from_checkpoint .*-8"
+    ):
+        main([*words, "--output_dir", str(short)])
+    main([*words, "--output_dir", str(tmp_path / "long"), "--resume_from_checkpoint", str(short / "checkpoint-8")])
+    same(tmp_path / "long", whole)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
