@@ -23,7 +23,8 @@ def resolve_held_out(model: str, entry: Entry) -> Entry:
         return entry
     record = read_record(Path(model).expanduser())
     if record is None:
-        raise UserError(f"evaluation {label(entry)}: split held_out needs the run record (run.json) of {model}")
+        needs = f"split held_out needs the run record (run.json) of {model}, or name a dataset and its split"
+        raise UserError(f"evaluation {label(entry)}: {needs}")
     sources = [source for source in record.get("data", []) if source.get("role") == "evaluation"]
     named = entry.get("dataset")
     found = [source for source in sources if named is None or str(source["name"]) == str(named)]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.evaluation.registry import EVALUATIONS, Entry, get_evaluation
 from pipeline.evaluation.rows import read_rows
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, did_you_mean
 
 ALIASES = {"perplexity": "loss"}
 # What an evaluation needs and few give: used where neither the flags nor the model's run record say otherwise.
@@ -32,7 +32,9 @@ def shortcut_entries(tasks: Sequence[str], given: Mapping[str, object], recorded
     for name in names:
         kind = ALIASES.get(name, name)
         if kind not in EVALUATIONS:
-            raise UserError(f"tasks: there is no task {name!r}; choose from {', '.join([*ALIASES, *EVALUATIONS])}")
+            tasks = [*ALIASES, *EVALUATIONS]
+            hint = did_you_mean(name, tasks, f"choose from {', '.join(tasks)}")
+            raise UserError(f"tasks: there is no task {name!r}{hint}")
         known, needed = _options_of(kind)
         entry = {name: value for name, value in options.items() if name in known}
         used |= set(entry)

@@ -19,7 +19,7 @@ def wilson_interval(successes: float, n: int, z: float = Z95) -> tuple[float, fl
     """Wilson's score interval of a proportion (Wilson 1927): sensible at 0, at 1 and for small n.
 
     (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), p = successes / n. ``successes`` may be fractional
-    (a tie counts a half).
+    (a tie counts a half). It begins at 0 where nothing succeeded and ends at 1 where everything did.
     """
     if n == 0:
         return 0.0, 1.0
@@ -27,7 +27,10 @@ def wilson_interval(successes: float, n: int, z: float = Z95) -> tuple[float, fl
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    # At the ends centre and half agree only up to rounding, which would be printed as 3e-17.
+    low = 0.0 if successes == 0 else (centre - half) / scale
+    high = 1.0 if successes == n else (centre + half) / scale
+    return max(0.0, low), min(1.0, high)
 
 
 def bootstrap_interval(values: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:

@@ -75,6 +75,9 @@ class Progress(ProgressCallback):
         self.current_step = state.global_step
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        # The last step is logged wherever logging_steps falls: a run shorter than that would never show its loss.
+        if args.logging_strategy != "no" and state.global_step >= state.max_steps:
+            control.should_log = True
         if self.training_bar is not None:
             super().on_step_end(args, state, control, **kwargs)
 

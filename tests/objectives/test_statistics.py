@@ -30,6 +30,9 @@ def test_wilson_interval_at_the_ends():
     assert wilson_interval(0, 16, z=2.0) == (0.0, pytest.approx(0.2))
     assert wilson_interval(16, 16, z=2.0) == (pytest.approx(0.8), 1.0)
     assert wilson_interval(0, 0) == (0.0, 1.0)
+    for n in range(1, 400):
+        assert wilson_interval(0, n)[0] == 0.0
+        assert wilson_interval(n, n)[1] == 1.0
 
 
 def test_bootstrap_interval_has_the_width_of_the_normal_one():

@@ -260,9 +260,10 @@ def test_tasks_without_yaml_on_the_rows_that_the_run_held_out(tuned, tmp_path, s
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--tasks", "perplexty"], "no task 'perplexty'; choose from perplexity, loss"),
+        (["--tasks", "perplexty"], r"no task 'perplexty'; did you mean perplexity\?"),
+        (["--tasks", "bleu"], "no task 'bleu'; choose from perplexity, loss"),
         (["--tasks", "loss", "--temperature", "1"], "temperature: none of the tasks loss takes it"),
-        (["--tasks", "loss"], "split held_out needs the run record"),
+        (["--tasks", "loss"], "needs the run record .*, or name a dataset and its split"),
     ],
 )
 def test_mistakes_in_tasks_are_named(tiny_model, tmp_path, words, message):

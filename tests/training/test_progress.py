@@ -22,18 +22,35 @@ def test_an_evaluation_is_told_apart_and_the_summary_is_not_shown():
     assert log_line({"train_runtime": 12.0, "train_loss": 0.3}, 100, 100, 5.0, 10) is None
 
 
+class Line(torch.nn.Module):
+    """A slope to be learned, from 0 to 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, labels):
+        return {"loss": ((self.slope * x - labels) ** 2).mean()}
+
+
+@pytest.mark.parametrize(("strategy", "shown"), [("steps", ["step 2/3", "step 3/3"]), ("no", [])])
+def test_the_last_step_is_logged_with_its_loss(tmp_path, capsys, strategy, shown):
+    """Three steps logged every two: the third has a line of its own; nothing where nothing is to be logged."""
+    args = TrainingArguments(
+        str(tmp_path), max_steps=3, logging_steps=2, logging_strategy=strategy, use_cpu=True, report_to="none",
+        save_strategy="no",
+    )  # fmt: skip
+    trainer = Trainer(Line(), args, train_dataset=[{"x": torch.ones(1), "labels": torch.ones(1)}] * 24)
+    show_progress(trainer, SimpleNamespace(say=lambda line: None))
+    trainer.train()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert [line.split("  ")[0] for line in lines] == shown
+    assert all("  loss " in line for line in lines)
+
+
 @pytest.mark.parametrize("quiet", [True, False])
 def test_training_prints_lines_and_no_dictionaries(tmp_path, capsys, quiet):
     """Three steps logged one by one, no terminal: three lines, the last of them with no time left, and no bar."""
-
-    class Line(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.slope = torch.nn.Parameter(torch.zeros(1))
-
-        def forward(self, x, labels):
-            return {"loss": ((self.slope * x - labels) ** 2).mean()}
-
     args = TrainingArguments(
         str(tmp_path), max_steps=3, logging_steps=1, use_cpu=True, report_to="none", save_strategy="no",
         disable_tqdm=quiet,
