@@ -25,7 +25,7 @@ def test_three_kinds_of_model(subject, tiny_model, foreign_model, tmp_path):
     own = write_rows(tmp_path / "own.jsonl", [{"prompt": "What is 1 plus 2?", "answer": "3"}])
     entries = [
         {"name": "people", **LAWS},
-        {"name": "text", **LAWS, "dataset": "world/statements", "claims": "statements"},
+        {"name": "text", **LAWS, "dataset": "world/statements", "claims": "statements", "as_chat": False},
         {"name": "own", "type": "hallucination", "dataset": str(own), "split": "train", "claims": "numeric",
          "reward": "numeric", "max_new_tokens": 4},
     ]  # fmt: skip
