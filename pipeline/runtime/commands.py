@@ -70,6 +70,7 @@ def main() -> NoReturn:
         run_and_exit(_unknown, name)
     if name == "completion":
         run_and_exit(_print_completion, rest)
+    _started.add(name)  # not in _call: the help texts are read through it, also by tests
     _call(name, rest)
     raise SystemExit(0)
 
@@ -111,7 +112,6 @@ def as_typed(name: str) -> str:
 def _call(name: str, words: Sequence[str]) -> None:
     """Run the command's module as the main one; it leaves with its own exit code."""
     command = COMMANDS[name]
-    _started.add(name)
     sys.argv = [f"narlm {name}", *command.words, *words]
     runpy.run_module(command.module, run_name="__main__", alter_sys=True)
 

@@ -89,6 +89,8 @@ def test_a_packaged_config_goes_by_several_names_and_a_file_here_comes_first(tmp
 def test_a_next_step_is_named_as_this_one_was_typed(tmp_path, monkeypatch):
     """By a script of this folder, by a module or a script elsewhere, and by the console script."""
     monkeypatch.setattr(commands, "_started", set())
+    commands.flags_of("dpo")  # reading a help text starts nothing
+    assert not commands._started
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", [str(ROOT / "pipeline" / "dpo.py")])
     assert as_typed("generate") == "python pipeline/generate.py"
