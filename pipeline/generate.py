@@ -41,7 +41,11 @@ class GenerateArguments:
     model_name_or_path: str = field(metadata={"help": "Hub id, model folder or adapter folder."})
     prompt: list[str] | None = field(default=None, metadata={"help": "One or more prompts, each answered on its own."})
     prompt_file: str | None = field(
-        default=None, metadata={"help": "File of rows with a `prompt`, text or messages (jsonl, json, csv, parquet)."}
+        default=None,
+        metadata={
+            "help": "File of rows with a `prompt`, text or messages, or with the columns "
+            "of a public dataset (docs/new_dataset.md)."
+        },
     )
     dataset_map: str = field(default="", metadata={"help": "Rename columns of the file: old=new,…"})
     output_file: str | None = field(default=None, metadata={"help": "JSONL file for the rows with completions."})

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from pipeline.data.columns import check_map, parse_map, rename
 from pipeline.data.files import read_rows
+from pipeline.data.formats import convert, settle_systems
 from pipeline.data.rows import RowError
+from pipeline.data.schemas import Form, detect
 from pipeline.inference.decoding import Completion
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json, write_json
-from pipeline.runtime.messages import is_dialogue
+from pipeline.runtime.messages import Turn, is_dialogue
 from pipeline.runtime.run_json import set_aside
 
 Drawn = list[list[Completion]]
@@ -24,33 +26,55 @@ Drawn = list[list[Completion]]
 def read_prompts(path: Path, dataset_map: str) -> list[Json]:
     """The rows of a file (jsonl, json, csv, parquet or txt), each with a ``prompt``: text, or a list of messages.
 
+    Without a column ``prompt`` it is read from the columns of public datasets (`pipeline.data.schemas`), as the stages
+    that sample read it: ``question``, ``instruction`` with ``input``, ``messages``; a system prompt is its first
+    message.
+
     Args:
         dataset_map: ``old=new,…``, which renames columns.
 
     Raises:
         UserError: a row that cannot be read or has no prompt, or a ``seed`` that is no whole number.
     """
-    rows, renames = [], parse_map(dataset_map)
+    rows, renames, form = [], parse_map(dataset_map), None
     for row in read_rows(path):
+        where = f"{path}, row {row.number}"
         if isinstance(row.content, RowError):
-            raise UserError(f"{path}, row {row.number}: {row.content}")
+            raise UserError(f"{where}: {row.content}")
         if not rows:
             check_map(renames, row.content, str(path))
         content = rename(row.content, renames)
+        if set(content) == {"text"}:
+            content = {"prompt": content["text"]}  # a .txt file
+        if not rows and "prompt" not in content:
+            form = detect([content], "prompt", str(path), set(renames.values()))
+        if form is not None:
+            content["prompt"] = _converted(content, form, where)
         prompt, seed = content.get("prompt"), content.get("seed")
-        if prompt is None and set(content) == {"text"}:
-            prompt = content["prompt"] = content.pop("text")  # a .txt file
         if not isinstance(prompt, str) and not (is_dialogue(prompt) and prompt):
             raise UserError(
-                f"{path}, row {row.number}: prompt is {'missing' if prompt is None else 'neither text nor messages'}; "
+                f"{where}: prompt is {'missing' if prompt is None else 'neither text nor messages'}; "
                 f"the row has {', '.join(row.content)} (--dataset_map old=prompt renames a column)"
             )
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise UserError(f"{path}, row {row.number}: seed is {seed!r}: give a whole number, or none")
+            raise UserError(f"{where}: seed is {seed!r}: give a whole number, or none")
         rows.append(content)
     if not rows:
         raise UserError(f"{path} is empty: it has no rows")
     return rows
+
+
+def _converted(row: Json, form: Form, where: str) -> Turn:
+    """The prompt of a row in a public schema; with a system prompt it is a dialogue.
+
+    Raises:
+        UserError: the row has none, or not of the form of the first row.
+    """
+    try:
+        converted = convert(row, form, "prompt")
+    except RowError as error:
+        raise UserError(f"{where}: {error}") from None
+    return settle_systems([converted], "prompt", chat=True)[0]["prompt"]
 
 
 def complete_file(

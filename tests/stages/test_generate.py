@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.generate import main
+from pipeline.inference.batch_files import read_prompts
 from pipeline.runtime.errors import UserError
 from tests.stages.conftest import write_rows
 
@@ -229,6 +231,27 @@ def test_bad_rows_are_named_before_a_model_is_loaded(tiny_model, tmp_path, row, 
     monkeypatch.setattr("pipeline.model.loading.load_model", None)
     with pytest.raises(UserError, match=message):
         filed(tiny_model, tmp_path, rows=[{"prompt": "a"}, row])
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"question": "What is 1?", "answer": "1"}, "What is 1?"),
+        ({"instruction": "Add.", "input": "1 and 2", "output": "3"}, "Add.\n\n1 and 2"),
+        (
+            {"id": "a", "system_prompt": "Be good.", "question": "What is 1?", "response": "1"},
+            [{"role": "system", "content": "Be good."}, {"role": "user", "content": "What is 1?"}],
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            [{"role": "user", "content": "a"}],
+        ),
+    ],
+)
+def test_rows_of_public_datasets_have_their_prompt(tmp_path, row, prompt):
+    """GSM8K, Alpaca, OpenOrca and messages, as the stages that sample read them; the row's own columns stay."""
+    path = write_rows(tmp_path / "rows.jsonl", [row, row])
+    assert read_prompts(Path(path), "") == [row | {"prompt": prompt}] * 2
 
 
 def test_stop_flags_end_answers_with_their_reason(folder, tmp_path, capsys):
