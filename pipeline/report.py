@@ -8,6 +8,7 @@ missing, failed or were interrupted are shown as such. The page needs no network
 
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,7 +23,9 @@ from pipeline.runtime.files import write_text
 class ReportArguments:
     """The runs to show and the page to write."""
 
-    runs: str = field(metadata={"help": "Folder that contains the stages' output folders."})
+    runs: str = field(
+        metadata={"help": "Folder that contains the stages' output folders (also accepted without a flag)."}
+    )
     output: str | None = field(default=None, metadata={"help": "HTML file to write; default: report.html in runs."})
     title: str | None = field(default=None, metadata={"help": "Title of the page; default: the folder's name."})
 
@@ -33,6 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     from pipeline.reporting.page import build_page, talk_command
     from pipeline.runtime.arguments import parse
 
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and not argv[0].startswith("-"):
+        argv = ["--runs", *argv]
     (args,) = parse(argv, ReportArguments, prog="report.py")
     folder = Path(args.runs).expanduser()
     output = Path(args.output).expanduser() if args.output else folder / "report.html"

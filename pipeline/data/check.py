@@ -20,6 +20,7 @@ from pipeline.data.loading import PEEK, read_source
 from pipeline.data.mixing import Part
 from pipeline.data.schemas import KINDS, find_form, prepare
 from pipeline.data.sources import Source, raw_rows
+from pipeline.runtime.commands import as_typed
 from pipeline.runtime.entry import CommandParser, run_and_exit
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: the dataset or the tokenizer cannot be read, or a flag is wrong.
     """
     parser = CommandParser(
-        prog="python -m pipeline.data.check",
+        prog=as_typed("check"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

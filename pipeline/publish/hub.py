@@ -8,6 +8,7 @@ be pushed again. What goes up names no local path: the base is looked up in the 
 merged from another adapter is added to that one, so that it needs the Hub's base alone.
 """
 
+import argparse
 import json
 import shutil
 import tempfile
@@ -223,9 +224,9 @@ def _may_pass(error: Exception) -> bool:
 def main(argv: list[str] | None = None) -> None:
     """Push a finished run from the command line; see the module's docstring."""
     parser = CommandParser(
-        prog="python -m pipeline.publish.hub", description=__doc__.partition("\n")[0], allow_abbrev=False
+        prog=as_typed("push"), description="Upload a finished run, with its card, to the Hub.", allow_abbrev=False
     )
-    parser.add_argument("command", choices=["push"], help="upload a finished run, with its card")
+    parser.add_argument("command", choices=["push"], help=argparse.SUPPRESS)  # it is a part of ``prog``
     parser.add_argument("folder", type=Path, metavar="DIR", help="output folder of a finished run")
     parser.add_argument("repo", metavar="USER/NAME", help="repository to push to; created if it does not exist")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")

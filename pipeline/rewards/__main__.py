@@ -21,6 +21,7 @@ from pipeline.rewards.judging import VERDICTS, Judgement, judge_rows, part_means
 from pipeline.rewards.registry import names
 from pipeline.rewards.resolve import resolve
 from pipeline.rewards.spec import parse_options
+from pipeline.runtime.commands import as_typed
 from pipeline.runtime.entry import CommandParser, run_and_exit
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_text
@@ -34,7 +35,7 @@ _REASONS_SHOWN = 5
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        prog="python -m pipeline.rewards",
+        prog=as_typed("score"),
         description=__doc__.partition("\n")[0],
         epilog="built-in rewards: " + ", ".join(names()),
         allow_abbrev=False,

@@ -104,7 +104,8 @@ def as_typed(name: str) -> str:
         return f"narlm {name}"
     command, script = COMMANDS[name], Path(sys.argv[0])
     beside = script.parent / f"{name}.py"
-    if script.suffix == ".py" and beside.is_file() and beside.resolve().is_relative_to(Path.cwd()):
+    is_stage = command.module == f"pipeline.{name}"  # the files of the rooms do not run as scripts
+    if is_stage and script.suffix == ".py" and beside.is_file() and beside.resolve().is_relative_to(Path.cwd()):
         return f"python {os.path.relpath(beside)}"
     return " ".join(["python -m", command.module, *command.words])
 

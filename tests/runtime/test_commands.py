@@ -142,3 +142,17 @@ def test_the_other_shells_have_the_same_flags(shell, tmp_path):
     if shutil.which(shell):  # where it is installed it also reads the script
         (tmp_path / "script").write_text(text)
         assert subprocess.run([shell, "-n", tmp_path / "script"]).returncode == 0
+
+
+def test_small_commands_are_named_as_they_were_typed():
+    for name in ("check", "score", "push"):
+        assert f"usage: narlm {name} [-h]" in narlm(name, "--help").stdout
+        wrong = narlm(name)
+        assert (wrong.returncode, wrong.stderr.endswith(f"; see narlm {name} --help\n")) == (2, True)
+    module = [sys.executable, "-m", "pipeline.publish.hub", "push", "--help"]
+    done = subprocess.run(module, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("usage: python -m pipeline.publish.hub push [-h]")
+
+
+def test_the_folder_of_a_report_needs_no_flag(tmp_path):
+    assert narlm("report", str(tmp_path / "none")).stderr == narlm("report", "--runs", str(tmp_path / "none")).stderr
