@@ -108,7 +108,7 @@ def shrunk(config: Path, stand_in, folder: Path) -> Path:
     if given.get("model_name_or_path"):
         given["model_name_or_path"] = stand_in(given["model_name_or_path"])
     if given.get("reward"):  # a random model answers nothing right, and a reward that is always 0 teaches nothing
-        given["reward"] += " + tests.stages.test_grpo:share_of_letters"
+        given["reward"] = [*given["reward"], "tests.stages.test_grpo:share_of_letters"]
     if given.get("dataset_name"):
         given["dataset_name"] = stand_in(given["dataset_name"])
         given.pop("dataset_config", None)
