@@ -8,7 +8,6 @@ missing, failed or were interrupted are shown as such. The page needs no network
 
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -34,12 +33,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run the stage; see the module's docstring."""
     from pipeline.reporting.history import best_model, read_runs
     from pipeline.reporting.page import build_page, talk_command
-    from pipeline.runtime.arguments import parse
+    from pipeline.runtime.arguments import first_as_flag, parse
 
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and not argv[0].startswith("-"):
-        argv = ["--runs", *argv]
-    (args,) = parse(argv, ReportArguments, prog="report.py")
+    (args,) = parse(first_as_flag(argv, "--runs"), ReportArguments, prog="report.py")
     folder = Path(args.runs).expanduser()
     output = Path(args.output).expanduser() if args.output else folder / "report.html"
     runs = read_runs(folder)

@@ -14,13 +14,12 @@ training goes before assessments.
 
 import os
 import shlex
-import sys
 import time
 from dataclasses import dataclass, field
 
 from pipeline.recipes.recipe import read_recipe, select
 from pipeline.recipes.scheduler import announce, launch_command_line, run_entries
-from pipeline.runtime.arguments import parse
+from pipeline.runtime.arguments import first_as_flag, parse
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import config_file
@@ -56,10 +55,7 @@ class RunArguments:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see the module's docstring."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and not argv[0].startswith("-"):
-        argv = ["--recipe", *argv]
-    (args,) = parse(argv, RunArguments, prog="pipeline.run")
+    (args,) = parse(first_as_flag(argv, "--recipe"), RunArguments, prog="pipeline.run")
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: give the number of entries to run at a time, at least 1")
     entries = read_recipe(config_file(args.recipe))

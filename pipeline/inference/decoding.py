@@ -13,7 +13,6 @@ Filters and their order: `filters`. Where a completion ends: `stopping`.
 """
 
 import hashlib
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -34,7 +33,7 @@ from pipeline.inference.stopping import (
     stop_tail,
     stop_token_ids,
 )
-from pipeline.model.batching import evaluating
+from pipeline.model.batching import accepted_arguments, cache_argument, evaluating
 from pipeline.model.loading import position_limit
 from pipeline.model.tokens import encode_prompts
 from pipeline.runtime.errors import UserError
@@ -297,8 +296,8 @@ class _Forward:
         self.model, self.rule, self.cache = model, rule, None
         self.mask = self.position = None
         self.device = next(model.parameters()).device
-        self.accepted = _accepted_arguments(model)
-        self.cache_name = "cache" if "cache" in self.accepted else "past_key_values"  # renamed in transformers 5.24
+        self.accepted = accepted_arguments(model)
+        self.cache_name = cache_argument(model)
         self.cached = rule.use_cache
 
     def __call__(self, rows: Sequence[_Row]) -> torch.Tensor:
@@ -333,12 +332,6 @@ class _Forward:
         self.mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=self.device)
         self.position = (self.mask.cumsum(-1) - 1).clamp(min=0)
         return ids
-
-
-def _accepted_arguments(model: PreTrainedModel) -> set[str]:
-    """Names that the causal LM's ``forward`` takes (a PEFT wrapper's own signature hides them)."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return set(inspect.signature(base.forward).parameters)
 
 
 def check_lengths(limit: int | None, encoded: list[list[int]], max_new_tokens: int) -> None:

@@ -9,7 +9,6 @@ Shapes: T tokens of the prefix, G key-value heads, S tokens kept (T - 1, or fewe
 
 import copy
 import hashlib
-import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import DynamicCache, PreTrainedModel
 
-from pipeline.model.batching import evaluating
+from pipeline.model.batching import cache_argument, evaluating
 from pipeline.runtime.errors import UserError
 
 
@@ -42,11 +41,10 @@ def read_prefix(model: PreTrainedModel, ids: Sequence[int]) -> Prefix:
 @torch.no_grad()
 def advance(model: PreTrainedModel, cache: DynamicCache, ids: Sequence[int]) -> torch.Tensor:
     """Feed tokens after those in the cache, which takes them in: the logits of the last one, (V,)."""
-    # transformers 5.24 renamed the argument.
-    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     with evaluating(model):
         tokens = torch.tensor([list(ids)], device=model.device)
-        return model(input_ids=tokens, use_cache=True, logits_to_keep=1, **{name: cache}).logits[0, -1]
+        output = model(input_ids=tokens, use_cache=True, logits_to_keep=1, **{cache_argument(model): cache})
+    return output.logits[0, -1]
 
 
 def branch(model: PreTrainedModel, prefix: Prefix, continuations: Sequence[Sequence[int]]) -> torch.Tensor:

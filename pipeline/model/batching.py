@@ -4,6 +4,7 @@ Shapes: B batch, T time.
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -95,3 +96,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def accepted_arguments(model: nn.Module) -> set[str]:
+    """Names that the causal LM's ``forward`` takes (a PEFT wrapper's own signature hides them)."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return set(inspect.signature(base.forward).parameters)
+
+
+def cache_argument(model: nn.Module) -> str:
+    """The name under which the causal LM's ``forward`` takes its KV cache: transformers 5.24 renamed it."""
+    return "cache" if "cache" in accepted_arguments(model) else "past_key_values"

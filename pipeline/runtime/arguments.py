@@ -123,6 +123,12 @@ class RolloutArguments(RewardArguments):
     )
 
 
+def first_as_flag(argv: list[str] | None, flag: str) -> list[str]:
+    """The words of a command line (None: of this process) whose first one may go without its flag."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return [flag, *words] if words and not words[0].startswith("-") else words
+
+
 def parse(argv: list[str] | None, *dataclass_types: type, prog: str | None = None) -> tuple:
     """Instances of the given dataclasses from YAML and flags; a flag beats YAML, YAML beats the default.
 
