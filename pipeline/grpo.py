@@ -57,13 +57,12 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.arguments import ChatDataArguments
         from pipeline.data.loading import load_data
         from pipeline.data.preparation import templated, without_column
-        from pipeline.inference.positions import fitting
         from pipeline.inference.retrieval.arguments import RetrievalArguments
-        from pipeline.inference.retrieval.context import context_limit, with_passages
         from pipeline.model.policy import ChatModelArguments, load_policy, read_start
-        from pipeline.rewards.resolve import record_reward, resolve_each, strict_metric, verdict_counts, weighted
-        from pipeline.training.guards import Guards
+        from pipeline.rewards.resolve import record_reward, resolve_each, verdict_counts, weighted
+        from pipeline.training.guards import guards_for
         from pipeline.training.prefilter import prefilter
+        from pipeline.training.prompts import sampled_prompts
         from pipeline.training.rollouts import RolloutTrainer
         from pipeline.training.session import judged_at_end, train_and_save
         from pipeline.training.tools import load_tools, require_reward, require_tool_calling
@@ -83,21 +82,13 @@ def main(argv: list[str] | None = None) -> None:
         if tools or environment:
             require_tool_calling(tokenizer, data)
             data = without_column(data, GIVEN_AS_TEXT)  # rewards see the calls, which text could not hold
-        limit = context_limit(base, config.max_completion_length)
-        data = with_passages(run, data, retrieval, tokenizer, "prompt", limit)
-        data = fitting(run, data, tokenizer, base, config.max_completion_length, tools)
+        data = sampled_prompts(run, data, retrieval, tokenizer, base, config.max_completion_length, tools)
         policy = load_policy(
             model_args, run, tokenizer, trust_remote_code=config.trust_remote_code, reference=config.beta > 0
         )
         for reward in rewards:
             record_reward(run, reward)
-        train = data.train
-        if own.prefilter_samples:
-            train = prefilter(run, policy, train, weighted(rewards, weights), own, config)
-            config.shuffle_dataset = config.shuffle_dataset and not own.curriculum
-        learned = [reward for reward, weight in zip(rewards, weights or [1.0] * len(rewards)) if weight]
-        strict = strict_metric(rewards, weights)
-        guards = Guards(strict, rewards=learned, max_kl=own.max_kl, patience=own.guard_patience)
+        train = prefilter(run, policy, data.train, weighted(rewards, weights), own, config)
         trainer = RolloutTrainer(
             model=policy.model,
             reward_funcs=rewards,
@@ -106,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
             eval_dataset=judged_at_end(data.evaluation, config),
             processing_class=tokenizer,
             peft_config=policy.peft_config,
-            callbacks=[guards],
+            callbacks=[guards_for(rewards, weights, own)],
             tools=tools,
             environment_factory=environment,
         )

@@ -18,11 +18,16 @@ Loss: `objectives.policy_gradient.ppo_clip_loss` and `token_rewards`, `objective
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.runtime.arguments import RolloutArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
+
+if TYPE_CHECKING:
+    from pipeline.model.policy import Policy
+    from pipeline.rewards.judging import Reward
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,16 +38,14 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.arguments import ChatDataArguments
         from pipeline.data.loading import load_data
         from pipeline.data.preparation import templated
-        from pipeline.inference.positions import fitting
         from pipeline.inference.retrieval.arguments import RetrievalArguments
-        from pipeline.inference.retrieval.context import context_limit, with_passages
         from pipeline.model.policy import ChatModelArguments, load_policy, read_start
-        from pipeline.rewards.resolve import record_reward, resolve_each, strict_metric, verdict_counts
-        from pipeline.training.guards import Guards
-        from pipeline.training.ppo import AdapterReward, PPOTrainer
+        from pipeline.rewards.resolve import record_reward, resolve_each, verdict_counts
+        from pipeline.training.guards import guards_for
+        from pipeline.training.ppo import PPOTrainer
         from pipeline.training.ppo_config import PPOConfig
+        from pipeline.training.prompts import sampled_prompts
         from pipeline.training.session import judged_at_end, train_and_save
-        from pipeline.training.shared_backbone import same_backbone
 
         own, data_args, retrieval, model_args, config = run.parse(
             RolloutArguments, ChatDataArguments, RetrievalArguments, ChatModelArguments, PPOConfig
@@ -55,26 +58,11 @@ def main(argv: list[str] | None = None) -> None:
         data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
         data = templated(data, tokenizer, run, "prompt", data_args, model_args.chat_template_path)
-        limit = context_limit(base, config.max_completion_length)
-        data = with_passages(run, data, retrieval, tokenizer, "prompt", limit)
-        data = fitting(run, data, tokenizer, base, config.max_completion_length)
+        data = sampled_prompts(run, data, retrieval, tokenizer, base, config.max_completion_length)
         policy = load_policy(model_args, run, tokenizer, trust_remote_code=config.trust_remote_code, reference=True)
-        rewards = []
-        for name, reward in zip(own.reward, resolved):
+        for reward in resolved:
             record_reward(run, reward)
-            # Only one reward can lie on the shared backbone; a second one is a model of its own. Under adapter_mode
-            # stack the backbone contains the policy's first adapter, which the reward model was not trained on.
-            shares = config.critic == "shared" and not any(isinstance(r, AdapterReward) for r in rewards)
-            shares = shares and policy.parent_adapter is None
-            rewards.append(AdapterReward(name) if shares and same_backbone(policy.model, name) else reward)
-        weights = config.reward_weights or [1.0] * len(rewards)
-        guards = Guards(
-            strict_metric(rewards, config.reward_weights),
-            rewards=[reward for reward, weight in zip(rewards, weights) if weight],
-            grouped=False,
-            max_kl=own.max_kl,
-            patience=own.guard_patience,
-        )
+        rewards = on_backbone(policy, own.reward, resolved) if config.critic == "shared" else resolved
         trainer = PPOTrainer(
             model=policy.model,
             reward_funcs=rewards,
@@ -83,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
             eval_dataset=judged_at_end(data.evaluation, config),
             processing_class=tokenizer,
             peft_config=policy.peft_config,
-            callbacks=[guards],
+            callbacks=[guards_for(rewards, config.reward_weights, own, grouped=False)],
         )
 
         def finish(folder: Path) -> None:
@@ -92,6 +80,21 @@ def main(argv: list[str] | None = None) -> None:
             run.add_metrics(verdict_counts(resolved) | trainer.reward_parts())
 
         train_and_save(run, trainer, own, finish)
+
+
+def on_backbone(policy: "Policy", names: list[str], rewards: "list[Reward]") -> "list[Reward]":
+    """The rewards, of which the first that is an adapter of the policy's own backbone is scored on that backbone.
+
+    A second one would be a model of its own. Under ``adapter_mode stack`` the backbone contains the policy's first
+    adapter, which no reward model was trained on.
+    """
+    from pipeline.training.ppo import AdapterReward
+    from pipeline.training.shared_backbone import same_backbone
+
+    if policy.parent_adapter is not None:
+        return rewards
+    place = next((i for i, name in enumerate(names) if same_backbone(policy.model, name)), None)
+    return [AdapterReward(names[i]) if i == place else reward for i, reward in enumerate(rewards)]
 
 
 def first_and_last(history: list[dict[str, float]]) -> dict[str, float]:

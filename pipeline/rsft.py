@@ -78,46 +78,38 @@ def main(argv: list[str] | None = None) -> None:
     with Run("rsft", argv) as run:
         if run.done:
             return
-        from datasets import Dataset
         from trl import SFTConfig
 
         from pipeline.data.arguments import ChatDataArguments
-        from pipeline.data.loading import Data, load_data
-        from pipeline.data.preparation import supervised, templated, within_positions
-        from pipeline.inference.positions import fitting
+        from pipeline.data.loading import load_data
+        from pipeline.data.preparation import templated, within_positions
         from pipeline.inference.retrieval.arguments import RetrievalArguments
-        from pipeline.inference.retrieval.context import context_limit, with_passages
-        from pipeline.inference.stopping import declare_stops
-        from pipeline.model.loading import load_tokenizer, model_config
-        from pipeline.model.policy import ModelArguments, start_name
-        from pipeline.rewards.judging import mean_parts
+        from pipeline.model.policy import ModelArguments, read_start
         from pipeline.rewards.resolve import record_reward, resolve
         from pipeline.training.candidates import external_candidates, mine_pairs, require_scores, sft_rows
+        from pipeline.training.prompts import sampled_prompts
         from pipeline.training.rounds import Round, read_external
-        from pipeline.training.selection import Selection, best_of_n_curve, selection_metrics
-        from pipeline.training.trainers import SFTTrainer
+        from pipeline.training.selection import Selection
 
         own, data_args, retrieval, model_args, config = run.parse(
             RSFTArguments, ChatDataArguments, RetrievalArguments, ModelArguments, SFTConfig
         )
         rule = Selection(own.select, own.top_k, own.threshold, own.tau, own.draws)
         check(own, config)
-        unsafe = own.allow_unsafe_code_execution
-        weights = own.reward_weights
+        weights, unsafe = own.reward_weights, own.allow_unsafe_code_execution
         reward = resolve(own.reward, weights, allow_unsafe_code_execution=unsafe) if own.reward else None
+        base, tokenizer = read_start(
+            model_args, trust_remote_code=config.trust_remote_code, eos_token=config.eos_token
+        )
+        within_positions(run, config, base)
         if own.from_candidates:
             data = read_external(own.from_candidates, data_args.dataset_map)
         else:
             data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
-        base = model_config(start_name(model_args), config.trust_remote_code)
-        within_positions(run, config, base)
-        tokenizer = load_tokenizer(start_name(model_args), config.trust_remote_code, eos_token=config.eos_token)
         data = templated(data, tokenizer, run, "prompt", data_args, config.chat_template_path)
         if not own.from_candidates:
-            limit = context_limit(base, own.max_completion_length)
-            data = with_passages(run, data, retrieval, tokenizer, "prompt", limit)
-            data = fitting(run, data, tokenizer, base, own.max_completion_length)
+            data = sampled_prompts(run, data, retrieval, tokenizer, base, own.max_completion_length)
         rows, held_out = list(data.train), list(data.evaluation or [])
 
         for number in range(1, own.rounds + 1):
@@ -129,24 +121,14 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 groups = leg.candidates(rows, reward, own)
             require_scores(groups, reward)
-            leg.report(selection_metrics(groups, rule, number))
-            run.add_metrics(mean_parts(candidate.get("parts") for group in groups for candidate in group))
-            run.add_curves("selection", {f"round {number}": best_of_n_curve(groups)})
+            leg.report(groups, rule)
             selected = sft_rows(groups, rule, leg.tokenizer(), config.seed + number)
             if own.mine_pairs:
                 leg.write_pairs(mine_pairs(groups))
-            policy, args = leg.policy(), leg.config()
+            policy = leg.policy()
             if reward is not None and leg.last:
                 record_reward(run, reward)
-            declare_stops(policy.model, policy.tokenizer, rows[0])
-            chosen = Data(Dataset.from_list(selected), None, [])
-            trainer = SFTTrainer(
-                model=policy.model,
-                args=args,
-                train_dataset=supervised(chosen, policy.tokenizer, args, run, name=f"round {number}").train,
-                processing_class=policy.tokenizer,
-                peft_config=policy.peft_config,
-            )
+            trainer = leg.imitation(policy, selected, example=rows[0])
             finish = partial(leg.finish, policy=policy, held_out=held_out, reward=reward, own=own)
             leg.train(trainer, own, finish)
 

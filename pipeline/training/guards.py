@@ -13,6 +13,8 @@ from statistics import fmean
 from transformers import TrainerCallback
 
 from pipeline.rewards.judging import Reward
+from pipeline.rewards.resolve import strict_metric
+from pipeline.runtime.arguments import RolloutArguments
 from pipeline.runtime.distributed import agreed
 from pipeline.runtime.errors import UserError
 from pipeline.training.state import State
@@ -24,6 +26,22 @@ Logs = dict[str, float | None]
 KL_CEILINGS = {"objective/kl": 50.0, "kl": 1.0}
 UNSCORED = "no completion could be scored: look at the verdicts, and at the data's gold answers"
 _ENTROPIES = ("objective/entropy", "entropy")
+
+
+def guards_for(
+    rewards: Sequence[Reward], weights: Sequence[float] | None, own: RolloutArguments, *, grouped: bool = True
+) -> "Guards":
+    """The guards of a stage, which learns from the rewards whose weight is not 0; its verifier is the strict metric.
+
+    Args:
+        rewards: as the trainer has them.
+        weights: one for each; None for 1 each.
+        own: the stage's fields.
+        grouped: as in `Guards`.
+    """
+    learned = [reward for reward, weight in zip(rewards, weights or [1.0] * len(rewards)) if weight]
+    strict = strict_metric(rewards, weights)
+    return Guards(strict, rewards=learned, grouped=grouped, max_kl=own.max_kl, patience=own.guard_patience)
 
 
 class Guards(TrainerCallback):

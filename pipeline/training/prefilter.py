@@ -40,13 +40,17 @@ def prefilter(
     own: PrefilterFields,
     config: "GRPOConfig",
 ) -> datasets.Dataset:
-    """The rows that are worth sampling from in training, by ``prefilter_samples`` answers of the start to each.
+    """The rows that are worth sampling from in training, by ``prefilter_samples`` answers of the start to each; with 0
+    of them, all.
 
-    What was dropped goes into the run record, the pass rates into ``pass_rates.json`` in the run's folder.
+    What was dropped goes into the run record, the pass rates into ``pass_rates.json`` in the run's folder. Under a
+    curriculum the order of the rows stays: ``shuffle_dataset`` is switched off.
 
     Raises:
         UserError: nothing is left.
     """
+    if not own.prefilter_samples:
+        return dataset
     rates = pass_rates(
         policy.model, policy.tokenizer, dataset, reward, samples=own.prefilter_samples,
         max_new_tokens=config.max_completion_length, temperature=config.temperature, seed=config.seed,
@@ -54,6 +58,7 @@ def prefilter(
     )  # fmt: skip
     kept, metrics = drop_uninformative_prompts(dataset, rates, easiest_first=own.curriculum, reward=reward)
     run.add_metrics(metrics)
+    config.shuffle_dataset = config.shuffle_dataset and not own.curriculum
     return kept
 
 

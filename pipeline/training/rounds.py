@@ -11,20 +11,24 @@ from statistics import fmean
 from typing import Protocol
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.data.loading import Data, read_split
+from pipeline.data.preparation import supervised
 from pipeline.inference.decoding import Completion, sample
+from pipeline.inference.stopping import declare_stops
 from pipeline.inference.vllm import vllm_sampler
 from pipeline.model.loading import adapter_base, load_model
 from pipeline.model.policy import Policy
 from pipeline.objectives.statistics import mean_interval, with_interval
-from pipeline.rewards.judging import Reward, score
+from pipeline.rewards.judging import Reward, mean_parts, score
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json, path_sha256, weights_sha256, write_json, write_rows
 from pipeline.training.candidates import read_candidates, sample_candidates
 from pipeline.training.legs import Leg
-from pipeline.training.selection import Candidate
+from pipeline.training.selection import Candidate, Selection, best_of_n_curve, selection_metrics
+from pipeline.training.trainers import SFTTrainer
 
 
 class RoundFields(Protocol):
@@ -96,9 +100,12 @@ class Round(Leg):
         shutil.rmtree(folder / "merged", ignore_errors=True)
         return list(read_candidates(files))
 
-    def report(self, metrics: dict[str, float]) -> None:
-        """Put a round's selection figures into the run record and on the terminal."""
+    def report(self, groups: list[list[Candidate]], rule: Selection) -> None:
+        """What the selection does, by rank and by reward: in the run record and in a line on the terminal."""
+        metrics = selection_metrics(groups, rule, self.number)
         self.run.add_metrics({f"round_{self.number}_{name}": value for name, value in metrics.items()})
+        self.run.add_metrics(mean_parts(candidate.get("parts") for group in groups for candidate in group))
+        self.run.add_curves("selection", {f"round {self.number}": best_of_n_curve(groups)})
         lost = {"prompts without an acceptable one": "no_acceptable_share", "without a score": "unscored_share"}
         more = "".join(f"; {metrics[key]:.0%} {what}" for what, key in lost.items() if metrics.get(key))
         self.run.say(
@@ -111,6 +118,25 @@ class Round(Leg):
         if self.run.is_main and self.last:
             write_rows(self.run.folder / "pairs.jsonl", pairs)
         self.run.add_metrics({"pairs": len(pairs)})
+
+    def imitation(self, policy: Policy, selected: list[Json], example: Json) -> SFTTrainer:
+        """The trainer that raises the likelihood of what was selected.
+
+        Args:
+            policy: of this round.
+            selected: rows of `candidates.sft_rows`.
+            example: a row of the run's prompts, by whose form it is known what ends an answer.
+        """
+        declare_stops(policy.model, policy.tokenizer, example)
+        config, chosen = self.config(), Data(Dataset.from_list(selected), None, [])
+        data = supervised(chosen, policy.tokenizer, config, self.run, name=f"round {self.number}")
+        return SFTTrainer(
+            model=policy.model,
+            args=config,
+            train_dataset=data.train,
+            processing_class=policy.tokenizer,
+            peft_config=policy.peft_config,
+        )
 
     def finish(
         self, folder: Path, policy: Policy, held_out: list[Json], reward: Reward | None, own: RoundFields
