@@ -22,6 +22,7 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import NamedTuple
 
+from pipeline.evaluation.abstentions import abstains, stated
 from pipeline.objectives.statistics import bootstrap_interval, ratio_interval, with_interval
 from pipeline.rewards.answers import marked_answer, visible_text
 from pipeline.rewards.judging import Judgement, Reward, judge_rows
@@ -96,13 +97,6 @@ def _claim(found: object) -> Claim:
 
 # --- extractors ------------------------------------------------------------------------------------------------------
 
-ABSTENTIONS = re.compile(
-    r"\W*(?:sorry\W+)?(?:unknown|not (?:stated|known|sure)|no idea"
-    r"|i (?:do not|don[’']t|cannot|can[’']t|could not) (?:know|say|tell|answer|find)"
-    r"|i(?: am|[’']m) not (?:sure|certain|aware)"
-    r"|there is no (?:information|answer)|it is (?:un|not )known)\b",
-    re.IGNORECASE,
-)
 _CLAUSE_END = re.compile(r"[.,;:!?]|\bbut\b|\binstead\b|\bthough\b", re.IGNORECASE)
 _DENIED = re.compile(r"\b(?:not|never|no longer|neither|nor|cannot)\b|n[’']t\b", re.IGNORECASE)
 _UNSAID = re.compile(
@@ -111,18 +105,16 @@ _UNSAID = re.compile(
 
 
 def answer(text: str, row: Json) -> list[Claim]:
-    """The answer to a question: what its marker holds, else all that is visible; an abstention is no claim.
+    """The answer to a question, as far as it claims something (`abstentions`).
 
     With a column ``values``, the values that an answer may have, every one that is named is a claim, once: naming two
     does not pay. ``It is not Rome`` denies a value, ``I do not know whether it is Rome`` says none, and a hedge
     (``I think it is Rome``) is a claim like any other.
     """
-    seen = visible_text(text)
-    marked = marked_answer(seen)
-    said = (seen if marked is None else marked).strip()
+    said = stated(text)
     if values := row.get("values"):
         return [Claim(value, denied) for value, denied in dict.fromkeys(_named(said, values))]
-    return [Claim(said)] if said and not ABSTENTIONS.match(said) else []
+    return [Claim(said)] if said and not abstains(text) else []
 
 
 def _named(text: str, values: Sequence[str]) -> Iterator[tuple[str, bool]]:

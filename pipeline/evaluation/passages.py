@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from pipeline.evaluation.abstentions import abstains
 from pipeline.evaluation.completions import judge_completions, sample_rows
 from pipeline.inference.decoding import Completion
 from pipeline.inference.retrieval.context import Augmented
@@ -26,7 +27,6 @@ class Answers:
     augmented: list[Augmented]
     completions: list[Completion]
     verifier: Reward
-    abstentions: tuple[str, ...]
 
     def scores(self, answer: str = "answer") -> list[float]:
         """1 for each answer that is right by a column; what cannot be judged is 0."""
@@ -36,7 +36,7 @@ class Answers:
 
     def hall(self) -> float:
         """The share of answers that are wrong and no abstention."""
-        claims = [not c.text.strip().lower().startswith(self.abstentions) for c in self.completions]
+        claims = [not abstains(completion.text) for completion in self.completions]
         return fmean(claim and not score for claim, score in zip(claims, self.scores()))
 
     def samples(self) -> list[Json]:

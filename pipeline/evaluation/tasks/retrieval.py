@@ -48,7 +48,6 @@ def retrieval(
     query_prefix: str = "",
     passage_prefix: str = "",
     reward: str = "exact",
-    abstentions: Sequence[str] = ("unknown", "not stated", "i do not know", "i don't know"),
     passage_template: str = "{text}\n",
     context_template: str = "{passages}\n{prompt}",
     ragas_file: str = "ragas.jsonl",
@@ -80,7 +79,6 @@ def retrieval(
         query_prefix: in front of a query, for the encoder.
         passage_prefix: in front of a passage, for the encoder.
         reward: what is right.
-        abstentions: an answer that begins so is no claim.
         passage_template: how a passage is written.
         context_template: how passages and the question become one message.
         ragas_file: rows in RAGAS's names, beside ``samples.jsonl``.
@@ -112,7 +110,7 @@ def retrieval(
             model, tokenizer, asked, template=None, max_new_tokens=max_new_tokens, temperature=0.0,
             batch_size=batch_size,
         )  # fmt: skip
-        return Answers(rows, augmented, [group[0] for group in drawn], verifier, tuple(abstentions))
+        return Answers(rows, augmented, [group[0] for group in drawn], verifier)
 
     setting = Setting(rows, evidence, functools.cache(functools.partial(_search, index, rows, hops)), answer)
     metrics, tables = _books(setting, case_passages)
