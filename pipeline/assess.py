@@ -23,7 +23,7 @@ from pipeline.runtime.entry import entry
 from pipeline.runtime.record import Run
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from pipeline.evaluation.registry import Entry
 
 
 @dataclass
@@ -103,31 +103,16 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.evaluation.expectations import baseline_metrics, check_claims, describe, parse_claims
         from pipeline.evaluation.registry import check_entries, defaults_for, rehearse, takes
         from pipeline.evaluation.results import Results, assess_all
-        from pipeline.evaluation.shortcuts import shortcut_entries
 
         objective = recorded.recorded_objective(name)
-        prompts = {key: objective.pop(key) for key in ("dataset", "split") if key in objective}
-        entries = list(args.evaluations or [])
-        options = {key: getattr(args, key) for key in ("limit", "reward", "max_new_tokens", "n", "temperature")}
-        options |= {key: getattr(args, f"dataset_{key}") for key in ("split", "config")}
-        options |= {"dataset": args.dataset_name, "dataset_map": args.dataset_map}
-        entries += shortcut_entries(args.tasks or [], options, objective)
-        if args.objective and not any(item.get("type") == "objective" for item in entries):
-            entries.append(recorded.objective_entry(name, prompts))
-        entries = [recorded.resolve_held_out(name, item) if isinstance(item, dict) else item for item in entries]
+        entries = entries_of(args, objective)
         check_entries(entries)
         claims = parse_claims(args.expect or [], has_baseline=args.baseline is not None)
         before = baseline_metrics(run, args.baseline)
         recorded.refuse_training_rows(name, entries)
 
-        import torch
-
         from pipeline.model.chat import decide, sentence
-        from pipeline.model.loading import load_model, load_tokenizer, require_language_model
-
-        def load(folder: str) -> "PreTrainedModel":
-            model = load_model(**loading | {"name": folder})
-            return model.to("cuda" if torch.cuda.is_available() else "cpu")
+        from pipeline.model.loading import load_for_use, load_tokenizer, require_language_model
 
         loading = {"name": name, "dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
         unsafe = args.allow_unsafe_code_execution
@@ -136,7 +121,8 @@ def main(argv: list[str] | None = None) -> None:
             defaults["batch_size"] = args.batch_size
         reference = args.reference_model_name_or_path or recorded.recorded_reference(name)
         if reference:
-            defaults["reference"] = lambda: model if reference == name else load(reference)
+            other = loading | {"name": reference}
+            defaults["reference"] = lambda: model if reference == name else load_for_use(**other)
             if args.reference_model_name_or_path or any(takes(item, "reference") for item in entries):
                 require_model_folder(reference, "reference_model_name_or_path")
         for item in entries:
@@ -149,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         run.say(sentence(decision))
         defaults |= {"as_chat": decision.as_chat, "system": decision.system}
         planned = [(item, defaults_for(item, defaults, objective)) for item in entries]
-        model = load(name)
+        model = load_for_use(**loading)
         run.add_parent(name)
         if reference and reference != name:
             run.add_parent(reference)
@@ -160,6 +146,26 @@ def main(argv: list[str] | None = None) -> None:
         for claim in checked:
             print(describe(claim), flush=True)
         results.clear()
+
+
+def entries_of(args: AssessArguments, objective: "Entry") -> "list[Entry]":
+    """The evaluations of the YAML, of --tasks and of --objective, `split: held_out` as the rows that it stands for.
+
+    Args:
+        args: the arguments.
+        objective: reward, beta and length in the run record of the model.
+    """
+    from pipeline.evaluation import recorded
+    from pipeline.evaluation.shortcuts import shortcut_entries
+
+    name, entries = args.model_name_or_path, list(args.evaluations or [])
+    options = {key: getattr(args, key) for key in ("limit", "reward", "max_new_tokens", "n", "temperature")}
+    options |= {key: getattr(args, f"dataset_{key}") for key in ("split", "config")}
+    options |= {"dataset": args.dataset_name, "dataset_map": args.dataset_map}
+    entries += shortcut_entries(args.tasks or [], options, objective)
+    if args.objective and not any(item.get("type") == "objective" for item in entries):
+        entries.append(recorded.objective_entry(name))
+    return [recorded.resolve_held_out(name, item) if isinstance(item, dict) else item for item in entries]
 
 
 if __name__ == "__main__":

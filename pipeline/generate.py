@@ -19,6 +19,7 @@ of an index in front of every prompt; their ids are printed, or in the file as `
 
 import functools
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,12 +27,16 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.inference.retrieval.arguments import RetrievalArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.messages import Message, user_text
+from pipeline.runtime.messages import Turn, user_text
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from pipeline.inference.answers import Speaker
     from pipeline.inference.decoding import Completion
     from pipeline.inference.stopping import Stops
+    from pipeline.model.chat import Decision
+    from pipeline.runtime.files import Json
 
 
 @dataclass
@@ -121,71 +126,54 @@ def main(argv: list[str] | None = None) -> None:
     from pipeline.runtime.checkpoints import require_model_folder
 
     args, retrieval = parse(argv, GenerateArguments, RetrievalArguments, prog="generate.py")
-    check(args)
-    if retrieval.retrieve and args.chat:
-        raise UserError("--retrieve does not go with --chat: leave one of them out")
-    name, remote = args.model_name_or_path, args.trust_remote_code
+    check(args, retrieval)
+    name, remote, file = args.model_name_or_path, args.trust_remote_code, args.prompt_file
     require_model_folder(name)
-    import torch
-
-    from pipeline.inference.answers import Speaker, answer, converse, note, say_cropped, turn_of
-    from pipeline.inference.batch_files import complete_file, read_prompts
-    from pipeline.inference.decoding import check_lengths, sample
+    from pipeline.inference.answers import Speaker, answer, converse, note, turn_of
+    from pipeline.inference.batch_files import read_prompts
+    from pipeline.inference.decoding import check_lengths
     from pipeline.inference.filters import check_options
     from pipeline.inference.retrieval.context import context_limit, with_retrieved
-    from pipeline.model.chat import decide, sentence
-    from pipeline.model.loading import load_model, load_tokenizer, model_config, position_limit, require_language_model
+    from pipeline.model.chat import sentence
+    from pipeline.model.loading import (
+        load_for_use,
+        load_tokenizer,
+        model_config,
+        position_limit,
+        require_language_model,
+    )
     from pipeline.model.tokens import encode_prompts
-    from pipeline.runtime.files import file_sha256
-    from pipeline.runtime.run_json import parent_of
 
     options = {key: getattr(args, key) for key in SAMPLING} | {"stops": stop_rules(args)}
     check_options(batch_size=args.batch_size, **{key: options[key] for key in SAMPLING if key != "crop"})
-    rows = [{"prompt": prompt} for prompt in args.prompt or []]
-    if args.prompt_file:
-        rows = read_prompts(Path(args.prompt_file), args.dataset_map)
+    rows = read_prompts(Path(file), args.dataset_map) if file else [{"prompt": prompt} for prompt in args.prompt or []]
     require_language_model(name, remote)
     tokenizer = load_tokenizer(name, remote)
-    decision = decide(args.as_chat, tokenizer, name)
-    if args.system and not decision.as_chat:
-        raise UserError(f"--system needs a chat: {sentence(decision)}")
-    plain, system = not decision.as_chat, decision.system if args.system is None else args.system
-    start: list[Message] = [{"role": "system", "content": system}] if system else []
-    prompts = [turn_of(row["prompt"], start, plain) for row in rows]
+    decision = decision_of(args, tokenizer)
+    plain, system = not decision.as_chat, decision.system
+    prompts = [turn_of(row["prompt"], system, plain) for row in rows]
     seeds = [args.seed + place if row.get("seed") is None else row["seed"] for place, row in enumerate(rows)]
     config = model_config(name, remote)
     limit = None if args.crop else position_limit(config)
-    searched = None
-    if retrieval.retrieve:
-        room = context_limit(config, args.max_new_tokens)
-        rows, prompts, searched = with_retrieved(rows, prompts, retrieval, tokenizer, room)
+    room = context_limit(config, args.max_new_tokens)
+    rows, prompts, searched = with_retrieved(rows, prompts, retrieval, tokenizer, room)
     if prompts:  # all of them, before the first is answered
         check_lengths(limit, encode_prompts(tokenizer, prompts), args.max_new_tokens)
     note(f"{sentence(decision)}{f'; system: {system!r}' if system else ''}")
 
     @functools.cache
     def speaker() -> "Speaker":
-        model = load_model(name, dtype=args.dtype, trust_remote_code=remote)
-        return Speaker(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, options, start, plain)
+        model = load_for_use(name, dtype=args.dtype, trust_remote_code=remote)
+        return Speaker(model, tokenizer, options, system, plain)
 
     if args.output_file:
-        settings = {
-            "model": parent_of(name), "dtype": args.dtype, "as_chat": not plain, "system": system, "seed": args.seed,
-            "prompts": file_sha256(Path(args.prompt_file)) if args.prompt_file else args.prompt,
-            "dataset_map": args.dataset_map, **options, "stops": asdict(options["stops"]),
-            **({"retrieval": {**asdict(retrieval), "index": searched["fingerprint"]}} if searched else {}),
-        }  # fmt: skip
-
-        def draw(numbers: range) -> "list[list[Completion]]":
-            chosen, own = [prompts[i] for i in numbers], [seeds[i] for i in numbers]
-            return sample(speaker().model, tokenizer, chosen, **options, seed=own, batch_size=args.batch_size)
-
-        chunk = max(1, args.batch_size // args.n)
-        say_cropped(complete_file(rows, Path(args.output_file), settings, draw, chunk=chunk, force=args.force))
-        print(f"{len(rows)} rows: {args.output_file}")
+        settings = {"as_chat": not plain, "system": system, **options, "stops": asdict(options["stops"])}
+        if searched:
+            settings["retrieval"] = {**asdict(retrieval), "index": searched["fingerprint"]}
+        write_completions(args, rows, prompts, seeds, speaker, settings)
     elif args.chat:
-        room = None if limit is None else limit - args.max_new_tokens
-        converse(speaker(), sys.stdin.readline, args.seed, room, trace=args.trace)
+        left = None if limit is None else limit - args.max_new_tokens
+        converse(speaker(), sys.stdin.readline, args.seed, left, trace=args.trace)
     else:
         for row, prompt, seed in zip(rows, prompts, seeds, strict=True):
             print(f"> {user_text(row['prompt'])}")
@@ -194,7 +182,61 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"[passages: {', '.join(row['retrieved_ids']) or 'none found'}]", flush=True)
 
 
-def check(args: GenerateArguments) -> None:
+def decision_of(args: GenerateArguments, tokenizer: "PreTrainedTokenizerBase") -> "Decision":
+    """Whether prompts are turns of a chat, and with which system message: that of --system, else of the training.
+
+    Raises:
+        UserError: there is --system and no chat.
+    """
+    from pipeline.model.chat import decide, sentence
+
+    decision = decide(args.as_chat, tokenizer, args.model_name_or_path)
+    if args.system and not decision.as_chat:
+        raise UserError(f"--system needs a chat: {sentence(decision)}")
+    return decision if args.system is None else decision._replace(system=args.system)
+
+
+def write_completions(
+    args: GenerateArguments,
+    rows: "list[Json]",
+    prompts: list[Turn],
+    seeds: list[int],
+    speaker: "Callable[[], Speaker]",
+    settings: "Json",
+) -> None:
+    """Complete every row into the output file; rows that an earlier start wrote by the same settings are kept.
+
+    Args:
+        args: the arguments.
+        rows: as they are written, with the completions.
+        prompts: of the rows, as the model gets them.
+        seeds: of the rows.
+        speaker: loads the model, once there is a row to complete.
+        settings: what was settled of chat, sampling and retrieval; model and prompts are added.
+    """
+    from pipeline.inference.answers import say_cropped
+    from pipeline.inference.batch_files import complete_file
+    from pipeline.inference.decoding import sample
+    from pipeline.runtime.files import file_sha256
+    from pipeline.runtime.run_json import parent_of
+
+    file = args.prompt_file
+    settings = {
+        "model": parent_of(args.model_name_or_path), "dtype": args.dtype, "seed": args.seed,
+        "prompts": file_sha256(Path(file)) if file else args.prompt, "dataset_map": args.dataset_map, **settings,
+    }  # fmt: skip
+
+    def draw(numbers: range) -> "list[list[Completion]]":
+        model, tokenizer, options, *_ = speaker()
+        chosen, own = [prompts[i] for i in numbers], [seeds[i] for i in numbers]
+        return sample(model, tokenizer, chosen, **options, seed=own, batch_size=args.batch_size)
+
+    chunk = max(1, args.batch_size // args.n)
+    say_cropped(complete_file(rows, Path(args.output_file), settings, draw, chunk=chunk, force=args.force))
+    print(f"{len(rows)} rows: {args.output_file}")
+
+
+def check(args: GenerateArguments, retrieval: RetrievalArguments) -> None:
     """What the arguments alone can tell.
 
     Raises:
@@ -202,6 +244,8 @@ def check(args: GenerateArguments) -> None:
     """
     if bool(args.prompt) + bool(args.prompt_file) + args.chat != 1:
         raise UserError("give either --prompt (one or more), or --prompt_file, or --chat")
+    if retrieval.retrieve and args.chat:
+        raise UserError("--retrieve does not go with --chat: leave one of them out")
     if args.output_file and (args.chat or args.trace):
         raise UserError(f"--output_file does not go with --{'chat' if args.chat else 'trace'}: leave one of them out")
     if args.n > 1 and (args.temperature == 0 or args.chat):

@@ -24,6 +24,7 @@ from pipeline.runtime.commands import as_typed
 from pipeline.runtime.entry import CommandParser, run_and_exit
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
+from pipeline.runtime.messages import as_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -162,7 +163,7 @@ def _as_trained(
     rows: list[Json], kind: str, tokenizer: "PreTrainedTokenizerBase", options: argparse.Namespace
 ) -> tuple[list[Json], list[str]]:
     """The rows as a stage would give them to the chat template, and what there is to say about it."""
-    from pipeline.model.chat import as_turns, decide, sentence, with_system
+    from pipeline.model.chat import decide, sentence, with_system
 
     said = []
     if isinstance(rows[0].get("prompt"), str):

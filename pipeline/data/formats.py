@@ -39,7 +39,7 @@ from pipeline.data.dialogues import (
 from pipeline.data.rows import RowError
 from pipeline.data.schemas import Form
 from pipeline.runtime.files import Json
-from pipeline.runtime.messages import Message, Turn, assistant_turn, user_turn
+from pipeline.runtime.messages import Message, Turn, answers_of, as_turns, begun, has_system
 
 
 def convert(row: Json, form: Form, kind: str) -> Json:
@@ -58,7 +58,7 @@ def convert(row: Json, form: Form, kind: str) -> Json:
         if system and system.strip():
             converted = _with_system(converted, system, form, kind)
         if kind in ("preference", "ranked", "labelled") and form.conversational:
-            _refuse_weights(converted)
+            _refuse_weights(converted, kind)
         if kind in ("sft", "preference", "ranked", "labelled"):
             converted = {**converted, **template_columns(given, form.conversational)}
         return converted
@@ -86,12 +86,9 @@ def _with_system(row: Json, system: str, form: Form, kind: str) -> Json:
     if not form.conversational:
         return row | {"system": system}
     name = "prompt" if "prompt" in row else "messages"
-    first = row[name][0]
-    if first["role"] != "system":
-        return row | {name: [{"role": "system", "content": system}, *row[name]]}
-    if first["content"].strip() != system.strip():
+    if has_system(row[name]) and row[name][0]["content"].strip() != system.strip():
         raise RowError("system", f"is not the system message that {name} has; rename one of the two (dataset_map)")
-    return row
+    return row | {name: begun(row[name], system)}
 
 
 def settle_systems(rows: Sequence[Json], kind: str, chat: bool) -> Sequence[Json]:
@@ -103,7 +100,7 @@ def settle_systems(rows: Sequence[Json], kind: str, chat: bool) -> Sequence[Json
     if not any("system" in row and isinstance(row.get("prompt"), str) for row in rows):
         return rows
     if chat:
-        return [_as_dialogue(row, kind) for row in rows]
+        return [as_turns(row, kind, mark=False) for row in rows]
     settled = []
     for row in rows:
         system = row.get("system")
@@ -112,13 +109,11 @@ def settle_systems(rows: Sequence[Json], kind: str, chat: bool) -> Sequence[Json
     return settled
 
 
-def _refuse_weights(row: Json) -> None:
+def _refuse_weights(row: Json, kind: str) -> None:
     """A comparison is of complete answers; in a prompt nothing is learned anyway."""
     for message in row["prompt"]:
         message.pop("weight", None)
-    answers = [(name, row[name]) for name in ("chosen", "rejected", "completion") if name in row]
-    answers += [(f"ranked[{place}]", answer) for place, answer in enumerate(row.get("ranked", ()))]
-    for field, answer in answers:
+    for field, answer in answers_of(row, kind).items():
         if any("weight" in message for message in answer):
             raise RowError(field, "has a turn of weight 0: answers are compared as a whole")
 
@@ -277,28 +272,10 @@ def _joined(parts: Sequence[str]) -> str:
 
 def to_messages(row: Json, kind: str) -> Json:
     """A converted row of any form as dialogue, so that datasets of different forms fit into one mixture."""
-    lifted = _as_dialogue(row, kind)
+    lifted = as_turns(row, kind, mark=False)
     if kind == "sft" and "prompt" in lifted:  # only the completion is learned, as before
         before = [m | {"weight": 0} if m["role"] == "assistant" else m for m in lifted.pop("prompt")]
         return {"messages": before + lifted.pop("completion"), **lifted}
-    return lifted
-
-
-def _as_dialogue(row: Json, kind: str) -> Json:
-    """A converted row whose texts have become messages, with its system prompt as the first."""
-    answer = {"chosen", "rejected", "completion"}
-    lifted = {}
-    for key, value in row.items():
-        if key == "prompt" and isinstance(value, str):
-            value = user_turn(value)
-            if row.get("system"):
-                value = [{"role": "system", "content": row["system"]}, *value]
-        elif kind != "prompt" and key in answer and isinstance(value, str):
-            value = assistant_turn(value)
-        elif kind == "ranked" and key == "ranked":
-            value = [assistant_turn(v) if isinstance(v, str) else v for v in value]
-        lifted[key] = value
-    lifted.pop("system", None)
     return lifted
 
 

@@ -15,13 +15,13 @@ from pipeline.data.arrow import to_dataset
 from pipeline.data.formats import settle_systems
 from pipeline.data.loading import Data
 from pipeline.data.mixing import Place
-from pipeline.model.chat import as_turns, decide, has_system, never_trained, sentence, with_system
+from pipeline.model.chat import decide, never_trained, sentence, with_system
 from pipeline.model.dialogue_tokens import check_dialogue, renderer, unused_reasoning
 from pipeline.model.tokenizer import ensure_training_chat_template, install_chat_template, require_end_of_turn
 from pipeline.model.tokens import ANSWERS, IGNORED, Learned, encode_exchange, encode_row
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
-from pipeline.runtime.messages import is_dialogue
+from pipeline.runtime.messages import answers_of, as_turns, has_system, is_dialogue
 
 if TYPE_CHECKING:
     import datasets
@@ -155,7 +155,8 @@ def _as_chat(
 
     train = turned(data.train)
     if given.system:
-        own = sum(has_system(as_turns(row, kind)) for row in data.train)
+        rows = (as_turns(row, kind) for row in data.train)
+        own = sum(has_system(row.get("prompt") or row["messages"]) for row in rows)
         run.say(f"system message added to {len(train) - own} of {len(train)} rows: {given.system!r}")
     return replace(data, train=train, evaluation=turned(data.evaluation))
 
@@ -185,14 +186,12 @@ def without_column(data: Data, name: str) -> Data:
 
 def _refusal(row: Json, kind: str, tokenizer: "PreTrainedTokenizerBase", learned: Learned) -> str:
     """Why the chat template does not write a row, or an empty text."""
-    names = {"preference": ("chosen", "rejected"), "labelled": ("completion",)}.get(kind, ())
-    answers = row["ranked"] if kind == "ranked" else [row[name] for name in names]
     try:
         if kind == "sft":
             encode_row(tokenizer, row, learned)
-        else:
-            renderer(tokenizer, row)(row["prompt"], generation=True)
-        for answer in answers:
+            return ""
+        renderer(tokenizer, row)(row["prompt"], generation=True)
+        for answer in answers_of(row, kind).values():
             check_dialogue(tokenizer, row, [*row["prompt"], *answer])
     except UserError as error:
         return str(error)

@@ -80,7 +80,7 @@ def recorded_reference(model: str) -> str | None:
 
 
 def recorded_objective(model: str) -> Entry:
-    """The objective in the model's run record: reward, beta, max_new_tokens, and the prompts' dataset and split."""
+    """The objective in the model's run record: reward, beta and max_new_tokens."""
     record = read_record(Path(model)) or {}
     given = record.get("arguments", {})
     rewards, weights = given.get("reward"), given.get("reward_weights")
@@ -93,22 +93,22 @@ def recorded_objective(model: str) -> Entry:
         "beta": given.get("tau") if record.get("stage") == "rsft" else given.get("beta"),
         "max_new_tokens": given.get("max_completion_length"),
     }
-    sources = record.get("data", [])
-    held_out = next((s for s in sources if s.get("role") == "evaluation"), None)
-    if held_out is not None:
-        found |= {"dataset": held_out["name"], "split": held_out.get("split", "test")}
-    elif sources and str(sources[0]["name"]).startswith("world/"):
-        found |= {"dataset": sources[0]["name"], "split": "test"}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def objective_entry(model: str, prompts: dict[str, str]) -> Entry:
-    """The evaluation that --objective adds.
+def objective_entry(model: str) -> Entry:
+    """The evaluation that --objective adds, on the prompts that the model's run held out.
 
     Raises:
-        UserError: the model's run has no held-out data to take prompts from.
+        UserError: it has no held-out data to take prompts from.
     """
-    if not prompts:
+    sources = (read_record(Path(model)) or {}).get("data", [])
+    held_out = next((s for s in sources if s.get("role") == "evaluation"), None)
+    if held_out is not None:
+        prompts = {"dataset": held_out["name"], "split": held_out.get("split", "test")}
+    elif sources and str(sources[0]["name"]).startswith("world/"):
+        prompts = {"dataset": sources[0]["name"], "split": "test"}
+    else:
         raise UserError(
             f"objective: the run record of {model} names no held-out data to take prompts from; write it out in YAML: "
             "evaluations: [{type: objective, dataset: …, split: …, reward: …, beta: …, max_new_tokens: …}]"

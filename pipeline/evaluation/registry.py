@@ -124,7 +124,7 @@ def run_entry(
         UserError: as the evaluation raises it, with the entry's name in front.
     """
     function = get_evaluation(entry["type"])
-    taken = _options_of(function)
+    taken = options_of(function)
     options = {name: value for name, value in defaults.items() if name in taken}
     options |= {name: value for name, value in entry.items() if name not in ("name", "type")}
     try:
@@ -189,7 +189,7 @@ def headline(metrics: dict[str, float]) -> str:
     return ", ".join(shown)
 
 
-def _options_of(function: Callable[..., Result]) -> dict[str, inspect.Parameter]:
+def options_of(function: Callable[..., Result]) -> dict[str, inspect.Parameter]:
     """The options of an evaluation by name; one that takes any keyword passes what it does not know to `read_rows`."""
     parameters = inspect.signature(function).parameters.values()
     found = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -200,7 +200,7 @@ def _options_of(function: Callable[..., Result]) -> dict[str, inspect.Parameter]
 
 
 def _check_options(name: str, function: Callable[..., Result], entry: Entry) -> None:
-    options = _options_of(function)
+    options = options_of(function)
     known, needed = set(options), {p.name for p in options.values() if p.default is p.empty}
     given = set(entry) - {"name", "type"}
     for option in sorted(given - known):

@@ -1,10 +1,8 @@
 """Evaluations named on the command line, without YAML: `--tasks perplexity,accuracy --dataset_name …`."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 
-from pipeline.evaluation.registry import EVALUATIONS, Entry, get_evaluation
-from pipeline.evaluation.rows import read_rows
+from pipeline.evaluation.registry import EVALUATIONS, Entry, get_evaluation, options_of
 from pipeline.runtime.errors import UserError, did_you_mean
 
 ALIASES = {"perplexity": "loss"}
@@ -35,7 +33,8 @@ def shortcut_entries(tasks: Sequence[str], given: Mapping[str, object], recorded
             tasks = [*ALIASES, *EVALUATIONS]
             hint = did_you_mean(name, tasks, f"choose from {', '.join(tasks)}")
             raise UserError(f"tasks: there is no task {name!r}{hint}")
-        known, needed = _options_of(kind)
+        known = options_of(get_evaluation(kind))
+        needed = {name for name, option in known.items() if option.default is option.empty}
         entry = {name: value for name, value in options.items() if name in known}
         used |= set(entry)
         for option in needed - set(entry):
@@ -53,13 +52,3 @@ def shortcut_entries(tasks: Sequence[str], given: Mapping[str, object], recorded
 def _given(given: Mapping[str, object]) -> list[str]:
     """The options that were given."""
     return [name for name, value in given.items() if value is not None]
-
-
-def _options_of(kind: str) -> tuple[set[str], set[str]]:
-    """The options of an evaluation, those of reading its rows among them, and those without a default."""
-    parameters = list(inspect.signature(get_evaluation(kind)).parameters.values())
-    reading = inspect.signature(read_rows).parameters.values()
-    own = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-    reads = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    known = {p.name for p in own} | ({p.name for p in reading if p.name != "kind"} if reads else set())
-    return known, {p.name for p in own if p.default is p.empty}

@@ -12,7 +12,7 @@ from pipeline.inference.positions import recent_turns
 from pipeline.inference.stopping import StoppedTextStreamer
 from pipeline.inference.trace import step_table
 from pipeline.runtime.files import Json
-from pipeline.runtime.messages import Message, Turn, assistant_turn, is_dialogue, user_text, user_turn
+from pipeline.runtime.messages import Turn, assistant_turn, begun, is_dialogue, user_text, user_turn
 
 
 class Speaker(NamedTuple):
@@ -20,23 +20,20 @@ class Speaker(NamedTuple):
 
     Attributes:
         options: of `decoding.sample`, ``n``, ``stops`` and ``crop`` among them.
-        start: messages with which every dialogue begins: none, or the system message.
+        system: the message with which every dialogue begins, where it has none of its own.
         plain: prompts are text as it is, without a chat template.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     options: Json
-    start: list[Message]
+    system: str | None
     plain: bool
 
 
-def turn_of(prompt: Turn, start: list[Message], plain: bool) -> Turn:
-    """A prompt as the model gets it: the user's words as they are, or a dialogue that begins with ``start``."""
-    if plain:
-        return user_text(prompt)
-    messages = prompt if is_dialogue(prompt) else user_turn(prompt)
-    return messages if messages[0]["role"] == "system" else [*start, *messages]
+def turn_of(prompt: Turn, system: str | None, plain: bool) -> Turn:
+    """A prompt as the model gets it: the user's words as they are, or a dialogue with a system message."""
+    return user_text(prompt) if plain else begun(prompt if is_dialogue(prompt) else user_turn(prompt), system)
 
 
 def answer(speaker: Speaker, prompt: Turn, seed: int, *, trace: bool = False) -> str:
@@ -68,7 +65,7 @@ def converse(speaker: Speaker, lines: Callable[[], str], seed: int, room: int | 
         seed: of the first answer; each next one adds 1.
         room: tokens that a prompt may have; the oldest turns of a longer one are forgotten. None: no limit.
     """
-    messages = speaker.start
+    messages = begun([], speaker.system)
     for number in itertools.count(seed):
         print("> ", end="", flush=True)
         line = lines().strip()
@@ -79,7 +76,7 @@ def converse(speaker: Speaker, lines: Callable[[], str], seed: int, room: int | 
             messages, lost = recent_turns(speaker.tokenizer, messages, room)
             if lost:
                 note(f"forgotten: the {lost} oldest messages, which no longer fit into the model's positions")
-        text = answer(speaker, turn_of(messages, speaker.start, speaker.plain), number, trace=trace)
+        text = answer(speaker, turn_of(messages, speaker.system, speaker.plain), number, trace=trace)
         messages = [*messages, *assistant_turn(text)]
 
 

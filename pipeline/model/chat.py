@@ -21,17 +21,13 @@ from pipeline.model.dialogue_tokens import closing_token
 from pipeline.model.tokens import encode_exchange, encode_prompts
 from pipeline.runtime.files import Json
 from pipeline.runtime.lineage import starts
-from pipeline.runtime.messages import GIVEN_AS_TEXT, Message, Turn, assistant_turn, is_dialogue, user_text, user_turn
+from pipeline.runtime.messages import SYSTEM_ROLES, Turn, as_turns, begun, is_dialogue, user_text, user_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Of the median norm of the embedding's rows: where a start at zero, or weight decay, leaves rows that no text moved.
 SMALL_NORM = 0.1
-
-
-# The columns of a kind of data that hold an answer.
-ANSWERS = {"sft": ("completion",), "preference": ("chosen", "rejected"), "labelled": ("completion",)}
 
 
 class Decision(NamedTuple):
@@ -91,46 +87,16 @@ def sentence(decision: Decision) -> str:
 # ---------------------------------------------------------------------- rows and prompts
 
 
-def as_turns(row: Mapping, kind: str) -> Json:
-    """A converted row of a kind of data whose strings are one turn each: a system prompt, the user's, what is learned.
-
-    Of kind ``prompt`` nothing is learned: the columns beside it are the rewards', for which it is noted that the row
-    has text. A row with a dialogue, or of running text, stays as it is.
-    """
-    if not isinstance(row.get("prompt"), str):
-        return dict(row)
-    system = row.get("system")
-    begin: list[Message] = [{"role": "system", "content": system}] if system else []
-    turned = {name: value for name, value in row.items() if name != "system"}
-    turned["prompt"] = [*begin, *user_turn(row["prompt"])]
-    if kind == "prompt":
-        turned[GIVEN_AS_TEXT] = True
-    for name in ANSWERS.get(kind, ()):
-        if isinstance(row.get(name), str):
-            turned[name] = assistant_turn(row[name])
-    if kind == "ranked":
-        turned["ranked"] = [assistant_turn(y) if isinstance(y, str) else y for y in row["ranked"]]
-    return turned
-
-
 def with_system(row: Mapping, system: str | None) -> Json:
     """The row with a system message in front of its dialogue, where that has none."""
     name = "messages" if row.get("prompt") is None else "prompt"
-    if not system or not is_dialogue(row.get(name)) or has_system(row):
-        return dict(row)
-    return dict(row) | {name: [{"role": "system", "content": system}, *row[name]]}
+    return dict(row) | ({name: begun(row[name], system)} if is_dialogue(row.get(name)) else {})
 
 
 def as_noted(rows: Iterable[Mapping], kind: str, note: Mapping) -> list[Json]:
     """Rows in the form that a run's note (``chat``) says it trained on."""
     turned = (as_turns(row, kind) if note["as_chat"] else row for row in rows)
     return [with_system(row, note["system"]) for row in turned]
-
-
-def has_system(row: Mapping) -> bool:
-    """Whether a row's dialogue begins with a system message."""
-    turns = row["messages"] if row.get("prompt") is None else row["prompt"]
-    return bool(turns) and turns[0]["role"] in ("system", "developer")
 
 
 def as_trained(prompts: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, name: str) -> list[Turn]:
@@ -143,7 +109,7 @@ def as_trained(prompts: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, name
     def turned(prompt: Turn) -> Turn:
         if decision.as_chat:
             return with_system(as_turns({"prompt": prompt}, "prompt"), decision.system)["prompt"]
-        asked = is_dialogue(prompt) and [m["role"] for m in prompt if m["role"] != "system"] == ["user"]
+        asked = is_dialogue(prompt) and [m["role"] for m in prompt if m["role"] not in SYSTEM_ROLES] == ["user"]
         return user_text(prompt) if asked else prompt
 
     return [turned(prompt) for prompt in prompts]

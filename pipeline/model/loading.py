@@ -92,6 +92,16 @@ def load_model(
     return (model if base is None else merged(attach_adapter(model, name))).eval()
 
 
+def load_for_use(name: str, **options: object) -> PreTrainedModel:
+    """As ``load_model`` by the same options, on this process's GPU where there is one."""
+    return on_accelerator(load_model(name, **options))
+
+
+def on_accelerator(model: PreTrainedModel) -> PreTrainedModel:
+    """The model on this process's GPU, where there is one."""
+    return model.to(torch.cuda.current_device()) if torch.cuda.is_available() else model
+
+
 def attach_adapter(
     model: PreTrainedModel,
     name: str,

@@ -60,26 +60,20 @@ def load_reward_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     """
     if not name:
         raise UserError("reward 'reward_model' needs its model: reward_model(model='runs/quickstart/reward_model')")
-    import torch
     from transformers import AutoModelForSequenceClassification
 
-    from pipeline.model.loading import adapter_config, load_model, load_tokenizer
+    from pipeline.model.loading import adapter_config, load_for_use, load_tokenizer
 
-    classifier, adapter = (
-        load_model(name, auto_class=AutoModelForSequenceClassification, num_labels=1),
-        adapter_config(name),
-    )
+    classifier = load_for_use(name, auto_class=AutoModelForSequenceClassification, num_labels=1)
+    adapter = adapter_config(name)
     kinds = classifier.config.architectures or [] if adapter is None else [adapter.get("task_type") or ""]
     if kinds and not any(kind == "SEQ_CLS" or kind.endswith("ForSequenceClassification") for kind in kinds):
         raise UserError(
             f"reward_model: {name} was saved without a score head ({', '.join(kinds)}), it is no reward model"
         )
     tokenizer = load_tokenizer(name)
-    classifier.config.get_text_config().pad_token_id = (
-        tokenizer.pad_token_id
-    )  # a score is read off the last other token
-    if torch.cuda.is_available():
-        classifier.to(torch.cuda.current_device())
+    # A score is read off the last token that is no padding.
+    classifier.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return classifier, tokenizer
 
 

@@ -10,6 +10,11 @@ REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of a message,
 
 GIVEN_AS_TEXT = "given_as_text"  # a column of prompts: the row had a string, which a chat template writes as a turn
 
+SYSTEM_ROLES = ("system", "developer")
+
+# The columns that hold an answer, by the kind of data; of ``ranked`` it is a list of them.
+ANSWERS = {"sft": ("completion",), "preference": ("chosen", "rejected"), "labelled": ("completion",)}
+
 Content = str | Sequence[str | Mapping[str, object]] | None
 
 
@@ -83,3 +88,45 @@ def assistant_turn(text: str) -> list[Message]:
 def as_answer(prompt: object, answer: Turn) -> Turn:
     """The answer in the form of its prompt: text after a dialogue becomes a message of the assistant."""
     return assistant_turn(answer) if is_dialogue(prompt) and isinstance(answer, str) else answer
+
+
+# ---------------------------------------------------------------------- system messages and rows
+
+
+def has_system(dialogue: Sequence[Mapping[str, object]]) -> bool:
+    """Whether a dialogue begins with a system message; some formats call it the developer's."""
+    return bool(dialogue) and dialogue[0]["role"] in SYSTEM_ROLES
+
+
+def begun(dialogue: list[Message], system: str | None) -> list[Message]:
+    """The dialogue with a system message in front, where it has none of its own; None or "" for no message."""
+    return dialogue if not system or has_system(dialogue) else [{"role": "system", "content": system}, *dialogue]
+
+
+def as_turns(row: Mapping[str, object], kind: str, *, mark: bool = True) -> dict[str, object]:
+    """A converted row of a kind of data whose strings are one turn each: a system prompt, the user's, what is learned.
+
+    What is a dialogue stays as it is, and so does running text. Of kind ``prompt`` nothing is learned: the columns
+    beside it are the rewards'.
+
+    Args:
+        mark: note for the rewards (``GIVEN_AS_TEXT``) that a prompt was text.
+    """
+    turned = dict(row)
+    if isinstance(row.get("prompt"), str):
+        turned["prompt"] = begun(user_turn(row["prompt"]), turned.pop("system", None))
+        if kind == "prompt" and mark:
+            turned[GIVEN_AS_TEXT] = True
+    for name in ANSWERS.get(kind, ()):
+        if isinstance(row.get(name), str):
+            turned[name] = assistant_turn(row[name])
+    if kind == "ranked":
+        turned["ranked"] = [assistant_turn(y) if isinstance(y, str) else y for y in row["ranked"]]
+    return turned
+
+
+def answers_of(row: Mapping[str, object], kind: str) -> dict[str, Turn]:
+    """The answers of a converted row by their place in it: ``chosen``, ``ranked[0]``, …"""
+    if kind == "ranked":
+        return {f"ranked[{place}]": answer for place, answer in enumerate(row["ranked"])}
+    return {name: row[name] for name in ANSWERS.get(kind, ()) if name in row}

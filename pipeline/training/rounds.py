@@ -19,7 +19,7 @@ from pipeline.data.preparation import supervised
 from pipeline.inference.decoding import Completion, sample
 from pipeline.inference.stopping import declare_stops
 from pipeline.inference.vllm import vllm_sampler
-from pipeline.model.loading import adapter_base, load_model
+from pipeline.model.loading import adapter_base, load_for_use
 from pipeline.model.policy import Policy
 from pipeline.objectives.statistics import mean_interval, with_interval
 from pipeline.rewards.judging import Reward, mean_parts, score
@@ -196,13 +196,9 @@ class Round(Leg):
     def _for_use(self, name: str) -> PreTrainedModel:
         dtype = "bfloat16" if self.base_config.bf16 and torch.cuda.is_available() else "float32"
         attention = self.model_args.attn_implementation
-        model = load_model(
-            name,
-            dtype=dtype,
-            trust_remote_code=self.base_config.trust_remote_code,
-            **({"attn_implementation": attention} if attention else {}),
-        )
-        return model.to(torch.cuda.current_device()) if torch.cuda.is_available() else model
+        given = {"attn_implementation": attention} if attention else {}
+        remote = self.base_config.trust_remote_code
+        return load_for_use(name, dtype=dtype, trust_remote_code=remote, **given)
 
 
 def read_external(name: str, dataset_map: dict[str, str] | str | None) -> Data:

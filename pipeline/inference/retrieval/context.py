@@ -180,19 +180,22 @@ def with_retrieved(
     arguments: RetrievalArguments,
     tokenizer: "PreTrainedTokenizerBase",
     limit: int | None,
-) -> tuple[list[Json], list[Turn], Json]:
-    """The rows with the columns of `contexts`, their prompts with the passages, and the index for the record.
+) -> tuple[Sequence[Json], Sequence[Turn], Json | None]:
+    """The rows with the columns of `contexts`, their prompts with the passages, and the index for the record; rows and
+    prompts as they are, and None, where nothing is to be retrieved.
 
     Args:
         rows: of the prompts.
         prompts: as the model gets them.
-        arguments: with an index to retrieve from.
+        arguments: which index, if any.
         tokenizer: the model's.
         limit: tokens that an augmented prompt may have.
 
     Raises:
         UserError: the index cannot be opened, or an option is wrong.
     """
+    if arguments.retrieve is None:
+        return rows, prompts, None
     check_arguments(arguments)
     index, record = open_index(arguments.retrieve)
     found = retrieve(index, tokenizer, prompts, arguments, [limit] * len(prompts))

@@ -65,10 +65,9 @@ def load_encoder(options: "IndexOptions") -> Encoder:
     Raises:
         UserError: none is named, or it cannot be loaded.
     """
-    import torch
     from transformers import AutoModel
 
-    from pipeline.model.loading import from_pretrained, load_model, load_tokenizer, model_config
+    from pipeline.model.loading import from_pretrained, load_model, load_tokenizer, model_config, on_accelerator
     from pipeline.runtime.checkpoints import require_model_folder
 
     if not options.encoder:
@@ -81,8 +80,8 @@ def load_encoder(options: "IndexOptions") -> Encoder:
         raise UserError(f"encoder {options.encoder!r} cannot be loaded: {reason[0] if reason else error}") from None
     causal = any("CausalLM" in kind for kind in kinds)
     model = load_model(options.encoder) if causal else from_pretrained(AutoModel, options.encoder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Encoder(model.to(device), load_tokenizer(options.encoder), options.query_prefix, options.passage_prefix)
+    words = load_tokenizer(options.encoder)
+    return Encoder(on_accelerator(model), words, options.query_prefix, options.passage_prefix)
 
 
 class Dense:
