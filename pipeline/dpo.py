@@ -25,8 +25,9 @@ def main(argv: list[str] | None = None) -> None:
         from trl import DPOConfig
 
         from pipeline.data.arguments import ChatDataArguments
+        from pipeline.data.comparisons import settle_pairs
         from pipeline.data.loading import load_data
-        from pipeline.data.preparation import settle_pairs, templated, within_positions
+        from pipeline.data.preparation import templated, within_positions
         from pipeline.inference.stopping import declare_stops
         from pipeline.model.policy import ChatModelArguments, load_policy, read_start
         from pipeline.training.callbacks import WarnWhenChosenFalls

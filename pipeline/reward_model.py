@@ -59,8 +59,9 @@ def main(argv: list[str] | None = None) -> None:
         from trl import RewardConfig
 
         from pipeline.data.arguments import ChatDataArguments
+        from pipeline.data.comparisons import readable_answers
         from pipeline.data.loading import load_data, read_split
-        from pipeline.data.preparation import readable_answers, templated, within_positions
+        from pipeline.data.preparation import templated, within_positions
         from pipeline.evaluation.tasks.reward_quality import saved_model_figures
         from pipeline.model.chat import as_noted
         from pipeline.model.policy import ModelArguments, load_policy, read_start

@@ -1,24 +1,21 @@
-"""What of the loaded rows is trained on: rows as tokens and labels, and an account of every row that is lost.
+"""What of the loaded rows is trained on: dialogues that the chat template can write, rows as tokens and labels.
 
-A row is lost where the chat template refuses it, where ``max_length`` leaves nothing of it to learn, or where it
-leaves the two answers of a pair the same. Such rows are counted by cause in the run record (``dropped``), reported in
-one line, and refused when none is left.
+A row is lost where the chat template refuses it, or where ``max_length`` leaves nothing of it to learn (`account`).
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipeline.data.account import BEYOND, REFUSED, SILENT, kept_rows, report_unused, splits_of
 from pipeline.data.arguments import ChatDataArguments
 from pipeline.data.arrow import to_dataset
 from pipeline.data.formats import settle_systems
 from pipeline.data.loading import Data
-from pipeline.data.mixing import Place
 from pipeline.model.chat import decide, never_trained, sentence, with_system
 from pipeline.model.dialogue_tokens import check_dialogue, renderer, unused_reasoning
 from pipeline.model.tokenizer import ensure_training_chat_template, install_chat_template, require_end_of_turn
-from pipeline.model.tokens import ANSWERS, IGNORED, Learned, encode_exchange, encode_row
+from pipeline.model.tokens import ANSWERS, IGNORED, Learned, encode_row
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
 from pipeline.runtime.messages import answers_of, as_turns, has_system, is_dialogue
@@ -26,16 +23,9 @@ from pipeline.runtime.messages import answers_of, as_turns, has_system, is_dialo
 if TYPE_CHECKING:
     import datasets
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
-    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig
+    from trl import DPOConfig, RewardConfig, SFTConfig
 
     from pipeline.runtime.record import Run
-
-REFUSED = "refused by the chat template"
-BEYOND = "with nothing to learn within max_length"
-SILENT = "with nothing to learn"
-LONG = "longer than max_length"
-NO_ANSWER = "whose prompt fills max_length"
-EQUAL = "whose answers are the same within max_length"
 
 
 # ---------------------------------------------------------------------- dialogues and their template
@@ -82,28 +72,36 @@ def templated(
     if chat and "prompt" not in columns:
         ensure_training_chat_template(tokenizer)
     if kind == "prompt":
-        for column in {"image", "images"} & set(columns):
-            raise UserError(
-                f"column {column}: the stages that sample train models of text; rename it if a reward reads it "
-                f"(dataset_map {column}=picture), else leave it out"
-            )
+        _refuse_columns(columns, chat)
     if not chat or kind == "text" or (kind == "sft" and learned is None):
         return data
-    if kind == "prompt":
-        for column in {"tools", "chat_template_kwargs"} & set(columns):
-            raise UserError(
-                f"column {column}: prompts are sampled from without it; rename it if a reward reads it "
-                f"(dataset_map {column}=other_name), else leave it out"
-                + ("; grpo.py --tools names functions that the model may call" if column == "tools" else "")
-            )
     parts = []
-    for rows, places, label in _splits(data, name):
+    for rows, places, label in splits_of(data, name):
         refused = [_refusal(row, kind, tokenizer, learned or ANSWERS) for row in rows]
         written = (row for row, why in zip(rows, refused) if not why)
-        _report_unused(run, label, Counter(key for row in written for key in unused_reasoning(tokenizer, row)))
+        report_unused(run, label, Counter(key for row in written for key in unused_reasoning(tokenizer, row)))
         lost = [REFUSED if why else "" for why in refused]
-        parts.append(_keep(rows, lost, run, label, places, refused, skip=given.skip_bad_rows))
+        parts.append(kept_rows(rows, lost, run, label, places, refused, skip=given.skip_bad_rows))
     return replace(data, train=parts[0], evaluation=parts[1] if len(parts) > 1 else None)
+
+
+def _refuse_columns(columns: list[str], chat: bool) -> None:
+    """Refuse what a prompt that is sampled from cannot have: images, and what a dialogue would be written with.
+
+    Raises:
+        UserError: there is such a column.
+    """
+    for column in {"image", "images"} & set(columns):
+        raise UserError(
+            f"column {column}: the stages that sample train models of text; rename it if a reward reads it "
+            f"(dataset_map {column}=picture), else leave it out"
+        )
+    for column in {"tools", "chat_template_kwargs"} & set(columns) if chat else ():
+        raise UserError(
+            f"column {column}: prompts are sampled from without it; rename it if a reward reads it "
+            f"(dataset_map {column}=other_name), else leave it out"
+            + ("; grpo.py --tools names functions that the model may call" if column == "tools" else "")
+        )
 
 
 def _is_chat(data: Data) -> bool:
@@ -167,12 +165,10 @@ def _warn_of_untrained_template(run: "Run", tokenizer: "PreTrainedTokenizerBase"
     if why is None:
         return
     run.note("template_doubt", why)
-    if run.is_main:
-        print(
-            f"warning: the chat template was probably never trained: {why}. Run SFT on chats first, or give plain "
-            "text (--as_chat false)",
-            flush=True,
-        )
+    run.warn(
+        f"the chat template was probably never trained: {why}. Run SFT on chats first, or give plain text (--as_chat "
+        "false)"
+    )
 
 
 def without_column(data: Data, name: str) -> Data:
@@ -221,31 +217,8 @@ def within_positions(
         return
     config.max_length = limit
     run.note("max_length", limit)
-    if run.is_main:
-        cause = f"max_length {given} is above the model's" if given else "no max_length is set, and the model has"
-        print(f"{run.stage}: {cause} {limit} positions: {effect} {limit}", flush=True)
-
-
-def readable_answers(
-    rows: "datasets.Dataset | None", tokenizer: "PreTrainedTokenizerBase", model: "PretrainedConfig"
-) -> "datasets.Dataset | None":
-    """Of held-out comparisons or labelled answers those that the model has positions for; None where none is left.
-
-    Args:
-        model: the model's config.
-    """
-    from pipeline.model.loading import position_limit
-
-    limit = position_limit(model)
-    if rows is None or limit is None:
-        return rows
-
-    def fits(row: Json) -> bool:
-        answers = row.get("ranked") or [row[name] for name in ("chosen", "rejected", "completion") if name in row]
-        return all(len(encode_exchange(tokenizer, row["prompt"], answer, row)) <= limit for answer in answers)
-
-    places = [place for place, row in enumerate(rows) if fits(row)]
-    return rows.select(places) if places else None
+    cause = f"max_length {given} is above the model's" if given else "no max_length is set, and the model has"
+    run.say(f"{cause} {limit} positions: {effect} {limit}")
 
 
 def learned_of(run: "Run", config: "SFTConfig") -> Learned:
@@ -286,19 +259,18 @@ def supervised(
     if "messages" in data.train.column_names or is_dialogue(data.train[0].get("prompt")):
         require_end_of_turn(tokenizer, "the chat template")
     parts = []
-    for rows, places, label in _splits(data, name):
+    for rows, places, label in splits_of(data, name):
         coded = encode(rows, tokenizer, config, learned)
-        _report_unused(run, label, Counter(key for keys in coded["unused"] for key in keys.split()))
+        report_unused(run, label, Counter(key for keys in coded["unused"] for key in keys.split()))
         needed = rows is data.train or config.eval_strategy != "no"
-        parts.append(_keep(coded, coded["lost"], run, label, places, coded["refused"], skip=skip, needed=needed))
+        parts.append(kept_rows(coded, coded["lost"], run, label, places, coded["refused"], skip=skip, needed=needed))
     figures = {column: sum(parts[0][column]) for column in ("learned", "kept")}
     cut = sum(kept < length for kept, length in zip(parts[0]["kept"], parts[0]["length"]))
     share = figures["learned"] / figures["kept"]
     run.note("learned", {"share": round(share, 4), "of": what, "rows_cut": cut}, entry=name)
     run.add_metrics({"learned_share": share})
-    if run.is_main:
-        ends = f"; {cut} of {len(parts[0])} rows are cut to max_length {config.max_length}" if cut else ""
-        print(f"{run.stage}: learning {share:.0%} of the tokens: {what}{ends}", flush=True)
+    ends = f"; {cut} of {len(parts[0])} rows are cut to max_length {config.max_length}" if cut else ""
+    run.say(f"learning {share:.0%} of the tokens: {what}{ends}")
     train, *held_out = (part.select_columns(["input_ids", "labels"]) for part in parts)
     return replace(data, train=train, evaluation=held_out[0] if held_out and len(held_out[0]) else None)
 
@@ -347,114 +319,3 @@ def kept_part(config: "SFTConfig") -> slice:
     if config.packing or config.truncation_mode == "keep_start":
         return slice(config.max_length)
     return slice(-config.max_length, None)
-
-
-# ---------------------------------------------------------------------- comparisons
-
-
-def settle_pairs(trainer: "DPOTrainer | RewardTrainer", data: Data, run: "Run", name: str = "train") -> None:
-    """Takes out of a DPO or reward trainer the pairs that cutting made equal, and accounts for those that TRL dropped.
-
-    TRL drops what is longer than ``max_length`` (reward) or leaves no room for an answer (DPO).
-
-    Raises:
-        UserError: no pair is left.
-    """
-    for (rows, _, label), attribute in zip(_splits(data, name), ("train_dataset", "eval_dataset")):
-        prepared = getattr(trainer, attribute)
-        columns, by_trl = ["chosen_ids", "rejected_ids"], LONG
-        if "prompt_ids" in prepared.column_names:
-            columns, by_trl = ["prompt_ids", *columns], NO_ANSWER
-        compared = prepared.map(
-            _equal,
-            input_columns=columns,
-            fn_kwargs={"kept": _pair_part(trainer.args)},
-            remove_columns=prepared.column_names,
-            num_proc=trainer.args.dataset_num_proc,
-            desc="Comparing answers",
-        )
-        equal = list(compared["equal"]) if len(prepared) else []
-        needed = rows is data.train or trainer.args.eval_strategy != "no"
-        causes = {by_trl: len(rows) - len(prepared), EQUAL: sum(equal)}
-        report_dropped(run, label, causes, len(rows), needed=needed)
-        if any(equal):
-            prepared = prepared.select([place for place, same in enumerate(equal) if not same])
-        setattr(trainer, attribute, prepared if len(prepared) else None)
-
-
-def _pair_part(config: "DPOConfig | RewardConfig") -> slice:
-    if config.max_length is None or getattr(config, "truncation_mode", "keep_start") == "keep_start":
-        return slice(config.max_length)
-    return slice(-config.max_length, None)
-
-
-def _equal(*ids: list[int], kept: slice) -> dict[str, bool]:
-    *prompt, chosen, rejected = ids
-    head = prompt[0] if prompt else []
-    return {"equal": (head + chosen)[kept] == (head + rejected)[kept]}
-
-
-# ---------------------------------------------------------------------- the account
-
-
-def _report_unused(run: "Run", label: str, keys: Mapping[str, int]) -> None:
-    """Puts the keys of messages that the chat template does not write into the run record and on the terminal, once.
-
-    Reasoning is text that was given to be learned, but many templates write none: it is counted, and is no error.
-    """
-    if not keys or run.record.get("unused_message_keys", {}).get(label) == dict(keys):
-        return
-    run.note("unused_message_keys", dict(keys), entry=label)
-    if run.is_main:
-        each = ", ".join(f"{key} ({count} rows)" for key, count in sorted(keys.items()))
-        print(f"{run.stage}: keys of messages that the chat template does not write ({label}): {each}", flush=True)
-
-
-def _splits(data: Data, name: str) -> list[tuple["datasets.Dataset", Sequence[Place], str]]:
-    splits = [(data.train, data.train_places, name)]
-    if data.evaluation is not None:
-        held_out = "evaluation" if name == "train" else f"{name}, held out"
-        splits.append((data.evaluation, data.evaluation_places, held_out))
-    return splits
-
-
-def _keep(
-    rows: "datasets.Dataset",
-    lost: Sequence[str],
-    run: "Run",
-    label: str,
-    places: Sequence[Place] = (),
-    refused: Sequence[str] = (),
-    *,
-    skip: bool = False,
-    needed: bool = True,
-) -> "datasets.Dataset":
-    """The rows that are not lost; the others are counted by cause and reported.
-
-    Raises:
-        UserError: a row that the template refuses, unless ``skip``; or none is left.
-    """
-    lost = list(lost)
-    if REFUSED in lost and not skip:
-        first = lost.index(REFUSED)
-        where = "{}, row {}".format(*places[first]) if places else f"{label}, row {first + 1}"
-        raise UserError(f"{where}: {refused[first]} (change the row, or pass --skip_bad_rows)")
-    report_dropped(run, label, Counter(filter(None, lost)), len(lost), needed=needed)
-    return rows.select([place for place, cause in enumerate(lost) if not cause]) if any(lost) else rows
-
-
-def report_dropped(run: "Run", label: str, causes: Mapping[str, int], total: int, *, needed: bool = True) -> None:
-    """Puts the rows lost of ``total`` into the run record and on the terminal.
-
-    Raises:
-        UserError: none is left, and they are needed (held-out rows are where the trainer evaluates).
-    """
-    causes = {cause: count for cause, count in causes.items() if count}
-    if not causes:
-        return
-    run.note("dropped", causes, entry=label)
-    each = ", ".join(f"{count} {cause}" for cause, count in causes.items())
-    if needed and sum(causes.values()) >= total:
-        raise UserError(f"{label}: no row is left of {total}: {each}; raise max_length, or look at the rows")
-    if run.is_main:
-        print(f"{run.stage}: dropped {sum(causes.values())} of {total} rows ({label}): {each}", flush=True)

@@ -4,10 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from pipeline.evaluation.abstentions import abstains
-from pipeline.evaluation.completions import judge_completions, sample_rows
+from pipeline.evaluation.completions import complete, judge_completions, sample_rows
 from pipeline.inference.decoding import Completion
-from pipeline.inference.retrieval.context import Augmented
+from pipeline.inference.retrieval.arguments import RetrievalArguments
+from pipeline.inference.retrieval.context import Augmented, context_limit, fit
 from pipeline.inference.retrieval.index import Passage
 from pipeline.objectives.statistics import wilson_interval, with_interval
 from pipeline.rewards.judging import Reward
@@ -57,6 +60,30 @@ class Answers:
             }
             for row, each, completion in zip(self.rows, self.augmented, self.completions)
         ]
+
+
+@dataclass
+class Reader:
+    """Who answers: a model that gets as many of the passages as fit into its context, and decodes greedily."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    written: RetrievalArguments  # how passages and question become one message
+    verifier: Reward
+    max_new_tokens: int
+    batch_size: int
+
+    def __call__(self, rows: Sequence[Json], found: Found) -> Answers:
+        """The answers to the rows' questions with these passages."""
+        limit = context_limit(self.model.config, self.max_new_tokens)
+        prompts = [row["prompt"] for row in rows]
+        augmented = fit(self.tokenizer, prompts, found, self.written, [limit] * len(rows))
+        asked = [{**row, "prompt": each.prompt} for row, each in zip(rows, augmented)]
+        drawn = complete(
+            self.model, self.tokenizer, asked, template=None, max_new_tokens=self.max_new_tokens, temperature=0.0,
+            batch_size=self.batch_size,
+        )  # fmt: skip
+        return Answers(rows, augmented, [group[0] for group in drawn], self.verifier)
 
 
 @dataclass

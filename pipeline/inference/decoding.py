@@ -140,20 +140,14 @@ def sample(
         limit=limit if crop else None, use_cache=use_cache,
     )  # fmt: skip
     copies = n if temperature > 0 else 1
-    numbers = _uniforms(seed, len(prompts), copies, max_new_tokens) if temperature > 0 else None
     rows = [_Row(list(ids), Watch(stops)) for ids in encoded for _ in range(copies)]
     rows[0].streamer, rows[0].trace = streamer, trace
-    order = sorted(range(len(rows)), key=lambda row: -len(rows[row].prompt))  # longest first: memory fails at once
-    with evaluating(model):
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            _decode(model, [rows[row] for row in batch], rule, None if numbers is None else numbers[batch])
+    numbers = _uniforms(seed, len(prompts), copies, max_new_tokens) if temperature > 0 else None
+    _decode_all(model, rows, rule, numbers, batch_size)
     if streamer is not None:
         streamer.end()
     done = _completions(rows, rule)
-    if temperature == 0:
-        return [[completion] * n for completion in done]
-    return [done[i : i + n] for i in range(0, len(done), n)]
+    return [done[i : i + n] for i in range(0, len(done), n)] if temperature > 0 else [[one] * n for one in done]
 
 
 class _Rule(NamedTuple):
@@ -241,6 +235,17 @@ def _uniforms(seed: int | Sequence[int], prompts: int, n: int, steps: int) -> to
 def _seed_of(seed: int, sample: int) -> int:
     digest = hashlib.sha256(f"{seed} {sample}".encode()).digest()
     return seed if sample == 0 else int.from_bytes(digest[:7], "big")
+
+
+def _decode_all(
+    model: PreTrainedModel, rows: list[_Row], rule: _Rule, uniforms: torch.Tensor | None, batch_size: int
+) -> None:
+    """Draw the tokens of all rows in batches, the longest first, so that memory fails at once if it does."""
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row].prompt))
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            _decode(model, [rows[row] for row in batch], rule, None if uniforms is None else uniforms[batch])
 
 
 @torch.no_grad()

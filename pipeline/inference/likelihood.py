@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.modeling_outputs import CausalLMOutput
 
+    from pipeline.inference.decoding import Completion
+
 Pair = tuple[list[int], list[int]]  # prompt ids, completion ids
 
 
@@ -123,26 +125,10 @@ def candidate_log_probabilities(
         ValueError: to be normalised, of candidates one of which begins with another: they do not exclude
             each other.
     """
-    rows: list[list[int]] = []
-    starts: list[int] = []  # of each row: where the logits after its prompt are
-    edges: list[dict[tuple[int, int], None]] = []  # of each row: (tokens of the candidate before it, token)
-    place: list[dict[tuple[int, ...], tuple[int, int]]] = []  # of each prompt: prefix -> row, tokens before
-    for x, answers in zip(prompts, candidates, strict=True):
-        if normalised and (twice := begins_with_another([tuple(y) for y in answers])):
-            raise ValueError(f"the candidate {twice[1]} begins with the candidate {twice[0]}: end both by a token")
-        prefixes = list(dict.fromkeys(tuple(y[:t]) for y in answers for t in range(len(y))))
-        inner = {s[:t] for s in prefixes for t in range(len(s))}
-        place.append({})
-        for s in (s for s in prefixes if s not in inner):  # every prefix is the start of one of these
-            for t in range(len(s) + 1):
-                place[-1].setdefault(s[:t], (len(rows), t))
-            rows.append([*x, *s])
-            starts.append(len(x) - 1)
-            edges.append({})
-        for y in answers:
-            for t, token in enumerate(y):
-                row, before = place[-1][tuple(y[:t])]
-                edges[row][before, token] = None
+    twice = (begins_with_another([tuple(y) for y in answers]) for answers in candidates if normalised)
+    for one, other in filter(None, twice):
+        raise ValueError(f"the candidate {other} begins with the candidate {one}: end both by a token")
+    rows, starts, edges, place = _shared_prefixes(prompts, candidates)
 
     def read(output: CausalLMOutput, batch: Batch) -> Iterator[dict[tuple[int, int], torch.Tensor]]:
         for i, row in enumerate(batch.places):
@@ -165,6 +151,41 @@ def candidate_log_probabilities(
     return laws
 
 
+class _Prefixes(NamedTuple):
+    """Rows that hold every prefix of every candidate, each prefix once.
+
+    Attributes:
+        rows: token ids.
+        starts: of each row where the logits after its prompt are.
+        edges: of each row what is read off: (tokens of the candidate before it, token).
+        place: of each prompt: prefix -> row, tokens before.
+    """
+
+    rows: list[list[int]]
+    starts: list[int]
+    edges: list[dict[tuple[int, int], None]]
+    place: list[dict[tuple[int, ...], tuple[int, int]]]
+
+
+def _shared_prefixes(prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[Sequence[int]]]) -> _Prefixes:
+    rows, starts, edges, place = found = _Prefixes([], [], [], [])
+    for x, answers in zip(prompts, candidates, strict=True):
+        prefixes = list(dict.fromkeys(tuple(y[:t]) for y in answers for t in range(len(y))))
+        inner = {s[:t] for s in prefixes for t in range(len(s))}
+        place.append({})
+        for s in (s for s in prefixes if s not in inner):  # every prefix is the start of one of these
+            for t in range(len(s) + 1):
+                place[-1].setdefault(s[:t], (len(rows), t))
+            rows.append([*x, *s])
+            starts.append(len(x) - 1)
+            edges.append({})
+        for y in answers:
+            for t, token in enumerate(y):
+                row, before = place[-1][tuple(y[:t])]
+                edges[row][before, token] = None
+    return found
+
+
 def begins_with_another(answers: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """The first two candidates of which one is the beginning of the other, or both are equal."""
     ordered = sorted(answers)  # what begins with a candidate comes right after it
@@ -181,6 +202,11 @@ def last_hidden_states(
         return [last[row, :length].float().cpu() for row, length in enumerate(batch.lengths)]
 
     return forward_rows(model, rows, read, batch_size=batch_size, output_hidden_states=True, use_cache=False)
+
+
+def pairs_of(prompts: Sequence[list[int]], drawn: Sequence[Sequence[Completion]]) -> list[Pair]:
+    """Token ids of each prompt with each of its completions, one prompt after the other."""
+    return [(ids, one.token_ids) for ids, group in zip(prompts, drawn, strict=True) for one in group]
 
 
 def sequence_divergences(

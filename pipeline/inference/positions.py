@@ -62,8 +62,7 @@ def fitting(
         )
         if not kept and name == "train":
             raise UserError(f"{what}: no row is left; lower max_completion_length, or shorten the prompts")
-        if run.is_main:
-            print(f"{run.stage}: left out: {what}", flush=True)
+        run.say(f"left out: {what}")
         places = getattr(data, f"{name}_places")
         parts |= {name: _selected(rows, kept) if kept else None, f"{name}_places": [places[i] for i in kept if places]}
     return dataclasses.replace(data, **parts)

@@ -88,15 +88,18 @@ def line_chart(
     if len(curves) > 1:
         parts += _labels(alone)
     parts.append("</svg>")
+    return Markup("".join(parts) + _keys(curves))
+
+
+def _keys(curves: Sequence[Curve]) -> str:
+    """Which line is which, below a chart of several."""
     keys = "".join(
         f'<span><svg class="key" viewBox="0 0 22 8"><line class="line c{i % 4}" x1="0" x2="22" y1="4" y2="4"/>'
         f"</svg>{escape(curve.label)}</span>"
         for i, curve in enumerate(curves)
         if len(curve.points) > 1
     )
-    if len(curves) > 1 and keys:
-        parts.append(f'<div class="keys">{keys}</div>')
-    return Markup("".join(parts))
+    return f'<div class="keys">{keys}</div>' if len(curves) > 1 and keys else ""
 
 
 def _ticks(

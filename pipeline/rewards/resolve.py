@@ -13,6 +13,7 @@ from pipeline.rewards.judging import Reward
 from pipeline.rewards.registry import WeightedSum, get_reward, name_apart, names
 from pipeline.rewards.spec import weighed
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import Json
 from pipeline.runtime.record import Run
 
 
@@ -26,6 +27,7 @@ def resolve(
     spec: str | Sequence[str],
     weights: Sequence[float] | None = None,
     *,
+    rows: Sequence[Json] | None = None,
     allow_unsafe_code_execution: bool = False,
     **options: Any,
 ) -> Reward:
@@ -34,19 +36,25 @@ def resolve(
     Args:
         spec: see the module's docstring.
         weights: of a list, one for each; 1 where none are given. One of weight 0 is scored and reported only.
+        rows: those that it will score; they must have the columns that it reads.
         allow_unsafe_code_execution: let the parts that run code run it without a sandbox where none can be had.
         options: of a single reward, such as ``limit`` of ``length``.
 
     Raises:
         UserError: an unknown name or option, a function that cannot be imported, a sum that cannot be read, no model,
-            no sandbox, not as many weights as rewards.
+            no sandbox, not as many weights as rewards, a missing column.
     """
     specs = [spec] if isinstance(spec, str) else list(spec)
+    unsafe = allow_unsafe_code_execution
     if len(specs) == 1 and weights is None:
-        return get_reward(reward_spec(specs[0]), allow_unsafe_code_execution=allow_unsafe_code_execution, **options)
-    if options:
+        reward = get_reward(reward_spec(specs[0]), allow_unsafe_code_execution=unsafe, **options)
+    elif options:
         raise UserError(f"reward: write the options of several behind each, like 'length(limit=128)', not {options}")
-    return weighted(resolve_each(specs, weights, allow_unsafe_code_execution=allow_unsafe_code_execution), weights)
+    else:
+        reward = weighted(resolve_each(specs, weights, allow_unsafe_code_execution=unsafe), weights)
+    if rows is not None:
+        reward.require_columns(rows)
+    return reward
 
 
 def resolve_each(

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.runtime.checkpoints import require_checkpoint
 from pipeline.runtime.coercion import FALSE, NOTHING, TRUE, is_true
 from pipeline.runtime.distributed import processes
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json, files_sha256, path_sha256, weights_sha256
+from pipeline.runtime.run_json import read_record
 
 # Values that do not change what is learned: changing them never makes a run another.
 COSMETIC = {
@@ -159,3 +162,36 @@ def _rows_per_step(given: Mapping[str, object], count: int) -> float | None:
     """Rows that enter one optimizer step, on all processes together; None where a value is no number."""
     numbers = [_number(given.get(name, default)) for name, default in BATCH.items()]
     return None if None in numbers else count * math.prod(numbers)
+
+
+def named_checkpoint(value: object, folder: Path, stage: str, given: Json) -> Path | None:
+    """The checkpoint that ``resume_from_checkpoint`` names, resolved; None where it asks for the newest.
+
+    It may be that of a shorter run.
+
+    Args:
+        value: of ``resume_from_checkpoint``.
+        folder: the output folder of the run that is to resume.
+        stage: its stage.
+        given: its arguments.
+
+    Raises:
+        UserError: it is no complete checkpoint, or it belongs to another run.
+    """
+    if value is None or is_true(value) or value == "latest":
+        return None
+    where = f"resume_from_checkpoint: {value}"
+    path = require_checkpoint(str(value))
+    if folder.resolve() in path.parents:
+        return path
+    if stage in ("rsft", "continual"):
+        raise UserError(f"{where}: {stage} resumes only from output_dir; leave it out")
+    other = read_record(path.parent)
+    if other is not None:
+        changes = changed_arguments(other, given) if other["stage"] == stage else [f"a {other['stage']}"]
+        if not only_length(changes):
+            raise UserError(
+                f"{where} is a checkpoint of another run ({changes[0]}); to start from its weights, name it as "
+                "model_name_or_path"
+            )
+    return path

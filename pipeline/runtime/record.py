@@ -15,10 +15,10 @@ from pathlib import Path
 from types import FrameType
 
 from pipeline.runtime.arguments import defaults, instances, parse, typed
-from pipeline.runtime.checkpoints import newest_checkpoint, require_checkpoint, step_of
+from pipeline.runtime.checkpoints import newest_checkpoint, step_of
 from pipeline.runtime.coercion import is_true
 from pipeline.runtime.commands import as_typed
-from pipeline.runtime.comparison import changed_arguments, changed_inputs, only_length, refusal
+from pipeline.runtime.comparison import changed_inputs, named_checkpoint, refusal
 from pipeline.runtime.defaults import LEARNING_RATE, MACHINE, REASONS, dependent_defaults, rate_in_words
 from pipeline.runtime.distributed import is_main, processes, require_one_world
 from pipeline.runtime.errors import UserError
@@ -184,7 +184,9 @@ class Run:
                 self.push, part.push_to_hub = True, False
             check_trackers(getattr(part, "report_to", None) or [])
         if values.get("resume_from_checkpoint") is not None:
-            self._named_checkpoint = self._check_checkpoint(values["resume_from_checkpoint"])
+            self._named_checkpoint = named_checkpoint(
+                values["resume_from_checkpoint"], self.folder, self.stage, values
+            )
         self._claim()
         self.write()
         self._say_chosen({name: value for name, value in ours.items() if name not in values})
@@ -244,6 +246,11 @@ class Run:
         if self.is_main:
             print(f"{self.stage}: {line}", flush=True)
 
+    def warn(self, line: str) -> None:
+        """One line on the terminal, from the first process only, that says what may be wrong."""
+        if self.is_main:
+            print(f"warning: {line}", flush=True)
+
     def add_metrics(self, metrics: Json) -> None:
         """Add flat ``name: number`` metrics; whatever is not a number is left out, non-finite becomes null."""
         for name, value in metrics.items():
@@ -286,32 +293,6 @@ class Run:
         if named.parent == folder.resolve() or newest is None or step_of(newest) <= step_of(named):
             return named
         return newest
-
-    def _check_checkpoint(self, value: object) -> Path | None:
-        """The checkpoint that ``resume_from_checkpoint`` names, resolved; None where it asks for the newest.
-
-        It may be that of a shorter run.
-
-        Raises:
-            UserError: it is no complete checkpoint, or it belongs to another run.
-        """
-        if value is None or is_true(value) or value == "latest":
-            return None
-        where = f"resume_from_checkpoint: {value}"
-        path = require_checkpoint(str(value))
-        if self.folder.resolve() in path.parents:
-            return path
-        if self.stage in ("rsft", "continual"):
-            raise UserError(f"{where}: {self.stage} resumes only from output_dir; leave it out")
-        other = read_record(path.parent)
-        if other is not None:
-            changes = changed_arguments(other, self.given) if other["stage"] == self.stage else [f"a {other['stage']}"]
-            if not only_length(changes):
-                raise UserError(
-                    f"{where} is a checkpoint of another run ({changes[0]}); to start from its weights, name it as "
-                    "model_name_or_path"
-                )
-        return path
 
     def write(self) -> None:
         """Write ``run.json`` atomically, on the main process only."""

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.inference.decoding import Completion, sample
-from pipeline.inference.likelihood import Pair, answer_log_likelihoods
+from pipeline.inference.likelihood import Pair, answer_log_likelihoods, pairs_of
 from pipeline.model.tokens import encode_prompts
 from pipeline.rewards.judging import Judgement, Reward, judge_rows
 from pipeline.runtime.distributed import processes, rank
@@ -89,8 +89,7 @@ def sample_candidates(
         judgements = judge_rows(reward, [part[i] for i, _ in flat], texts, ids)
         ratios: list[float | None] = [None] * len(flat)
         if reference is not None:
-            pairs = [(encoded[i], completion.token_ids) for i, completion in flat]
-            ratios = log_ratios(reference, model, pairs, temperature, batch_size)
+            ratios = log_ratios(reference, model, pairs_of(encoded, drawn), temperature, batch_size)
         found = zip(flat, judgements, ratios, strict=True)
         write_candidates(file, [_candidate(start + i, prompts[i], c, *figures) for (i, c), *figures in found])
     if world > 1:

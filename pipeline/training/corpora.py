@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 from pipeline.data.arguments import DataArguments
 from pipeline.data.arrow import to_dataset
+from pipeline.data.comparisons import settle_pairs
 from pipeline.data.loading import Data, load_data
-from pipeline.data.preparation import encode, learned_of, settle_pairs, supervised
+from pipeline.data.preparation import encode, learned_of, supervised
 from pipeline.inference.stopping import declare_stops
 from pipeline.model.adapters import attach, backbone_sha256, has_narlm_adapter
 from pipeline.model.chat import as_noted

@@ -15,8 +15,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
+from pipeline.data.account import LONG, report_dropped
+from pipeline.data.comparisons import settle_pairs
 from pipeline.data.loading import Data
-from pipeline.data.preparation import LONG, report_dropped, settle_pairs
 from pipeline.model.policy import Policy
 from pipeline.model.tokens import encode_exchange
 from pipeline.objectives.preference import binary_reward_loss, plackett_luce_loss

@@ -59,29 +59,15 @@ def train_and_save(
     pushes = _checkpoint_pushes(run, args)
     if pushes is not None:
         trainer.add_callback(pushes)
-    if own.early_stopping_patience is not None:
-        if not (args.load_best_model_at_end and args.metric_for_best_model):
-            raise UserError(
-                "early_stopping_patience needs load_best_model_at_end: true and metric_for_best_model, so that it is "
-                "known what better means"
-            )
-        trainer.add_callback(EarlyStoppingCallback(own.early_stopping_patience))
-
-    held_out = None
-    if trainer.eval_dataset is not None:
-        held_out = HeldOut(trainer)
+    _stop_early(trainer, own.early_stopping_patience)
+    held_out = HeldOut(trainer) if trainer.eval_dataset is not None else None
+    if held_out is not None:
         trainer.add_callback(held_out)
     result = train_from_newest(run, trainer, run.folder, leg)
     run.add_metrics(result.metrics)
     run.add_metrics({"steps": trainer.state.global_step})
     if held_out is not None:
-        last = _last_evaluation(trainer) if held_out.figures else None  # an earlier process kept no figures
-        if last is None:
-            set_seed(args.seed)  # a trainer that samples: a resumed run ends as one go does
-        run.add_metrics(last or trainer.evaluate())
-        run.add_metrics(held_out.figures)
-        if args.eval_strategy != "no":
-            run.add_metrics(first_evaluation(trainer.state.log_history))
+        run.add_metrics(_evaluated(trainer, held_out))
     trainer.save_model(str(run.folder))
     trainer.save_state()
     if run.is_main:
@@ -145,12 +131,10 @@ def train_from_newest(run: Run, trainer: Trainer, folder: Path, leg: str = "") -
         ) from error
     if trainer.state.global_step > 0 and not could_learn(trainer):
         run.note("nothing_learned", True)
-        if run.is_main:
-            print(
-                f"warning: nothing was learned: the gradient of every one of {trainer.state.global_step} steps was "
-                "zero, so the weights are those that the run started from",
-                flush=True,
-            )
+        run.warn(
+            f"nothing was learned: the gradient of every one of {trainer.state.global_step} steps was zero, so the "
+            "weights are those that the run started from"
+        )
     result.metrics.update(mean_loss.metrics(trainer.state.global_step))
     return result
 
@@ -171,12 +155,10 @@ def warn_of_untrained_tokens(run: Run, trainer: Trainer) -> None:
     if not found:
         return
     run.note("untrained_tokens", found)
-    if run.is_main:
-        print(
-            f"warning: the embeddings of {', '.join(found)} look untrained, and the adapter does not train them: add "
-            "--lora_modules_to_save embed_tokens lm_head, or train all weights",
-            flush=True,
-        )
+    run.warn(
+        f"the embeddings of {', '.join(found)} look untrained, and the adapter does not train them: add "
+        "--lora_modules_to_save embed_tokens lm_head, or train all weights"
+    )
 
 
 def stop_where_done(trainer: Trainer) -> None:
@@ -230,9 +212,35 @@ def _checkpoint_pushes(run: Run, args: TrainingArguments) -> PushCheckpoints | N
     if not (run.push and run.is_main) or getattr(args.hub_strategy, "value", args.hub_strategy) == "end":
         return None
     if run.record["arguments"].get("adapter_mode") == "stack" and run.record["arguments"].get("use_peft"):
-        print("warning: under adapter_mode stack only the finished adapter is complete: checkpoints are not pushed")
+        run.warn("under adapter_mode stack only the finished adapter is complete: checkpoints are not pushed")
         return None
     return PushCheckpoints(run, args)
+
+
+def _stop_early(trainer: Trainer, patience: int | None) -> None:
+    """Stop a training that has not improved for so many evaluations; None never does.
+
+    Raises:
+        UserError: there is no metric to watch.
+    """
+    if patience is None:
+        return
+    if not (trainer.args.load_best_model_at_end and trainer.args.metric_for_best_model):
+        raise UserError(
+            "early_stopping_patience needs load_best_model_at_end: true and metric_for_best_model, so that it is "
+            "known what better means"
+        )
+    trainer.add_callback(EarlyStoppingCallback(patience))
+
+
+def _evaluated(trainer: Trainer, held_out: HeldOut) -> dict[str, float]:
+    """Held-out metrics of the trained weights; with evaluations during the training those of the first one too."""
+    last = _last_evaluation(trainer) if held_out.figures else None  # an earlier process kept no figures
+    if last is None:
+        set_seed(trainer.args.seed)  # a trainer that samples: a resumed run ends as one go does
+    metrics = (last or trainer.evaluate()) | held_out.figures
+    first = first_evaluation(trainer.state.log_history) if trainer.args.eval_strategy != "no" else {}
+    return metrics | first
 
 
 def _last_evaluation(trainer: Trainer) -> dict[str, float] | None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.evaluation import passages
 from pipeline.evaluation.passages import Setting
-from pipeline.evaluation.tasks import retrieval as task
 from pipeline.evaluation.tasks.retrieval import retrieval
 from pipeline.inference.decoding import Completion
 from pipeline.inference.retrieval.index import Passage
@@ -45,7 +45,7 @@ def reader(monkeypatch, answer):
         read.extend(user_text(row["prompt"]) for row in rows)
         return [[Completion(answer(user_text(row["prompt"])), [5], "eos")] for row in rows]
 
-    monkeypatch.setattr(task, "complete", complete)
+    monkeypatch.setattr(passages, "complete", complete)
     return read
 
 

@@ -42,7 +42,7 @@ def test_every_schema_is_prepared_for_every_stage(request, tmp_path, subject, sc
         tokenizer.chat_template = None
     path = write_rows(tmp_path / "rows.jsonl", public_rows(schema, 6))
     run = SimpleNamespace(
-        is_main=False, stage="stage", note=lambda *_, **__: None, say=print,
+        is_main=False, stage="stage", note=lambda *_, **__: None, say=print, warn=print,
         record={"arguments": {"model_name_or_path": model}},
     )  # fmt: skip
     for kind in USED[schema]:

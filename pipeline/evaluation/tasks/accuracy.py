@@ -58,8 +58,7 @@ def accuracy(
     rows, source = read_rows(kind="prompt", **data)
     groups = groups_by(rows, by)
     k = sampled_k(n, k, temperature)
-    verifier = resolve(reward, allow_unsafe_code_execution=allow_unsafe_code_execution)
-    verifier.require_columns(rows)
+    verifier = resolve(reward, rows=rows, allow_unsafe_code_execution=allow_unsafe_code_execution)
     drawn = complete(
         model, tokenizer, rows, template=template, stop=stop, n=n, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,

@@ -17,7 +17,7 @@ from pipeline.evaluation.completions import Drawn
 from pipeline.evaluation.registry import Result, require_recorded
 from pipeline.evaluation.rows import read_rows
 from pipeline.inference.decoding import sample
-from pipeline.inference.likelihood import sequence_divergences
+from pipeline.inference.likelihood import pairs_of, sequence_divergences
 from pipeline.model.tokens import encode_prompts
 from pipeline.objectives.divergences import best_of_candidates
 from pipeline.objectives.statistics import bootstrap_interval, with_interval
@@ -73,9 +73,7 @@ def best_of_n(
     require_recorded(reference=reference, reward=reward, max_new_tokens=max_new_tokens)
     rows, source = read_rows(kind="prompt", **data)
     specs = [(reward, reward_weights), (true_reward, None)] if true_reward else [(reward, reward_weights)]
-    rewards = [resolve(*spec, allow_unsafe_code_execution=allow_unsafe_code_execution) for spec in specs]
-    for each in rewards:
-        each.require_columns(rows)
+    rewards = [resolve(*spec, rows=rows, allow_unsafe_code_execution=allow_unsafe_code_execution) for spec in specs]
     prompts, pi_ref = [row["prompt"] for row in rows], reference()
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     # Different seeds: the same random numbers would correlate policy and pi_ref, and make the interval too narrow.
@@ -83,19 +81,29 @@ def best_of_n(
     kept = sample(pi_ref, tokenizer, prompts, n=candidates, seed=seed + 1, **options)
     policy_scores = [_scores(each, rows, drawn) for each in rewards]  # (P, n) each
     candidate_scores = [_scores(each, rows, kept) for each in rewards]  # (P, candidates) each
-    encoded = encode_prompts(tokenizer, prompts)
-    pairs = [(encoded[i], c.token_ids) for i, group in enumerate(drawn) for c in group]
+    pairs = pairs_of(encode_prompts(tokenizer, prompts), drawn)
     kl = sequence_divergences(model, pi_ref, pairs, batch_size=batch_size)[1].mean().item()
-    selecting = candidate_scores[0]
-    equal = equal_n(selecting, kl)
-    best_kl, best = selected(selecting, equal)
-    metrics = compared("reward", policy_scores[0], candidate_scores[0], best, seed)
-    if true_reward:
-        best = selected(selecting, equal, candidate_scores[1])[1]
-        metrics |= compared("true_reward", policy_scores[1], candidate_scores[1], best, seed, "true_reward_")
-    metrics |= {"kl": kl, "equal_n": equal, "best_of_n_kl": best_kl.mean().item()}
+    metrics = at_equal_kl(policy_scores, candidate_scores, kl, seed)
     metrics |= {"prompts": len(rows), "candidates": candidates}
-    return Result(metrics, data=[source], curves={"best of n": best_of_n_curve(selecting)})
+    return Result(metrics, data=[source], curves={"best of n": best_of_n_curve(candidate_scores[0])})
+
+
+def at_equal_kl(
+    policy: Sequence[torch.Tensor],  # (P, n) each: rewards of the policy's samples
+    candidates: Sequence[torch.Tensor],  # (P, N) each: of pi_ref's samples
+    kl: float,
+    seed: int,
+) -> dict[str, float]:
+    """The figures of the policy and of the best of n at its KL: of the reward that selects, and of the true one if it
+    is there.
+    """
+    equal = equal_n(candidates[0], kl)
+    best_kl, best = selected(candidates[0], equal)
+    metrics = compared("reward", policy[0], candidates[0], best, seed)
+    if len(policy) > 1:
+        best = selected(candidates[0], equal, candidates[1])[1]
+        metrics |= compared("true_reward", policy[1], candidates[1], best, seed, "true_reward_")
+    return metrics | {"kl": kl, "equal_n": equal, "best_of_n_kl": best_kl.mean().item()}
 
 
 def compared(

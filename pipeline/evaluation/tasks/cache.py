@@ -74,10 +74,7 @@ def cache(
             attention model.
     """
     lengths = sorted(set(lengths))
-    if len(lengths) < 4 or lengths[0] < 2 or rounds < 1 or window < 2:
-        raise UserError("lengths: give four or more numbers above 1; rounds 1 or more, window 2 or more")
-    if clock not in CLOCKS:
-        raise UserError(f"clock is {clock!r}: choose one of {', '.join(CLOCKS)}")
+    _check(lengths, window, rounds, clock)
     limit_of_compute = ridge if ridge is not None else ridge_of(device)
     variants = _variants(model, window, lengths[-1])
     generator = torch.Generator().manual_seed(seed)
@@ -85,14 +82,11 @@ def cache(
     metrics, times, fits = {}, [], []
     for name, variant in variants.items():
         cost = cost_of(variant)
-        rows = [{"attention": name, **row} for row in time_steps(variant, cost, tokens, lengths, rounds, clock)]
-        found = fit_rows(cost, rows)
+        steps = time_steps(variant, cost, tokens, lengths, rounds, clock)
+        found = fit_rows(cost, steps)
+        times += [{"attention": name, **row} for row in steps]
         fits += [{"attention": name, **row} for row in found]
-        r2 = {(row["step"], row["form"]): row["r2"] for row in found}
-        metrics[f"{name}/cached_r2"] = r2["cached", FORMS[0]]
-        metrics[f"{name}/uncached_r2"] = r2["uncached", FORMS[1]]
-        metrics[f"{name}/speedup"] = rows[-1]["uncached_s"] / rows[-1]["cached_s"]
-        times += rows
+        metrics |= {f"{name}/{key}": value for key, value in step_figures(steps, found).items()}
     metrics |= {f"markov/{key}": value for key, value in markov(model, tokens[: PREFIX + 2], loading).items()}
     curves = {
         f"seconds per step, {name} attention": [_curve_row(row) for row in times if row["attention"] == name]
@@ -100,6 +94,23 @@ def cache(
     }
     limits = bandwidth_table(cost_of(model), lengths, limit_of_compute)
     return Result(metrics, curves=curves, tables={"steps": times, "fits": fits, "FLOPs per byte": limits})
+
+
+def _check(lengths: Sequence[int], window: int, rounds: int, clock: str) -> None:
+    if len(lengths) < 4 or lengths[0] < 2 or rounds < 1 or window < 2:
+        raise UserError("lengths: give four or more numbers above 1; rounds 1 or more, window 2 or more")
+    if clock not in CLOCKS:
+        raise UserError(f"clock is {clock!r}: choose one of {', '.join(CLOCKS)}")
+
+
+def step_figures(steps: Sequence[Json], fits: Sequence[Json]) -> dict[str, float]:
+    """How well time grows as it should by n, cached and uncached, and what the cache saves at the longest context."""
+    r2 = {(row["step"], row["form"]): row["r2"] for row in fits}
+    return {
+        "cached_r2": r2["cached", FORMS[0]],
+        "uncached_r2": r2["uncached", FORMS[1]],
+        "speedup": steps[-1]["uncached_s"] / steps[-1]["cached_s"],
+    }
 
 
 def time_steps(

@@ -9,13 +9,34 @@ Both label claims by the same functions (``pipeline.evaluation.claims``).
 A model that has learned the law of its data repeats a rumour that a share r of the claims spreads with probability
 r^(1/tau) / (r^(1/tau) + (1-r)^(1/tau)), 1/(1 + 9^(1/tau)) at r = 0.1: that much is imitation. What lies above it, and
 every other false value, is fabrication: two curves, with the ideal drawn in.
+
+Rows: ``prompt``; what the verifier needs (``answer``), None where no source knows; ``rumour``, a false value or
+several that some source states; ``values``, what an answer may be; ``candidates``, continuations of the prompt
+(complete answers after a user's turn) for the exact estimator.
+
+Figures: the shares and ``hall`` with bootstrap intervals over prompts, ``claims``, ``claims_per_100_tokens``; the same
+shares as ``exact_*``, whose ``exact_no_claim`` is the probability of no candidate; of the distribution over the values
+given that one is stated (tau = 1, no filter) ``value_entropy`` in nats, ``confident_false``, the share of prompts with
+a false or unsupported value of probability 0.5 or more, ``ece`` over prompts times values, and ``kl_to_ideal`` in
+nats. There is no ``hall`` where nothing is claimed.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.evaluation.claim_law import candidates_of, ideal_rumour, laws_of, tallies_of, value_figures, values_of
+from pipeline.evaluation.claim_law import (
+    Candidates,
+    Value,
+    candidates_of,
+    ideal_rumour,
+    laws_of,
+    tallies_of,
+    value_figures,
+    values_of,
+)
 from pipeline.evaluation.claims import (
     CLAIMED,
     NO_CLAIM,
@@ -36,11 +57,13 @@ from pipeline.rewards.judging import Reward
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
+from pipeline.runtime.messages import Turn
 
 SWEPT = Sampler._fields
 BRINGS_ANSWERS = ("numeric", "statements")  # extractors whose claims need no column of the row
 COLUMNS = (*CLAIMED, NO_CLAIM, "hall", "hall_low", "hall_high", "claims_per_100_tokens")  # of the tables
-Measured = Mapping[str, Mapping[Sampler, Mapping[str, float]]]  # estimator -> setting -> figures
+BySetting = Mapping[Sampler, Mapping[str, float]]  # setting -> figures
+Measured = Mapping[str, BySetting]  # by estimator
 
 
 def hallucination(
@@ -65,16 +88,6 @@ def hallucination(
 ) -> Result:
     """The shares true, rumour, other false, unsupported and no claim, and Hall, by samples and exactly.
 
-    Rows: ``prompt``; what the verifier needs (``answer``), None where no source knows; ``rumour``, a false value or
-    several that some source states; ``values``, what an answer may be; ``candidates``, continuations of the prompt
-    (complete answers after a user's turn) for the exact estimator.
-
-    Figures: the shares and ``hall`` with bootstrap intervals over prompts, ``claims``, ``claims_per_100_tokens``; the
-    same shares as ``exact_*``, whose ``exact_no_claim`` is the probability of no candidate; of the distribution over
-    the values given that one is stated (tau = 1, no filter) ``value_entropy`` in nats, ``confident_false``, the share
-    of prompts with a false or unsupported value of probability 0.5 or more, ``ece`` over prompts times values, and
-    ``kl_to_ideal`` in nats. There is no ``hall`` where nothing is claimed.
-
     Args:
         max_new_tokens: longest completion in tokens.
         claims: what finds the claims of a completion: ``answer``, ``numeric``, ``statements``, or the dotted path
@@ -97,50 +110,90 @@ def hallucination(
     sweeps = _sweeps(main, sweep or {}, n)
     if rumour_share is not None and not 0 <= rumour_share < 1:
         raise UserError(f"rumour_share is {rumour_share}: give a share from 0 to below 1")
-    rows, source = read_rows(kind="prompt", **data)
-    extract, verifier = get_extractor(claims), resolve(reward, allow_unsafe_code_execution=allow_unsafe_code_execution)
-    if claims not in BRINGS_ANSWERS:
-        verifier.require_columns(rows)
-    candidates = candidates_of(rows, extract, verifier)
-    if not n and not candidates:
+    asked, source = _asked(data, template, claims, reward, allow_unsafe_code_execution)
+    if not n and not asked.candidates:
         raise UserError("n is 0 and no row has candidates: give a column of texts that may follow the prompt, or n: 1")
-    prompts = prompts_of(rows, template)
     settings = list(dict.fromkeys([main, *(setting for line in sweeps.values() for setting in line)]))
-    measured: dict[str, dict[Sampler, dict[str, float]]] = {"exact": {}, "sampled": {}}
-    metrics: dict[str, float] = {}
-    share = rumour_share if any(row.get("rumour") is not None for row in rows) else None
-    curves: dict[str, list[Json]] = {}
-    tables: dict[str, list[Json]] = {}
-    if candidates:
-        every = list(dict.fromkeys([*settings, PLAIN]))
-        laws = laws_of(model, tokenizer, prompts, candidates, every, batch_size=batch_size)
-        measured["exact"] = {s: hall_figures(tallies_of(candidates, laws[s]), seed=seed) for s in settings}
-        known = [values_of(each, law) for each, law in zip(candidates, laws[PLAIN], strict=True)]
-        metrics, bins = value_figures(known, rumour_share, seed=seed)
-        if bins:
-            curves["calibration"] = [
-                {name: b[name] for name in ("predicted", "observed")} | {"calibrated": b["predicted"]} for b in bins
-            ]
-            tables["calibration"] = bins
-    samples: list[Json] = []
-    for setting in settings if n else ():
-        drawn = complete(
-            model, tokenizer, rows, template=template, stop=stop, n=n, max_new_tokens=max_new_tokens,
-            batch_size=batch_size, seed=seed, **setting._asdict(),
-        )  # fmt: skip
-        measured["sampled"][setting], labelled = _sampled(rows, drawn, extract, verifier, seed)
-        samples = samples or labelled  # of the first setting, which is that of the figures
-    metrics = {
-        **measured["sampled"].get(main, {}),
-        **{f"exact_{name}": value for name, value in measured["exact"].get(main, {}).items()},
-        **metrics,
-        "prompts": len(rows),
-    }
+    result, measured = Result({}, data=[source]), {"exact": {}, "sampled": {}}
+    if asked.candidates:
+        measured["exact"], known = _exact(model, tokenizer, asked, settings, batch_size, seed)
+        _add_values(result, known, rumour_share, seed)
+    if n:
+        options = {"template": template, "stop": stop, "n": n, "max_new_tokens": max_new_tokens, "seed": seed}
+        drawn = functools.partial(complete, model, tokenizer, asked.rows, batch_size=batch_size, **options)
+        measured["sampled"], result.samples = _sampled(drawn, asked, settings, seed)
+    rumoured = any(row.get("rumour") is not None for row in asked.rows)
+    _add_shares(result, measured, main, sweeps, rumour_share if rumoured else None)
+    result.metrics["prompts"] = len(asked.rows)
+    return result
+
+
+class Asked(NamedTuple):
+    """What is asked, and what tells the claims of the answers apart."""
+
+    rows: list[Json]
+    prompts: list[Turn]
+    candidates: list[Candidates]
+    extract: Extractor
+    verifier: Reward
+
+
+def _asked(
+    data: Mapping[str, object], template: str | None, claims: str, reward: str | Sequence[str], unsafe: bool
+) -> tuple[Asked, Json]:
+    """The rows with their candidates, labelled, and the rows' entry for the run record."""
+    rows, source = read_rows(kind="prompt", **data)
+    extract, needed = get_extractor(claims), None if claims in BRINGS_ANSWERS else rows
+    verifier = resolve(reward, rows=needed, allow_unsafe_code_execution=unsafe)
+    candidates = candidates_of(rows, extract, verifier)
+    return Asked(rows, prompts_of(rows, template), candidates, extract, verifier), source
+
+
+def _exact(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Asked,
+    settings: Sequence[Sampler],
+    batch_size: int,
+    seed: int,
+) -> tuple[BySetting, list[dict[str, Value]]]:
+    """Figures by the distribution over the candidates at every setting, and the values of each prompt without any."""
+    every = list(dict.fromkeys([*settings, PLAIN]))
+    laws = laws_of(model, tokenizer, asked.prompts, asked.candidates, every, batch_size=batch_size)
+    found = {s: hall_figures(tallies_of(asked.candidates, laws[s]), seed=seed) for s in settings}
+    return found, [values_of(each, law) for each, law in zip(asked.candidates, laws[PLAIN], strict=True)]
+
+
+def _sampled(
+    complete: Callable[..., Drawn], asked: Asked, settings: Sequence[Sampler], seed: int
+) -> tuple[BySetting, list[Json]]:
+    """Figures of samples at every setting; of the first, that of the figures, the samples with their claims."""
+    found, samples = {}, []
+    for setting in settings:
+        found[setting], labelled = _labelled(complete(**setting._asdict()), asked, seed)
+        samples = samples or labelled
+    return found, samples
+
+
+def _add_values(result: Result, known: Sequence[dict[str, Value]], rumour_share: float | None, seed: int) -> None:
+    """What the model believes of the values of each prompt: figures, and how far its probabilities come true."""
+    metrics, bins = value_figures(known, rumour_share, seed=seed)
+    result.metrics |= metrics
+    if bins:
+        drawn = [{name: b[name] for name in ("predicted", "observed")} | {"calibrated": b["predicted"]} for b in bins]
+        result.curves["calibration"], result.tables["calibration"] = drawn, bins
+
+
+def _add_shares(
+    result: Result, measured: Measured, main: Sampler, sweeps: Mapping[str, Sequence[Sampler]], share: float | None
+) -> None:
+    """The shares of claims by both estimators: figures, and for each swept option curves and a table."""
+    exact = {f"exact_{name}": value for name, value in measured["exact"].get(main, {}).items()}
+    result.metrics = {**measured["sampled"].get(main, {}), **exact, **result.metrics}
     for name, line in sweeps.items():
         lines, table = _swept(name, line, measured, share)
-        curves |= lines
-        tables[f"shares by {name}"] = table
-    return Result(metrics, samples, [source], curves=curves, tables=tables)
+        result.curves |= lines
+        result.tables[f"shares by {name}"] = table
 
 
 def _sweeps(main: Sampler, sweep: Mapping[str, Sequence[float]], n: int) -> dict[str, list[Sampler]]:
@@ -166,12 +219,10 @@ def _sweeps(main: Sampler, sweep: Mapping[str, Sequence[float]], n: int) -> dict
     return lines
 
 
-def _sampled(
-    rows: Sequence[Json], drawn: Drawn, extract: Extractor, verifier: Reward, seed: int
-) -> tuple[dict[str, float], list[Json]]:
+def _labelled(drawn: Drawn, asked: Asked, seed: int) -> tuple[dict[str, float], list[Json]]:
     """Figures of sampled completions, and the completions with their claims for ``samples.jsonl``."""
-    found = claims_of(extract, rows, [[c.text for c in group] for group in drawn])
-    labels, failed = verify(verifier, rows, found)
+    found = claims_of(asked.extract, asked.rows, [[c.text for c in group] for group in drawn])
+    labels, failed = verify(asked.verifier, asked.rows, found)
     figures = sampled_figures(labels, [[len(c.token_ids) for c in group] for group in drawn], seed=seed)
     figures |= length_figures(drawn) | {"unscored": failed}
     samples = [
@@ -185,7 +236,7 @@ def _sampled(
                 for said, judged in zip(claims, group, strict=True)
             ],
         }
-        for sample, claims, group in zip(sample_rows(rows, drawn), found, labels, strict=True)
+        for sample, claims, group in zip(sample_rows(asked.rows, drawn), found, labels, strict=True)
     ]
     return figures, samples
 

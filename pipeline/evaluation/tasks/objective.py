@@ -18,7 +18,7 @@ from pipeline.evaluation.exact import exact_figures, exact_law, frontier
 from pipeline.evaluation.registry import Result, require_recorded
 from pipeline.evaluation.rows import read_rows
 from pipeline.inference.decoding import sample
-from pipeline.inference.likelihood import sequence_divergences
+from pipeline.inference.likelihood import pairs_of, sequence_divergences
 from pipeline.model.tokens import encode_prompts
 from pipeline.objectives.divergences import tilted_law
 from pipeline.objectives.statistics import Z95, bootstrap_interval, with_interval
@@ -74,17 +74,15 @@ def objective(
     enumerated = str(data.get("dataset", "")) == "world/enumerable"
     if optimum_samples and not enumerated:
         raise UserError("optimum_samples: pi* is known only on world/enumerable")
-    scorer = resolve(reward, reward_weights, allow_unsafe_code_execution=allow_unsafe_code_execution)
-    scorer.require_columns(rows)
+    scorer = resolve(reward, reward_weights, rows=rows, allow_unsafe_code_execution=allow_unsafe_code_execution)
     if enumerated and len(tokenizer) != enumerable.VOCABULARY:
         raise UserError(f"world/enumerable is for a model of its {enumerable.VOCABULARY} tokens (tokenizer_name)")
     prompts = [row["prompt"] for row in rows]
     drawn = sample(model, tokenizer, prompts, n=n, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
     scores = scored(scorer, rows, drawn)
     encoded, pi_ref = encode_prompts(tokenizer, prompts), reference()
-    pairs = [(ids, c.token_ids) for ids, group in zip(encoded, drawn, strict=True) for c in group]
-    kls = sequence_divergences(model, pi_ref, pairs, batch_size=batch_size)
-    by_prompt = [[values[i : i + n] for i in range(0, len(pairs), n)] for values in (k.tolist() for k in kls)]
+    kls = sequence_divergences(model, pi_ref, pairs_of(encoded, drawn), batch_size=batch_size)
+    by_prompt = [[values[i : i + n] for i in range(0, len(values), n)] for values in (k.tolist() for k in kls)]
     metrics = summary(estimates(scores, *by_prompt, beta), seed=seed, all_prompts=enumerated)
     metrics |= {"beta": beta, "prompts": len(rows), "unscored": sum(group.count(None) for group in scores)}
     result = Result(metrics, data=[source], tables={"policy": [_place("samples", metrics)]})

@@ -6,28 +6,36 @@
 it is not. Recall and accuracy are measured on every other row; a and c on the rows in between, all of them in both
 conditions (evidence that was missed takes the place at which another row's was found; what was found is taken out), so
 that the prediction could fail: it holds as far as what a search finds is as easy to read as what it misses.
+
+Rows: ``prompt``, ``answer``; ``evidence`` (ids of the documents that answer, all of them needed) or
+``reference_contexts`` (their texts); without either there is no recall. ``false_evidence`` with ``false_answer`` and
+``order`` with ``order_answer``, texts that a poisoned or hostile document would have, make the cases. RAGAS's rows
+(``user_input``, ``reference``, ``reference_contexts``, ``retrieved_contexts``) are read as they are, and
+``ragas_file`` is written: the same names with ``response``, for RAGAS's own metrics.
+
+Figures per number of passages m: ``accuracy@m``, ``hall@m`` (wrong and no abstention), and where evidence is known
+``recall@m``, ``a@m``, ``c@m``, ``predicted@m``, ``gap@m`` (measured - predicted). ``best_m`` has the highest
+accuracy. Greedy decoding.
 """
 
 import functools
 from collections.abc import Sequence
-from itertools import islice
 from statistics import fmean
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.data.sources import Source, raw_rows
-from pipeline.evaluation.completions import complete
-from pipeline.evaluation.passages import Answers, Found, Setting, cases, share
+from pipeline.evaluation.passages import Found, Reader, Setting, cases, share
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
 from pipeline.inference.retrieval.arguments import RetrievalArguments, check_arguments
-from pipeline.inference.retrieval.context import context_limit, figures, fit
+from pipeline.inference.retrieval.context import figures
 from pipeline.inference.retrieval.dense import Dense, Encoder
 from pipeline.inference.retrieval.index import Index, IndexOptions, Passage, open_index
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
-from pipeline.runtime.messages import is_dialogue, user_text, user_turn
+from pipeline.runtime.messages import as_turns, user_text
 
 RAGAS = {"user_input": "prompt", "reference": "answer"}
 SELF = "self"  # as encoder: the model that is assessed
@@ -57,16 +65,6 @@ def retrieval(
 ) -> Result:
     """Closed and open book, the curve over the number of passages with its decomposition, and misleading passages.
 
-    Rows: ``prompt``, ``answer``; ``evidence`` (ids of the documents that answer, all of them needed) or
-    ``reference_contexts`` (their texts); without either there is no recall. ``false_evidence`` with ``false_answer``
-    and ``order`` with ``order_answer``, texts that a poisoned or hostile document would have, make the cases. RAGAS's
-    rows (``user_input``, ``reference``, ``reference_contexts``, ``retrieved_contexts``) are read as they are, and
-    ``ragas_file`` is written: the same names with ``response``, for RAGAS's own metrics.
-
-    Figures per number of passages m: ``accuracy@m``, ``hall@m`` (wrong and no abstention), and where evidence is known
-    ``recall@m``, ``a@m``, ``c@m``, ``predicted@m``, ``gap@m`` (measured - predicted). ``best_m`` has the highest
-    accuracy. Greedy decoding.
-
     Args:
         dataset: the questions.
         max_new_tokens: longest answer in tokens.
@@ -90,43 +88,37 @@ def retrieval(
     check_arguments(written)
     if not passages or min(*passages, case_passages, 1) < 1:
         raise UserError("passages: give one or several numbers of passages, each 1 or more")
-    ragas = _is_ragas(dataset, str(data.get("split", "test"))) and not dataset_map
-    rows, source = read_rows(dataset, kind="prompt", dataset_map=RAGAS if ragas else dataset_map, **data)
-    verifier = resolve(reward)
-    verifier.require_columns(rows)
+    rows, source, ragas = _questions(dataset, dataset_map, data)
+    verifier = resolve(reward, rows=rows)
     options = IndexOptions(list(retrievers), encoder, query_prefix, passage_prefix)
     index, sources = _opened(documents, options, rows)
     evidence = _evidence(rows, index)
-    if ragas and tokenizer.chat_template:
-        rows = [row if is_dialogue(row["prompt"]) else {**row, "prompt": user_turn(row["prompt"])} for row in rows]
-    if index is not None and encoder == SELF:
-        index = _with_own_encoder(index, Encoder(model, tokenizer, query_prefix, passage_prefix))
-    limit = context_limit(model.config, max_new_tokens)
-
-    def answer(rows: Sequence[Json], found: Found) -> Answers:
-        augmented = fit(tokenizer, [row["prompt"] for row in rows], found, written, [limit] * len(rows))
-        asked = [{**row, "prompt": each.prompt} for row, each in zip(rows, augmented)]
-        drawn = complete(
-            model, tokenizer, asked, template=None, max_new_tokens=max_new_tokens, temperature=0.0,
-            batch_size=batch_size,
-        )  # fmt: skip
-        return Answers(rows, augmented, [group[0] for group in drawn], verifier)
-
-    setting = Setting(rows, evidence, functools.cache(functools.partial(_search, index, rows, hops)), answer)
-    metrics, tables = _books(setting, case_passages)
-    points = [_point(setting, m) for m in sorted(set(passages))]
-    metrics |= {f"{name}@{p['passages']}": v for p in points for name, v in _named(p).items()}
-    metrics["best_m"] = max(points, key=lambda point: point["accuracy"])["passages"]
-    curves = {"accuracy by passages": [{k: v for k, v in point.items() if k in DRAWN} for point in points]}
-    if index is not None and any(evidence):
-        curves["recall by passages"] = _recall_curve(index, rows, evidence, sorted(set(passages)))
-    tables["by passages"] = points
+    rows = [as_turns(row, "prompt", mark=False) for row in rows] if ragas and tokenizer.chat_template else rows
+    index = _with_own_encoder(index, model, tokenizer)
+    found = functools.cache(functools.partial(_search, index, rows, hops))
+    setting = Setting(rows, evidence, found, Reader(model, tokenizer, written, verifier, max_new_tokens, batch_size))
+    metrics, curves, tables = _measured(setting, index, sorted(set(passages)), case_passages)
     final = setting.natural(case_passages)
-    metrics |= figures(final.augmented)
     return Result(metrics, final.samples(), [source, *sources], {ragas_file: final.ragas()}, curves, tables)
 
 
 DRAWN = ("passages", "accuracy", "predicted", "a", "c", "recall", "hall")
+Named = dict[str, list[Json]]  # curves or tables
+
+
+def _measured(
+    setting: Setting, index: Index | None, passages: Sequence[int], case_passages: int
+) -> tuple[dict[str, float], Named, Named]:
+    """Figures, curves and tables of all that is asked: the books, the cases, and each number of passages."""
+    metrics, tables = _books(setting, case_passages)
+    points = [_point(setting, m) for m in passages]
+    metrics |= {f"{name}@{p['passages']}": v for p in points for name, v in _named(p).items()}
+    metrics["best_m"] = max(points, key=lambda point: point["accuracy"])["passages"]
+    curves = {"accuracy by passages": [{k: v for k, v in point.items() if k in DRAWN} for point in points]}
+    if index is not None and any(setting.evidence):
+        curves["recall by passages"] = _recall_curve(index, setting.rows, setting.evidence, passages)
+    metrics |= figures(setting.natural(case_passages).augmented)
+    return metrics, curves, tables | {"by passages": points}
 
 
 def _point(setting: Setting, m: int) -> Json:
@@ -185,10 +177,15 @@ def _recall_curve(index: Index, rows: Sequence[Json], evidence: Found, passages:
 # --- rows and index --------------------------------------------------------------------------------------------------
 
 
-def _is_ragas(dataset: str, split: str) -> bool:
-    for _, _, row in islice(raw_rows(Source(name=dataset, split=split)), 1):
-        return isinstance(row, dict) and "user_input" in row and "prompt" not in row
-    return False
+def _questions(
+    dataset: str, dataset_map: dict[str, str] | str | None, data: dict[str, object]
+) -> tuple[list[Json], Json, bool]:
+    """The rows, their entry for the run record, and whether they came in RAGAS's names."""
+    first = next(raw_rows(Source(name=dataset, split=str(data.get("split", "test")))), None)
+    row = first[2] if first else None
+    ragas = isinstance(row, dict) and "user_input" in row and "prompt" not in row and not dataset_map
+    rows, source = read_rows(dataset, kind="prompt", dataset_map=RAGAS if ragas else dataset_map, **data)
+    return rows, source, ragas
 
 
 def _opened(documents: str | None, options: IndexOptions, rows: Sequence[Json]) -> tuple[Index | None, list[Json]]:
@@ -209,7 +206,11 @@ def _opened(documents: str | None, options: IndexOptions, rows: Sequence[Json]) 
     return None, []
 
 
-def _with_own_encoder(index: Index, encoder: Encoder) -> Index:
+def _with_own_encoder(index: Index | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Index | None:
+    """The index with vectors of the model that is assessed, where its options say so."""
+    if index is None or index.options.encoder != SELF:
+        return index
+    encoder = Encoder(model, tokenizer, index.options.query_prefix, index.options.passage_prefix)
     dense = Dense.of([chunk.text for chunk in index.chunks], encoder)
     made = {**index.retrievers, "dense": dense}
     return Index(index.chunks, {name: made[name] for name in index.options.retrievers}, index.options)

@@ -49,8 +49,7 @@ def reward(
         UserError: no completion got a reward.
     """
     rows, source = read_rows(kind="prompt", **data)
-    given = resolve(reward, reward_weights, allow_unsafe_code_execution=allow_unsafe_code_execution)
-    given.require_columns(rows)
+    given = resolve(reward, reward_weights, rows=rows, allow_unsafe_code_execution=allow_unsafe_code_execution)
     drawn = complete(
         model, tokenizer, rows, template=template, n=n, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,

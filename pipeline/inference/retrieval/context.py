@@ -147,8 +147,8 @@ def with_passages(
         found = retrieve(index, tokenizer, [row["prompt"] for row in given], arguments, limits)
         prefix = "" if name == "train" else "eval_"
         run.add_metrics({f"{prefix}{key}": value for key, value in figures(found).items()})
-        if run.is_main and (line := dropped_line(found)):
-            print(f"{run.stage}: {name}: {line}", flush=True)
+        if line := dropped_line(found):
+            run.say(f"{name}: {line}")
         parts[name] = to_dataset((_with_contexts(row, each, kind) for row, each in zip(given, found)), kind)
     return replace(data, **parts)
 
