@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.preparation import templated, without_column
         from pipeline.inference.retrieval.arguments import RetrievalArguments
         from pipeline.model.policy import ChatModelArguments, load_policy, read_start
-        from pipeline.rewards.resolve import record_reward, resolve_each, verdict_counts, weighted
+        from pipeline.rewards.resolve import record_reward, resolve_each, verdict_counts
         from pipeline.training.guards import guards_for
         from pipeline.training.prefilter import prefilter
         from pipeline.training.prompts import sampled_prompts
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         for reward in rewards:
             record_reward(run, reward)
-        train = prefilter(run, policy, data.train, weighted(rewards, weights), own, config)
+        train = prefilter(run, policy, data.train, rewards, own, config)
         trainer = RolloutTrainer(
             model=policy.model,
             reward_funcs=rewards,

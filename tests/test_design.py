@@ -127,3 +127,18 @@ def test_every_public_function_and_class_has_a_docstring():
             if public and ast.get_docstring(node) is None:
                 missing.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
     assert missing == []
+
+
+def test_long_functions_and_files_are_few():
+    """At most five functions over 60 lines, and at most five files over 400, tests among them."""
+    functions, files = [], []
+    for path in sorted([*modules(), *(ROOT / "tests").rglob("*.py")]):
+        text = path.read_text(encoding="utf-8")
+        if len(text.splitlines()) > 400:
+            files.append(f"{path.relative_to(ROOT)}: {len(text.splitlines())}")
+        if path.is_relative_to(PACKAGE):
+            nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+            sizes = [(node.name, node.end_lineno - node.lineno + 1) for node in nodes]
+            functions += [f"{path.relative_to(ROOT)}: {name} {size}" for name, size in sizes if size > 60]
+    assert len(functions) <= 5, "split along ideas: " + "; ".join(functions)
+    assert len(files) <= 5, "split along ideas: " + "; ".join(files)

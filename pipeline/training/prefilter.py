@@ -5,6 +5,7 @@ pass rate once, with the model the run starts from, spends a little sampling to 
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.inference.decoding import sample
 from pipeline.model.policy import Policy
 from pipeline.rewards.judging import Reward, score
+from pipeline.rewards.resolve import weighted
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_json
 from pipeline.runtime.record import Run
@@ -36,7 +38,7 @@ def prefilter(
     run: Run,
     policy: Policy,
     dataset: datasets.Dataset,
-    reward: Reward,
+    rewards: Sequence[Reward],
     own: PrefilterFields,
     config: "GRPOConfig",
 ) -> datasets.Dataset:
@@ -51,6 +53,7 @@ def prefilter(
     """
     if not own.prefilter_samples:
         return dataset
+    reward = weighted(rewards, config.reward_weights)
     rates = pass_rates(
         policy.model, policy.tokenizer, dataset, reward, samples=own.prefilter_samples,
         max_new_tokens=config.max_completion_length, temperature=config.temperature, seed=config.seed,

@@ -7,7 +7,7 @@ all their orders. (Plackett, 1975; the paper's Part 2, section 1A.) Labelled sin
 the paper's other example of a reward model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -53,23 +53,31 @@ def encode_rankings(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_le
     return dataset.filter(lambda row: all(len(ids) <= max_length for ids in row["candidate_ids"]))
 
 
-class DataCollatorForRanking:
+class _Padding:
+    """A collator that pads sequences to one length."""
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def padded(self, sequences: Iterable[list[int]]) -> dict[str, torch.Tensor]:
+        """Token ids with their mask, padded on the right."""
+        ids = [torch.tensor(sequence) for sequence in sequences]
+        return {
+            "input_ids": pad(ids, padding_value=self.pad_token_id, padding_side="right"),
+            "attention_mask": pad([torch.ones_like(x) for x in ids], padding_value=0, padding_side="right"),
+        }
+
+
+class DataCollatorForRanking(_Padding):
     """Rows of any number of candidates as one flat batch: (sum of N, T) ids, and the ranks of each row, (B, max N).
 
     Absent candidates have rank 0; real ranks start at 1.
     """
 
-    def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
-
     def __call__(self, rows: list[Json]) -> dict[str, torch.Tensor]:
         """Pad the candidates to one length and the ranks to one width."""
-        ids = [torch.tensor(candidate) for row in rows for candidate in row["candidate_ids"]]
-        return {
-            "input_ids": pad(ids, padding_value=self.pad_token_id, padding_side="right"),
-            "attention_mask": pad([torch.ones_like(x) for x in ids], padding_value=0, padding_side="right"),
-            "ranks": pad([torch.tensor(row["ranks"]) for row in rows], padding_value=0, padding_side="right"),
-        }
+        ranks = pad([torch.tensor(row["ranks"]) for row in rows], padding_value=0, padding_side="right")
+        return self.padded(ids for row in rows for ids in row["candidate_ids"]) | {"ranks": ranks}
 
 
 class RankedRewardTrainer(RewardTrainer):
@@ -131,20 +139,13 @@ def encode_labelled(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_le
     return dataset if max_length is None else dataset.filter(lambda row: len(row["chosen_ids"]) <= max_length)
 
 
-class DataCollatorForLabels:
+class DataCollatorForLabels(_Padding):
     """Rows as (B, T) ids with their mask, and ``labels``, (B,)."""
-
-    def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
 
     def __call__(self, rows: list[Json]) -> dict[str, torch.Tensor]:
         """Pad the rows to one length."""
-        ids = [torch.tensor(row["chosen_ids"]) for row in rows]
-        return {
-            "input_ids": pad(ids, padding_value=self.pad_token_id, padding_side="right"),
-            "attention_mask": pad([torch.ones_like(x) for x in ids], padding_value=0, padding_side="right"),
-            "labels": torch.tensor([float(row["label"]) for row in rows]),
-        }
+        labels = torch.tensor([float(row["label"]) for row in rows])
+        return self.padded(row["chosen_ids"] for row in rows) | {"labels": labels}
 
 
 class LabelledRewardTrainer(RewardTrainer):

@@ -2,99 +2,17 @@
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from safetensors.torch import load_file
 
-from pipeline.model import NarLMForCausalLM, NarLMForSequenceClassification
+from pipeline.model import NarLMForCausalLM
 from pipeline.objectives.policy_gradient import ppo_clip_loss, token_rewards
 from pipeline.objectives.value import clipped_value_loss, gae
-from pipeline.runtime.errors import UserError
 from pipeline.training import shared_backbone as shared
-from pipeline.training.ppo import AdapterReward, PPOTrainer, adapted_beta, model_inputs
+from pipeline.training.ppo import adapted_beta
 from pipeline.training.ppo_config import PPOConfig
 from tests import enumerable_task as task
-
-BATCH = 8
-TABLE = task.rewards()
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory) -> str:
-    """The saved pi_ref of the task."""
-    return task.saved_model(tmp_path_factory.mktemp("start") / "model")
-
-
-@pytest.fixture(scope="module")
-def start_adapter(start, tmp_path_factory) -> str:
-    """A LoRA adapter of the start with random weights, as an earlier stage would leave it."""
-    folder = tmp_path_factory.mktemp("adapter")
-    torch.manual_seed(5)
-    from peft import get_peft_model
-
-    model = get_peft_model(task.load(start), lora())
-    randomise(model, "lora_B", 0.3)
-    model.save_pretrained(folder)
-    return str(folder)
-
-
-def lora() -> LoraConfig:
-    return LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-
-
-def randomise(model: torch.nn.Module, part: str, scale: float, seed: int = 0) -> None:
-    """Move the named parameters away from where they start, so that nothing is equal by chance."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if part in name:
-                parameter += scale * torch.randn(parameter.shape, generator=generator)
-
-
-def trainer(start, folder, *, model=None, adapter=True, reward=None, **options) -> PPOTrainer:
-    """A PPO trainer of the toy, quiet and in float32; any option of PPOConfig may be changed."""
-    config = PPOConfig(
-        **{
-            "output_dir": str(folder),
-            "per_device_train_batch_size": BATCH,
-            "gradient_accumulation_steps": 1,
-            "num_iterations": 1,
-            "max_completion_length": task.LENGTH,
-            "learning_rate": 1e-2,
-            "beta": 0.5,
-            "critic": "shared" if adapter else "separate",
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "report_to": "none",
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "use_cpu": True,
-            "disable_tqdm": True,
-        }
-        | options
-    )
-    return PPOTrainer(
-        model=task.load(start) if model is None else model,
-        reward_funcs=reward or task.reward_function(TABLE),
-        args=config,
-        train_dataset=task.dataset(),
-        processing_class=task.tokenizer(),
-        peft_config=lora() if adapter and model is None else None,
-    )
-
-
-def rollout(ppo: PPOTrainer, rows: int = BATCH) -> dict:
-    """One rollout on the first rows, with the model in training mode as in training."""
-    ppo.model.train()
-    ppo.current_gradient_accumulation_steps = 1
-    return ppo._generate_and_score_completions([{"prompt": task.PROMPTS[i % 4]} for i in range(rows)])
-
-
-def plain_log_probs(model: torch.nn.Module, batch: dict) -> torch.Tensor:
-    """Log-probabilities of the completions' tokens by the model's logits alone, (B, T)."""
-    input_ids, attention_mask = model_inputs(batch)
-    width = batch["completion_ids"].size(1)
-    logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, -width - 1 : -1]
-    return logits.log_softmax(-1).gather(-1, batch["completion_ids"][..., None]).squeeze(-1)
+from tests.training.ppo_runs import BATCH, TABLE, assert_same_law, plain_log_probs, randomise, rollout, trainer
 
 
 def test_config_lifts_the_group_and_refuses_nonsense(tmp_path):
@@ -187,11 +105,6 @@ def test_rloo_resumes_and_needs_others_to_compare_with(start, tmp_path):
         assert torch.equal(mine, other), name
     with pytest.raises(ValueError, match="num_generations >= 2"):
         trainer(start, tmp_path, adapter=False, critic="none", num_generations=1)
-
-
-def assert_same_law(one: torch.nn.Module, other: torch.nn.Module) -> None:
-    """Equal log-probability of every completion, up to the rounding of float32 logits."""
-    torch.testing.assert_close(task.exact_law(one), task.exact_law(other), atol=1e-4, rtol=0)
 
 
 def prompts_and_ids(batch: dict) -> tuple[list[str], list[str], list[list[int]]]:
@@ -347,85 +260,6 @@ def test_unscorable_and_cut_off_completions(start, tmp_path):
     assert mask.any(1).all()
 
 
-def test_shared_critic_lies_on_one_backbone(start, tmp_path):
-    """Policy and value losses reach their own adapter only; the weights are at most 1.3 times those of LoRA alone;
-    with the adapters off the model is pi_ref.
-    """
-    ppo = trainer(start, tmp_path, vf_coef=1.0)
-    randomise(ppo.model, "value_head", 0.3)
-    batch = rollout(ppo)
-    trained = {n: p for n, p in ppo.model.named_parameters() if p.requires_grad}
-    critic = {n for n in trained if shared.is_critics(n)}
-    assert {n.split(".")[-2] for n in trained if "lora_" in n} == {"default", "critic"}
-    for part, own in (("value", critic), ("policy", trained.keys() - critic)):
-        ppo.model.zero_grad()
-        if part == "value":
-            ppo._values(ppo.model, batch).sum().backward()
-        else:
-            super(PPOTrainer, ppo)._compute_loss(ppo.model, batch).backward()
-        touched = {n for n, p in trained.items() if p.grad is not None}
-        assert touched == set(own)
-    sizes = {n: p.numel() for n, p in ppo.model.named_parameters()}
-    without_critic = sum(size for name, size in sizes.items() if not shared.is_critics(name))
-    assert sum(sizes.values()) <= 1.3 * without_critic
-    randomise(ppo.model, "lora_B", 0.5)
-    with torch.no_grad(), ppo._adapters():
-        off = plain_log_probs(ppo.model, batch)
-    torch.testing.assert_close(off, plain_log_probs(task.load(start), batch))
-
-
-def test_a_start_that_is_an_adapter_keeps_a_frozen_copy_as_reference(start, start_adapter, tmp_path):
-    """After two steps the policy has moved; the reference is still base + the adapter as it was."""
-    model = PeftModel.from_pretrained(task.load(start), start_adapter, is_trainable=True)
-    ppo = trainer(start, tmp_path, model=model, max_steps=2)
-    ppo.train()
-    batch = rollout(ppo)
-    kl = ppo._metrics["train"]["objective/kl"][-1]
-    with torch.no_grad():
-        frozen = plain_log_probs(PeftModel.from_pretrained(task.load(start), start_adapter), batch)
-    expected = ((batch["old_per_token_logps"] - frozen) * batch["completion_mask"]).sum(1).mean().item()
-    assert kl == pytest.approx(expected, abs=1e-5)
-    assert abs(kl) > 1e-4
-    ppo.save_model(str(tmp_path / "saved"))
-    saved = PeftModel.from_pretrained(task.load(start), tmp_path / "saved")
-    assert_same_law(saved, ppo.model)
-
-
-def test_activation_checkpointing_computes_the_same_gradients(start, tmp_path):
-    """Recomputed with the adapters of its forward pass, or the critic's gradient would come from the policy's."""
-    gradients = []
-    for checkpointing in (False, True):
-        ppo = trainer(start, tmp_path, gradient_checkpointing=checkpointing)
-        randomise(ppo.model, "lora_", 0.2)
-        randomise(ppo.model, "value_head", 0.2)
-        if checkpointing:
-            ppo.model.gradient_checkpointing_enable({"use_reentrant": False})
-        torch.manual_seed(0)
-        batch = rollout(ppo)
-        ppo._compute_loss(ppo.model, batch).backward()
-        assert ppo.model.is_gradient_checkpointing == checkpointing
-        gradients.append({n: p.grad for n, p in ppo.model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"adapter": False, "critic": "shared"}, "add use_peft: true, or choose critic: separate"),
-        (
-            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
-            "cannot be recomputed by reentrant",
-        ),
-    ],
-)
-def test_impossible_critics_are_refused(start, tmp_path, options, match):
-    """With what to change, before anything is sampled."""
-    with pytest.raises(UserError, match=match):
-        trainer(start, tmp_path, **options)
-
-
 @pytest.mark.parametrize("adapter", [True, False], ids=["shared critic", "separate critic"])
 def test_resumed_run_continues_the_interrupted_one(start, tmp_path, adapter):
     """Four steps of two rollouts, resumed after two: policy, critic, adapted beta and all logged figures are equal."""
@@ -465,43 +299,6 @@ def test_saved_folder_is_the_policy_alone(start, tmp_path):
         critic = load_file(folder / "critic" / "critic.safetensors")
         assert critic.keys() == ppo._critic_parameters().keys()
         assert any("value_head" in name and weight.abs().max() > 0 for name, weight in critic.items())
-
-
-def test_separate_critic_of_an_adapter_is_an_adapter_too(start, tmp_path):
-    """Its backbone stays frozen; a step moves its adapter and its head and nothing of the policy's base."""
-    ppo = trainer(start, tmp_path, critic="separate", max_steps=2)
-    before = {n: p.clone() for n, p in ppo.model.named_parameters()}
-    ppo.train()
-    moved = {n for n, p in ppo.model.named_parameters() if not torch.equal(p, before[n])}
-    assert any(".critic." in n and "lora_B" in n for n in moved)
-    assert any("value_head" in n for n in moved)
-    assert all("lora_" in n or "value_head" in n for n in moved)
-
-
-def test_reward_adapter_scores_like_the_reward_model(start, tmp_path):
-    """A LoRA reward model of the same base, scored on the policy's backbone, gives the standalone model's scores, and
-    neither its adapter nor its head is trained.
-    """
-    from peft import get_peft_model
-
-    classifier = NarLMForSequenceClassification.from_pretrained(start, num_labels=1, attn_implementation="eager")
-    config = LoraConfig(r=4, target_modules="all-linear", modules_to_save=["score"], task_type="SEQ_CLS")
-    reward_model = get_peft_model(classifier, config)
-    randomise(reward_model, "lora_B", 0.3)
-    randomise(reward_model, "score", 0.3)
-    reward_model.save_pretrained(tmp_path / "reward")
-    prompts, answers = ["a b", "b", "c"], [" c d", " a", " c d a b"]
-    reward = AdapterReward(str(tmp_path / "reward"))
-    ppo = trainer(start, tmp_path, reward=reward, max_steps=1)
-    assert shared.same_backbone(ppo.model, str(tmp_path / "reward"))
-    expected = []
-    for prompt, answer in zip(prompts, answers):
-        ids = task.tokenizer()(f"{prompt}{answer} <eos>", return_tensors="pt")["input_ids"]
-        with torch.no_grad():
-            expected.append(reward_model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.item())
-    assert reward(prompts, answers) == pytest.approx(expected, abs=1e-5)
-    ppo.train()
-    assert reward(prompts, answers) == pytest.approx(expected, abs=1e-5)
 
 
 def test_critic_has_a_learning_rate_of_its_own(start, tmp_path):
