@@ -59,6 +59,7 @@ BUILT_IN = {
     "format": Verifier(f"{_ROOM}.text:format_judge", verifies=False),
     "length": Verifier(f"{_ROOM}.text:length_judge", verifies=False),
     "repetition": Verifier(f"{_ROOM}.text:repetition_judge", verifies=False),
+    "refusal": Verifier(f"{_ROOM}.refusal:judge", verifies=False),
     "reward_model": Verifier(f"{_ROOM}.learned:judge", verifies=False, batch=True, check=f"{_ROOM}.learned:check"),
 }
 # What TRL hands to a reward beside the columns of the data.

@@ -154,6 +154,7 @@ RIGHT_AND_WRONG = {
     "code": ("def f(): return 4", "def f(): return 5", {"tests": "assert f() == 4"}),
     "length": ("four", "four " * 10_000, {}),
     "repetition": ("a b c d e f g h", "a b a b a b a b", {}),
+    "refusal": ("I'm sorry, but I can't help with that.", "First, open the lid.", {}),
 }
 
 
