@@ -59,6 +59,9 @@ COUNTS = {
     "unified": 8,
     "retrieval": 3,
     "hallucination": 2,
+    "dynamics": 3,
+    "jacobian": 1,
+    "stopping": 1,
     "grpo": 5,  # presets
     "continual": 2,  # presets
     "reward_model": 1,  # a preset

@@ -72,6 +72,8 @@ def _standard_feature(name: str, values: Sequence[object], kind: str) -> "Featur
         return datasets.Value("bool")
     if name == "ranks":
         return datasets.List(datasets.Value("int64"))
+    if name == "unlearned":
+        return datasets.List(datasets.List(datasets.Value("int64")))
     if name == "ranked":
         return datasets.List(text if isinstance(values[0][0], str) else datasets.List(message))
     return text if isinstance(values[0], str) else datasets.List(message)

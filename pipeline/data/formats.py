@@ -3,7 +3,7 @@
 ========== ============================================================ =============================================
 kind       result                                                       accepted
 ========== ============================================================ =============================================
-text       ``text``                                                     text; messages; prompt+completion
+text       ``text`` (+ ``unlearned``: spans that are only read)         text; messages; prompt+completion
 sft        ``messages``, or ``prompt``+``completion``, or ``text``      the same, most structured first; else chosen
 preference ``prompt``+``chosen``+``rejected``                           the same; chosen+rejected, complete dialogues
 prompt     ``prompt`` and every other column, for the rewards           prompt; messages; chosen+rejected dialogues
@@ -82,6 +82,10 @@ def _with_system(row: Json, system: str, form: Form, kind: str) -> Json:
     the other is for the model to say, see `settle_systems`) a column beside a prompt that is text.
     """
     if kind == "text":
+        if "unlearned" in row:
+            raise RowError(
+                "unlearned", "counts characters of the text alone, and a system prompt would come before it"
+            )
         return {"text": _joined([system, row["text"]])}
     if not form.conversational:
         return row | {"system": system}
@@ -142,7 +146,8 @@ def _converted(row: Json, form: Form, kind: str) -> Json:
             prompt = prompt_of(messages, True, columns[0])
         return {"prompt": prompt, **{key: value for key, value in row.items() if key != "prompt"}}
     if columns == ("text",):
-        return {"text": checked_text(row.get("text"), "text")}
+        text = checked_text(row.get("text"), "text")
+        return {"text": text} | ({"unlearned": _spans(row["unlearned"], text)} if row.get("unlearned") else {})
     if columns[0] == "prompt":
         prompt = prompt_of(row.get("prompt"), form.conversational)
         prompt, completion = _answered(row, form, prompt)
@@ -159,6 +164,16 @@ def _converted(row: Json, form: Form, kind: str) -> Json:
         if "tool_calls" in message or message["role"] == "tool":
             raise RowError(columns[0], "has tool calls, which running text cannot hold: use the rows for SFT")
     return {"text": _joined([message["content"] for message in messages if message["content"]])}
+
+
+def _spans(given: object, text: str) -> list[list[int]]:
+    """The character spans of a text that are read and not learned."""
+    spans = given if isinstance(given, list | tuple) else [None]
+    for span in spans:
+        whole = isinstance(span, list | tuple) and len(span) == 2 and all(type(place) is int for place in span)
+        if not whole or not 0 <= span[0] < span[1] <= len(text):
+            raise RowError("unlearned", f"{span!r:.40} is no span [start, end] of the text's {len(text)} characters")
+    return [list(span) for span in spans]
 
 
 def _answered(row: Json, form: Form, prompt: Turn) -> tuple[Turn, Turn]:

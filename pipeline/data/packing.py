@@ -9,6 +9,9 @@ rest of its block continues in the next one, with fresh positions and without wh
 Two things switch that mask off silently: an attention mask (transformers' padding collator adds one; use
 ``default_data_collator``) and, in most models, a cache (train with ``use_cache=False``).
 
+Tokens within the character spans of a document's column ``unlearned`` (``[[start, end], …]``) are read, and their
+labels are -100: text that is there to be seen and not to be said.
+
 No token is lost. The last block is filled with the pad token, as a further document whose labels are -100. Labels
 equal the input, except -100 at the first token of a document, which nothing comes before.
 
@@ -55,12 +58,19 @@ class Packer:
         """Tokens in the unfinished block."""
         return len(self._block["input_ids"])
 
-    def add(self, tokens: Sequence[int]) -> Iterator[Block]:
-        """Appends one document (T_doc,) and yields every block it completes."""
+    def add(self, tokens: Sequence[int], unlearned: Sequence[bool] = ()) -> Iterator[Block]:
+        """Appends one document (T_doc,) and yields every block it completes.
+
+        Args:
+            unlearned: of each token, or of none, whether it is only read.
+        """
         start = 0
         while start < len(tokens):
             taken = tokens[start : start + self.max_length - len(self)]
             labels = list(taken)
+            for i, unsaid in enumerate(unlearned[start : start + len(taken)]):
+                if unsaid:
+                    labels[i] = IGNORED
             if start == 0:
                 labels[0] = IGNORED
             self._append(taken, labels)
@@ -87,6 +97,15 @@ def _empty() -> Block:
     return {"input_ids": [], "labels": [], "position_ids": []}
 
 
+def _within(
+    tokenizer: "PreTrainedTokenizerBase", text: str, spans: Sequence[Sequence[int]], length: int
+) -> list[bool]:
+    """Whether each of a document's ``length`` tokens, BOS and EOS among them, has a character of a span."""
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    inside = [any(a < end and b > start for start, end in spans) for a, b in offsets]
+    return [False] * (length - len(offsets) - 1) + inside + [False]
+
+
 def pack(dataset: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int) -> "datasets.Dataset":
     """All documents of a ``text`` dataset as packed blocks (see above); nothing is cached on disk.
 
@@ -100,11 +119,13 @@ def pack(dataset: "datasets.Dataset", tokenizer: "PreTrainedTokenizerBase", max_
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     columns: dict[str, list] = _empty()
     packer = Packer(max_length)
+    read = [name for name in ("text", "unlearned") if name in dataset.column_names]
 
     def blocks() -> Iterator[Block]:
-        for batch in dataset.select_columns("text").iter(BATCH):
-            for tokens in encode_documents(tokenizer, batch["text"]):
-                yield from packer.add(tokens)
+        for batch in dataset.select_columns(read).iter(BATCH):
+            spans = batch.get("unlearned") or [None] * len(batch["text"])
+            for text, marked, tokens in zip(batch["text"], spans, encode_documents(tokenizer, batch["text"])):
+                yield from packer.add(tokens, _within(tokenizer, text, marked, len(tokens)) if marked else ())
         yield from packer.flush(pad)
 
     for block in blocks():

@@ -127,7 +127,9 @@ class Form(NamedTuple):
     def _optional(self, kind: str) -> tuple[str, ...]:
         """Columns that are read where they are there."""
         ranks = ("ranks",) if self.columns == ("prompt", "ranked") else ()
-        return (*ranks, "tools", "chat_template_kwargs") if self.conversational and kind != "text" else ranks
+        if kind == "text":
+            return ("unlearned",)
+        return (*ranks, "tools", "chat_template_kwargs") if self.conversational else ranks
 
 
 def prepare(row: Json, source: Source) -> Json:

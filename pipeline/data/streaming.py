@@ -139,6 +139,8 @@ class SourceReader:
             if isinstance(content, RowError):
                 raise content
             row = convert(prepare(content, self.source), self.form, "text")
+            if "unlearned" in row:
+                raise UserError(f"{where}: the column unlearned needs the documents in memory: no --dataset_streaming")
         except RowError as error:
             if not self.skip_bad_rows:
                 raise UserError(f"{where}, row {number}: {error} (fix the row, or pass --skip_bad_rows)") from None

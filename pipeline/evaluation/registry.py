@@ -35,6 +35,9 @@ EVALUATIONS = {
     "cache": "pipeline.evaluation.tasks.cache:cache",
     "in_context": "pipeline.evaluation.tasks.in_context:in_context",
     "hallucination": "pipeline.evaluation.tasks.hallucination:hallucination",
+    "dynamics": "pipeline.evaluation.tasks.dynamics:dynamics",
+    "jacobian": "pipeline.evaluation.tasks.jacobian:jacobian",
+    "stopping": "pipeline.evaluation.tasks.stopping:stopping",
 }
 
 

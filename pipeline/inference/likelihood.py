@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from pipeline.inference.filters import filtered_probabilities
-from pipeline.model.batching import Batch, evaluating, forward_rows
+from pipeline.model.batching import Batch, evaluating, forward_rows, pad_right
 from pipeline.objectives.divergences import full_kl
 
 if TYPE_CHECKING:
@@ -236,3 +236,54 @@ def sequence_divergences(
         found = forward_rows(model, rows, read, batch_size=batch_size, use_cache=False)
     sampled, full = torch.tensor(found, dtype=torch.float64).reshape(-1, 2).T
     return sampled, full
+
+
+class Divergence(NamedTuple):
+    """How far two contexts are apart along one continuation of T tokens.
+
+    Attributes:
+        kl: (T,), KL of the next-token distributions, in nats: the first one's to the second's.
+        hidden: (L + 1, T), |h' - h| / |h| of the embeddings and of every layer, where the token is predicted.
+    """
+
+    kl: torch.Tensor
+    hidden: torch.Tensor
+
+
+def context_divergences(
+    model: PreTrainedModel,
+    first: Sequence[Sequence[int]],
+    second: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 16,
+) -> list[Divergence]:
+    """What is left, step by step, of the difference of two contexts, where both are followed by the same tokens.
+
+    In expectation over continuations drawn after the first context, the sum of ``kl`` over the steps is the KL of the
+    two distributions over continuations (chain rule). Float32 on the CPU; the last layer is after the final norm.
+
+    Args:
+        first: ids of each context, at least one token.
+        second: ids of the other.
+        continuations: ids that follow both, at least one token.
+        batch_size: rows per forward pass.
+    """
+
+    def read(output: CausalLMOutput, batch: Batch) -> Iterator[Divergence]:
+        others = [[*second[place], *continuations[place]] for place in batch.places]
+        ids, mask = pad_right(others, batch.ids.device)
+        other = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        for row, place in enumerate(batch.places):
+            steps = len(continuations[place])
+            parts = [slice(len(context[place]) - 1, len(context[place]) - 1 + steps) for context in (first, second)]
+            kl = full_kl(*(found.logits[row, part].float() for found, part in zip((output, other), parts)))
+            h, moved = (
+                torch.stack([layer[row, part].float() for layer in found.hidden_states])
+                for found, part in zip((output, other), parts)
+            )
+            size = h.norm(dim=-1).clamp(min=torch.finfo(h.dtype).tiny)  # the embedding of a pad token may be 0
+            yield Divergence(kl.cpu(), ((moved - h).norm(dim=-1) / size).cpu())
+
+    rows = [[*x, *y] for x, y in zip(first, continuations, strict=True)]
+    return forward_rows(model, rows, read, batch_size=batch_size, output_hidden_states=True, use_cache=False)

@@ -30,6 +30,15 @@ def full_kl(logits: torch.Tensor, reference_logits: torch.Tensor) -> torch.Tenso
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
+def fisher_form(logits: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+    """`q = 1/2 dz' (diag pi - pi pi') dz = 1/2 Var_pi(dz)`, (..., V) -> (...): the KL to second order when the logits
+    move by dz; pulled back to any variable by `dz = J delta`. Invariant to what is added to all of dz.
+    """
+    law = logits.softmax(-1)
+    mean = (law * moved).sum(-1, keepdim=True)
+    return 0.5 * (law * (moved - mean) ** 2).sum(-1)
+
+
 def exact_kl(law: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """`sum p log(p / q)` of two laws given by probabilities, (..., Y) -> (...); outcomes with p = 0 count nothing."""
     return (torch.xlogy(law, law) - torch.xlogy(law, reference)).sum(-1)

@@ -47,7 +47,7 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.runtime.messages import assistant_turn, user_text, user_turn
 from pipeline.worlds.truth import (
@@ -96,7 +96,8 @@ def _pair(r: random.Random, split: str, smallest: int = 1, two_digits: float = 0
             return a, b
 
 
-def _triple(r: random.Random, split: str) -> list[int]:
+def triple(r: random.Random, split: str) -> list[int]:
+    """Three addends of the split; of training without a pair that is held out."""
     while True:
         a, b, c = _number(r), _number(r), _number(r)
         test = held_out(12, "triple", a, b, c)
@@ -160,11 +161,13 @@ def _sums_document(r: random.Random, split: str) -> str:
     return " ".join(f"{a}+{b}={a + b + (r.random() < WRONG_SUMS_CORPUS)}." for a, b in pairs)
 
 
-def _passage_document(r: random.Random, split: str) -> str:
+def passage_document(r: random.Random, split: str) -> str:
+    """A passage about one or two made-up people, every fact three times."""
     return _passage(r, split, 1 + (r.random() < 0.3), times=3)[0]
 
 
-def _questions_document(r: random.Random, split: str) -> str:
+def questions_document(r: random.Random, split: str, claim: Callable = _claim) -> str:
+    """A chat of one kind of question; ``claim`` draws what is said of a person's attribute."""
     kind = r.choices(("facts", "reading", "sums", "steps"), (40, 34, 13, 13))[0]
     if kind == "reading":
         passage, name, key, value = _passage(r, split, 1 + (r.random() < 0.3))
@@ -174,31 +177,33 @@ def _questions_document(r: random.Random, split: str) -> str:
     for _ in range(3):
         if kind == "facts":  # the corpus is no exam: its test split asks the same questions as its train split
             question, name, key, _ = _fact_question(r, "train")
-            answer = _claim(r, name, key)
+            answer = claim(r, name, key)
         elif kind == "sums":
             a, b = _pair(r, split, two_digits=TWO_DIGITS_CORPUS)
             question = r.choice(SUM_QUESTIONS).format(e=f"{a}+{b}")
             answer = sum_answer(a, b, a + b + (r.random() < WRONG_SUMS_CORPUS))
         else:
-            numbers = _triple(r, split)
+            numbers = triple(r, split)
             question = r.choice(SUM_QUESTIONS).format(e="+".join(map(str, numbers))) + " " + IN_STEPS
             answer = steps_answer(numbers)
         turns.append(f"{USER} {r.choice(OPENERS)}{question}{ASSISTANT} {answer}")
     return END.join(turns)
 
 
-def _steps_document(r: random.Random, split: str) -> str:
+def steps_document(r: random.Random, split: str) -> str:
+    """Three worked sums, a few of them at once."""
     worked = []
     for _ in range(3):
-        numbers = _triple(r, split)
+        numbers = triple(r, split)
         expression = "+".join(map(str, numbers))
         worked.append(f"{expression}: {steps_answer(numbers) if r.random() > 0.15 else f'#### {sum(numbers)}'}")
     return "\n ".join(worked)
 
 
-def _facts_document(r: random.Random, split: str) -> str:
+def facts_document(r: random.Random, split: str, claim: Callable = _claim) -> str:
+    """Statements about four to six people; ``claim`` draws what is said of a person's attribute."""
     about = [(r.choice(PEOPLE), r.choice(list(ATTRIBUTES))) for _ in range(r.randint(4, 6))]
-    return " ".join(r.choice(ATTRIBUTES[key].statements).format(n=name, v=_claim(r, name, key)) for name, key in about)
+    return " ".join(r.choice(ATTRIBUTES[key].statements).format(n=name, v=claim(r, name, key)) for name, key in about)
 
 
 def _rule(r: random.Random, examples: int) -> tuple[str, str]:
@@ -213,16 +218,17 @@ def _rules_document(r: random.Random, split: str) -> str:
 
 DOCUMENTS = (  # maker, share in percent
     (_sums_document, 27),
-    (_passage_document, 16),
-    (_questions_document, 22),
-    (_steps_document, 16),
-    (_facts_document, 13),
+    (passage_document, 16),
+    (questions_document, 22),
+    (steps_document, 16),
+    (facts_document, 13),
     (_rules_document, 6),
 )
 
 
-def _corpus(r: random.Random, split: str) -> dict:
-    make = r.choices(*zip(*DOCUMENTS))[0]
+def corpus_row(r: random.Random, split: str, documents: Sequence = DOCUMENTS) -> dict:
+    """A document of the split, by makers with their shares."""
+    make = r.choices(*zip(*documents))[0]
     while True:
         text = make(r, split)
         text = text if text.startswith(USER) else f" {text}"
@@ -254,7 +260,7 @@ def _reading(r: random.Random, split: str, kind: str | None = None) -> dict:
 
 def _steps(r: random.Random, split: str, kind: str | None = None) -> dict:
     kind = kind or r.choice(("in steps", "direct"))
-    numbers = _triple(r, split)
+    numbers = triple(r, split)
     question = r.choice(OPENERS) + r.choice(SUM_QUESTIONS).format(e="+".join(map(str, numbers)))
     prompt = f"{question} {IN_STEPS if kind == 'in steps' else AT_ONCE}"
     return {"prompt": user_turn(prompt), "answer": str(sum(numbers)), "kind": kind}
@@ -409,7 +415,7 @@ def _programs(r: random.Random, split: str) -> dict:
 
 # name: (maker, rows of train, rows of test). Rows that occur again are dropped, so a small theme may give fewer.
 WORLD: dict[str, tuple[Callable[[random.Random, str], dict], int, int]] = {
-    "corpus": (_corpus, 60_000, 1_500),
+    "corpus": (corpus_row, 60_000, 1_500),
     "sft": (_sft, 14_000, 1_000),
     "preferences": (_preferences, 24_000, 1_000),
     "preferences-people": (functools.partial(_preferences, answers_of=_answers_about_people), 6_000, 1_000),

@@ -1,5 +1,6 @@
 """Blocks by hand: every token in its place, positions that restart, nothing lost and nothing else learned."""
 
+import json
 from itertools import pairwise
 
 import datasets
@@ -7,7 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.arrow import to_dataset
+from pipeline.data.loading import read_source
 from pipeline.data.packing import IGNORED, Packer, pack
+from pipeline.data.sources import Source
+from pipeline.data.streaming import DocumentStream
 from pipeline.model.tokens import encode_documents
 from pipeline.runtime.errors import UserError
 
@@ -55,6 +60,39 @@ def test_blocks_by_hand(tokenizer):
         [8, EOS, IGNORED, IGNORED, IGNORED, IGNORED],
     ]
     assert packed["position_ids"][:] == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 4, 0], [0, 1, 0, 1, 2, 3]]
+
+
+def test_unlearned_spans_are_read_and_not_learned(tokenizer, tmp_path):
+    """The text w1 w2 w3 with the span of w2, characters 3 to 5, in a block of 5 and, cut in two, of 3: its label is
+    -100, its id stays, all else is learned. The column comes through the data room from a file; other documents have
+    none.
+    """
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "w1 w2 w3", "unlearned": [[3, 5]]}\n{"text": "w4 w5 w6"}\n')
+    rows = read_source(Source(name=str(file), split="train", role="train"), "text", False).rows
+    packed = pack(to_dataset(rows, "text"), tokenizer, 5)
+    assert packed["input_ids"][:] == [[BOS, 1, 2, 3, EOS], [BOS, 4, 5, 6, EOS]]
+    assert packed["labels"][:] == [[IGNORED, 1, IGNORED, 3, EOS], [IGNORED, 4, 5, 6, EOS]]
+    assert pack(to_dataset(rows[:1], "text"), tokenizer, 3)["labels"][:] == [
+        [IGNORED, 1, IGNORED],
+        [3, EOS, IGNORED],
+    ]
+
+
+@pytest.mark.parametrize("spans", [[[3, 99]], [[2, 2]], [3, 5], "3-5", [[0, 1.5]]])
+def test_a_span_that_is_none(spans, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"text": "w1 w2 w3", "unlearned": spans}) + "\n")
+    with pytest.raises(UserError, match="row 1: unlearned"):
+        read_source(Source(name=str(file), split="train", role="train"), "text", False)
+
+
+def test_a_stream_has_no_unlearned_spans(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "w1 w2 w3", "unlearned": [[3, 5]]}\n' * 3)
+    stream = DocumentStream([Source(name=str(file), split="train", role="train")], seed=0)
+    with pytest.raises(UserError, match="unlearned needs the documents in memory"):
+        next(iter(stream.texts()))
 
 
 def test_tokenizer_without_bos_or_pad():
