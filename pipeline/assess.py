@@ -16,11 +16,18 @@ prompts. The model's folder is only read: its report and card find the assessmen
 Paper: the loss (9), DPO's implicit reward, the verifier V and the reward R of Part 2, all on held-out prompts.
 """
 
+import os
+import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.evaluation.mistakes import refuse_mistakes
+from pipeline.runtime.arguments import parse
+from pipeline.runtime.checkpoints import require_model_folder
+from pipeline.runtime.command_table import as_typed
 from pipeline.runtime.entry import entry
-from pipeline.runtime.record import Run
+from pipeline.runtime.needs import require_needs
+from pipeline.runtime.record import RECIPE_VARIABLE, Run
 
 if TYPE_CHECKING:
     from pipeline.evaluation.registry import Entry
@@ -94,11 +101,11 @@ def main(argv: list[str] | None = None) -> None:
     with Run("assess", argv) as run:
         if run.done or not run.is_main:
             return  # one process evaluates; the others have nothing to do
+        if not run.helping:
+            require_needs(run.stage, run.given)
+            refuse_mistakes(*parse(run.argv, AssessArguments))
         (args,) = run.parse(AssessArguments)
-        from pipeline.runtime.checkpoints import require_model_folder
-
         name = args.model_name_or_path
-        require_model_folder(name)
         from pipeline.evaluation import recorded
         from pipeline.evaluation.expectations import baseline_metrics, check_claims, describe, parse_claims
         from pipeline.evaluation.registry import check_entries, defaults_for, rehearse, takes
@@ -146,6 +153,9 @@ def main(argv: list[str] | None = None) -> None:
         for claim in checked:
             print(describe(claim), flush=True)
         results.clear()
+        run.say(f"saved in {run.folder} (figures in run.json, completions in samples.jsonl)")
+        if RECIPE_VARIABLE not in os.environ:
+            run.say(f"next: {as_typed('report')} {shlex.quote(str(run.folder.parent))}")
 
 
 def entries_of(args: AssessArguments, objective: "Entry") -> "list[Entry]":

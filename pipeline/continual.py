@@ -21,9 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.runtime.arguments import StageArguments
+from pipeline.data.arguments import DataArguments
+from pipeline.runtime.arguments import StageArguments, part
+from pipeline.runtime.coercion import is_true
 from pipeline.runtime.entry import entry
 from pipeline.runtime.record import Run
+from pipeline.training import corpora_rules
+from pipeline.training.mistakes import refuse_mistakes
 
 if TYPE_CHECKING:
     from pipeline.data.loading import Data
@@ -101,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run("continual", argv) as run:
         if run.done:
             return
+        refuse_mistakes(run, lambda own: own.kind, ContinualArguments, partial(check, run))
         from trl import DPOConfig, SFTConfig
 
         from pipeline.data.arguments import ChatDataArguments
@@ -117,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
         own, data_args, model_args, config = run.parse(
             ContinualArguments, ChatDataArguments, model_class, config_class
         )
-        corpora.check(own, data_args, run.push)
+        corpora.check_split(own)
         if own.retained:
             check_entries(own.retained)
         within_positions(run, config, model_config(start_name(model_args), config.trust_remote_code))
@@ -146,6 +151,11 @@ def main(argv: list[str] | None = None) -> None:
             corpus = corpora.Corpus(run, k, len(sequence), own, model_args, config, tokenizer.chat_template)
             if not corpus.done():
                 learn(corpus, data, old, anchors, evaluation)
+
+
+def check(run: Run, own: ContinualArguments) -> None:
+    """Refuse what does not go together, before anything is imported."""
+    corpora_rules.check(own, part(run.argv, DataArguments), is_true(run.given.get("push_to_hub")))
 
 
 def learn(

@@ -15,6 +15,7 @@ Loss: `objectives.preference.dpo_loss` (tests/stages/test_losses.py::test_dpo).
 from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.record import Run
+from pipeline.training.mistakes import refuse_mistakes
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run("dpo", argv) as run:
         if run.done:
             return
+        refuse_mistakes(run, "preference")
         from trl import DPOConfig
 
         from pipeline.data.arguments import ChatDataArguments

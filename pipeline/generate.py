@@ -48,8 +48,8 @@ class GenerateArguments:
     prompt_file: str | None = field(
         default=None,
         metadata={
-            "help": "File of rows with a `prompt`, text or messages, or with the columns "
-            "of a public dataset (docs/new_dataset.md)."
+            "help": "File of rows with a `prompt`, text or messages, or with the columns of a public dataset "
+            "(docs/new_dataset.md); of a .txt file each line is a prompt."
         },
     )
     dataset_map: str = field(default="", metadata={"help": "Rename columns of the file: old=new,…"})
@@ -122,15 +122,22 @@ SAMPLING = ("n", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "re
 
 def main(argv: list[str] | None = None) -> None:
     """Run the stage; see the module's docstring."""
+    from pipeline.inference.batch_files import read_prompts
     from pipeline.runtime.arguments import parse
     from pipeline.runtime.checkpoints import require_model_folder
+    from pipeline.runtime.given import read_given
+    from pipeline.runtime.needs import require_needs
 
+    given = read_given(argv)
+    if "help_all" not in given:
+        require_needs("generate", given | {"prompt": "prompt" in given})
     args, retrieval = parse(argv, GenerateArguments, RetrievalArguments, prog="generate.py")
     check(args, retrieval)
     name, remote, file = args.model_name_or_path, args.trust_remote_code, args.prompt_file
     require_model_folder(name)
+    rows = read_prompts(Path(file), args.dataset_map) if file else [{"prompt": prompt} for prompt in args.prompt or []]
+
     from pipeline.inference.answers import Speaker, answer, converse, note, turn_of
-    from pipeline.inference.batch_files import read_prompts
     from pipeline.inference.decoding import check_lengths
     from pipeline.inference.filters import check_options
     from pipeline.inference.retrieval.context import context_limit, with_retrieved
@@ -146,7 +153,6 @@ def main(argv: list[str] | None = None) -> None:
 
     options = {key: getattr(args, key) for key in SAMPLING} | {"stops": stop_rules(args)}
     check_options(batch_size=args.batch_size, **{key: options[key] for key in SAMPLING if key != "crop"})
-    rows = read_prompts(Path(file), args.dataset_map) if file else [{"prompt": prompt} for prompt in args.prompt or []]
     require_language_model(name, remote)
     tokenizer = load_tokenizer(name, remote)
     decision = decision_of(args, tokenizer)

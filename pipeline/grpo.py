@@ -21,6 +21,7 @@ from pipeline.runtime.arguments import RolloutArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.messages import GIVEN_AS_TEXT
 from pipeline.runtime.record import Run
+from pipeline.training.mistakes import refuse_mistakes
 
 
 @dataclass
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run("grpo", argv) as run:
         if run.done:
             return
+        refuse_mistakes(run, "prompt", GRPOArguments)
         from trl import GRPOConfig
 
         from pipeline.data.arguments import ChatDataArguments
@@ -71,10 +73,12 @@ def main(argv: list[str] | None = None) -> None:
             GRPOArguments, ChatDataArguments, RetrievalArguments, ChatModelArguments, GRPOConfig
         )
         tools, environment = load_tools(own.tools, own.environment_factory)
-        specs = own.reward or ([] if environment else ["numeric"])  # an environment may have a reward of its own
-        require_reward(specs, environment)
+        if not own.reward and not environment:  # an environment may have a reward of its own
+            own.reward = run.record["arguments"]["reward"] = ["numeric"]
+            run.say("not given: reward numeric (the number of the answer against the column answer)")
+        require_reward(own.reward, environment)
         weights, unsafe = config.reward_weights, own.allow_unsafe_code_execution
-        rewards = resolve_each(specs, weights, allow_unsafe_code_execution=unsafe)
+        rewards = resolve_each(own.reward, weights, allow_unsafe_code_execution=unsafe)
         base, tokenizer = read_start(model_args, trust_remote_code=config.trust_remote_code)
         data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)

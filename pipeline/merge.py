@@ -19,8 +19,10 @@ of these into NarLM, with the same logits. What the other architecture has no pl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.needs import require_needs
 from pipeline.runtime.record import Run
 from pipeline.runtime.run_json import read_record
 
@@ -63,17 +65,19 @@ def main(argv: list[str] | None = None) -> None:
     with Run("merge", argv) as run:
         if run.done:
             return
+        if not run.helping:
+            require_needs(run.stage, run.given)
+            require_model_folder(str(run.given["model_name_or_path"]))
         (args,) = run.parse(MergeArguments)
         import torch
 
         from pipeline.model.conversion import convert
-        from pipeline.model.loading import adapter_base, load_tokenizer
+        from pipeline.model.loading import adapter_base, load_tokenizer, model_config
         from pipeline.publish.cards import write_card
         from pipeline.publish.hub import push_run
-        from pipeline.runtime.checkpoints import require_model_folder
 
         name = args.model_name_or_path
-        require_model_folder(name)
+        model_config(name, args.trust_remote_code)  # a name that nothing has is no complete model
         base = adapter_base(name)
         if base is None and args.as_ is None:
             raise UserError(

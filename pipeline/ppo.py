@@ -24,6 +24,7 @@ from pipeline.runtime.arguments import RolloutArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
+from pipeline.training.mistakes import refuse_mistakes
 
 if TYPE_CHECKING:
     from pipeline.model.policy import Policy
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run("ppo", argv) as run:
         if run.done:
             return
+        refuse_mistakes(run, "prompt", RolloutArguments, check)
         from pipeline.data.arguments import ChatDataArguments
         from pipeline.data.loading import load_data
         from pipeline.data.preparation import templated
@@ -50,8 +52,6 @@ def main(argv: list[str] | None = None) -> None:
         own, data_args, retrieval, model_args, config = run.parse(
             RolloutArguments, ChatDataArguments, RetrievalArguments, ChatModelArguments, PPOConfig
         )
-        if not own.reward:
-            raise UserError("reward is missing: name a reward-model folder, a reward of the registry, or both")
         unsafe = own.allow_unsafe_code_execution
         resolved = resolve_each(own.reward, config.reward_weights, allow_unsafe_code_execution=unsafe)
         base, tokenizer = read_start(model_args, trust_remote_code=config.trust_remote_code)
@@ -95,6 +95,12 @@ def on_backbone(policy: "Policy", names: list[str], rewards: "list[Reward]") -> 
         return rewards
     place = next((i for i, name in enumerate(names) if same_backbone(policy.model, name)), None)
     return [AdapterReward(names[i]) if i == place else reward for i, reward in enumerate(rewards)]
+
+
+def check(own: RolloutArguments) -> None:
+    """Refuse a run without a reward."""
+    if not own.reward:
+        raise UserError("reward is missing: name a reward-model folder, a reward of the registry, or both")
 
 
 def first_and_last(history: list[dict[str, float]]) -> dict[str, float]:

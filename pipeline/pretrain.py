@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.record import Run
+from pipeline.training.mistakes import refuse_mistakes
 
 
 @dataclass
@@ -67,6 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run("pretrain", argv) as run:
         if run.done:
             return
+        refuse_mistakes(run, "text")
         from transformers import TrainingArguments, default_data_collator, set_seed
 
         from pipeline.data.arguments import DataArguments

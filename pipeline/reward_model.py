@@ -24,9 +24,13 @@ from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
+from pipeline.training.mistakes import refuse_mistakes
 
 if TYPE_CHECKING:
     from trl import RewardConfig
+
+
+KINDS = {"pairwise": "preference", "listwise": "ranked", "binary": "labelled"}  # of the data of each objective
 
 
 @dataclass
@@ -55,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run("reward_model", argv) as run:
         if run.done:
             return
+        refuse_mistakes(run, lambda own: KINDS[own.objective], RewardModelArguments)
         from transformers import AutoModelForSequenceClassification
         from trl import RewardConfig
 
@@ -79,11 +84,11 @@ def main(argv: list[str] | None = None) -> None:
         }  # fmt: skip
         base, tokenizer = read_start(model_args, **loading, eos_token=config.eos_token)
         within_positions(run, config, base, "rows are left out above")
-        objective = OBJECTIVES[own.objective]
-        data = load_data(data_args, objective.kind, config.seed)
+        objective, kind = OBJECTIVES[own.objective], KINDS[own.objective]
+        data = load_data(data_args, kind, config.seed)
         run.add_data(data.sources)
         template, config.chat_template_path = config.chat_template_path, None  # TRL would change the model for it
-        data = templated(data, tokenizer, run, objective.kind, data_args, template)
+        data = templated(data, tokenizer, run, kind, data_args, template)
         held_out = readable_answers(data.evaluation, tokenizer, base)
         start = load_policy(model_args, run, tokenizer, **loading, num_labels=1)
         if start.peft_config is not None:  # the head is new: it must be trained and saved with the adapter

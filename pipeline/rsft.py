@@ -20,9 +20,11 @@ from functools import partial
 from typing import Literal
 
 from pipeline.runtime.arguments import RewardArguments
+from pipeline.runtime.distributed import processes
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
+from pipeline.training.mistakes import refuse_mistakes
 
 
 @dataclass
@@ -78,6 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run("rsft", argv) as run:
         if run.done:
             return
+        refuse_mistakes(run, "prompt", RSFTArguments, check)
         from trl import SFTConfig
 
         from pipeline.data.arguments import ChatDataArguments
@@ -94,8 +97,9 @@ def main(argv: list[str] | None = None) -> None:
         own, data_args, retrieval, model_args, config = run.parse(
             RSFTArguments, ChatDataArguments, RetrievalArguments, ModelArguments, SFTConfig
         )
+        if config.eval_strategy != "no":
+            raise UserError("eval_strategy: the selection is new every round: it must be no; see held_out_reward_*")
         rule = Selection(own.select, own.top_k, own.threshold, own.tau, own.draws)
-        check(own, config)
         weights, unsafe = own.reward_weights, own.allow_unsafe_code_execution
         reward = resolve(own.reward, weights, allow_unsafe_code_execution=unsafe) if own.reward else None
         base, tokenizer = read_start(
@@ -133,21 +137,19 @@ def main(argv: list[str] | None = None) -> None:
             leg.train(trainer, own, finish)
 
 
-def check(own: RSFTArguments, config) -> None:
-    """Refuse what cannot be run, before anything is sampled."""
+def check(own: RSFTArguments) -> None:
+    """Refuse what cannot be run, before anything is imported."""
     if own.rounds < 1 or own.num_candidates < 1:
         raise UserError("rounds and num_candidates must be at least 1")
     if own.from_candidates and own.rounds != 1:
         raise UserError("from_candidates: candidates made elsewhere are of one policy, so rounds must be 1")
     if not own.reward and not own.from_candidates:
         raise UserError("reward is missing: name a reward of the registry or a reward-model folder")
-    if own.use_vllm and config.world_size > 1:
+    if own.use_vllm and processes() > 1:
         raise UserError(
             "use_vllm: rsft samples with vLLM in one process only; sample with --num_processes 1, stop it, and "
             "continue with more: existing candidates are not sampled again"
         )
-    if config.eval_strategy != "no":
-        raise UserError("eval_strategy: the selection is new in every round, so it must be no; see held_out_reward_*")
 
 
 FLAGS = {

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse(first_as_flag(argv, "--recipe"), RunArguments, prog="pipeline.run")
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: give the number of entries to run at a time, at least 1")
-    entries = read_recipe(config_file(args.recipe))
+    entries = read_recipe(config_file(args.recipe, "*/recipe.yaml"))
     numbers = {item.name: f"[{number}/{len(entries)}]" for number, item in enumerate(entries, start=1)}
     chosen = select(entries, args.only, args.from_)
     if args.estimate:

@@ -16,6 +16,7 @@ Loss: `objectives.likelihood.negative_log_likelihood` (tests/stages/test_losses.
 from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.record import Run
+from pipeline.training.mistakes import refuse_mistakes
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run("sft", argv) as run:
         if run.done:
             return
+        refuse_mistakes(run, "sft")
         from trl import SFTConfig
 
         from pipeline.data.arguments import ChatDataArguments

@@ -40,7 +40,7 @@ def test_the_wheel_holds_configs_and_cards_and_a_command_that_runs_in_an_empty_f
             ["run", "quickstart", "--dry_run"],
             f"{tmp_path}/site/pipeline/dpo.py --config {tmp_path}/site/pipeline/configs/",
         ),
-        (["dpo", "--config", "quickstart/dpo"], "error: output_dir is missing"),
+        (["dpo", "--config", "quickstart/dpo"], "error: dpo needs --model_name_or_path"),
     ):
         done = subprocess.run(
             [sys.executable, "-c", narlm, *words], cwd=tmp_path / "empty", capture_output=True, text=True,

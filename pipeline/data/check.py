@@ -12,6 +12,7 @@ when the dataset can be read (bad rows included), 2 with one ``error:`` line whe
 import argparse
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.data.columns import parse_map
@@ -20,10 +21,10 @@ from pipeline.data.loading import PEEK, read_source
 from pipeline.data.mixing import Part
 from pipeline.data.schemas import KINDS, find_form, prepare
 from pipeline.data.sources import Source, raw_rows
-from pipeline.runtime.commands import as_typed
+from pipeline.runtime.command_table import as_started, as_typed
 from pipeline.runtime.entry import CommandParser, run_and_exit
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import Json
+from pipeline.runtime.files import Json, is_local, near_path
 from pipeline.runtime.messages import as_turns
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = CommandParser(
         prog=as_typed("check"),
-        description=__doc__,
+        description=as_started(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = Source(
         name=options.name, split=options.split, config=options.config, dataset_map=parse_map(options.dataset_map)
     )
+    if options.tokenizer and is_local(options.tokenizer) and not Path(options.tokenizer).expanduser().exists():
+        raise UserError(f"tokenizer: there is no folder {options.tokenizer}{near_path(options.tokenizer)}")
     columns, kind = _look(source, options.kind)
     part = read_source(source, kind, skip_bad_rows=True)
     for line in describe(part, kind, columns, guessed=options.kind is None):

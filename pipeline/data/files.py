@@ -20,6 +20,7 @@ from pipeline.data.json_files import json_rows, jsonl_rows
 from pipeline.data.rows import BEGINNING, Cursor, Row, RowError
 from pipeline.data.text_files import decode, open_text, refuse_other_content
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import near_path
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".arrow")
 PACKED = (".gz", ".zst")  # read, of text files
@@ -71,6 +72,12 @@ def _belongs_to(path: Path, split: str) -> bool:
     return re.match(rf"(?:{names}){end}", path.name, re.IGNORECASE) is not None
 
 
+def absent(path: Path | str) -> str:
+    """What is said of a local dataset that is not there."""
+    hint = near_path(path, "give a file, a folder, a Hub id or world/<name>")
+    return f"dataset {str(path)!r} does not exist{hint}"
+
+
 def split_files(path: Path, split: str) -> list[Path]:
     """Files of a local dataset that hold ``split``, in the order of their names.
 
@@ -85,7 +92,7 @@ def split_files(path: Path, split: str) -> list[Path]:
         _known_suffix(path)
         return [path]
     if not path.is_dir():
-        raise UserError(f"dataset {str(path)!r} does not exist: give a file, a folder, a Hub id or world/<name>")
+        raise UserError(absent(path))
     if is_one_dataset(path):
         return _saved_files(path)
     places = [path, path / "data"] if (path / "data").is_dir() else [path]
@@ -180,6 +187,21 @@ def _passage_rows(path: Path, start: Cursor) -> Iterator[Row]:
             yield Row(first, {"text": "".join(lines).strip("\n")}, Cursor(offset, number))
 
 
+def _line_rows(path: Path) -> Iterator[Row]:
+    """A text file as its lines; blank ones are left out, and one that is no text is a bad row."""
+    with open_text(path) as file:
+        offset = 0
+        for number, line in enumerate(file, 1):
+            offset += len(line)
+            try:
+                text = decode(line, number == 1).rstrip("\r\n")
+            except RowError as error:
+                yield Row(number, error, Cursor(offset, number))
+                continue
+            if text.strip():
+                yield Row(number, {"text": text}, Cursor(offset, number))
+
+
 def _parquet_rows(path: Path, start: Cursor) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -234,8 +256,13 @@ _READERS = {
 }
 
 
-def read_rows(path: Path, start: Cursor = BEGINNING) -> Iterator[Row]:
+def read_rows(path: Path, start: Cursor = BEGINNING, *, lines: bool = False) -> Iterator[Row]:
     """Rows of one file from ``start`` on, which is the ``after`` of an earlier row (the beginning by default).
+
+    Args:
+        path: the file.
+        start: where to begin.
+        lines: each line of a text file is a row, as in a list of prompts; else each of its passages.
 
     Raises:
         UserError: the file cannot be read at all. One bad row is not raised but yielded as a ``RowError``.
@@ -243,8 +270,9 @@ def read_rows(path: Path, start: Cursor = BEGINNING) -> Iterator[Row]:
     try:
         reader = _READERS[_known_suffix(path)]
         refuse_other_content(path)
-        yield from reader(path, start)
+        yield from _line_rows(path) if lines and reader is _passage_rows else reader(path, start)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is a cut or damaged gzip file ({error}): download or pack it again") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+        hint = "" if path.exists() else near_path(path)
+        raise UserError(f"{path} cannot be read: {error.strerror or error}{hint}") from None

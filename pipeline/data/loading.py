@@ -21,12 +21,14 @@ from pipeline.data.columns import parse_map
 from pipeline.data.dialogues import unused_keys
 from pipeline.data.formats import content_hash, convert, prompt_hash, settle_systems
 from pipeline.data.mixing import Part, Place
+from pipeline.data.remote import is_url
 from pipeline.data.rows import RowError
 from pipeline.data.schemas import FORMS, find_form, prepare
 from pipeline.data.sources import Source, eval_sources, raw_rows, sliced, source_fingerprint, sources_of
 from pipeline.runtime.distributed import is_main
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
+from pipeline.worlds.table import require_world
 
 if TYPE_CHECKING:
     import datasets
@@ -52,12 +54,12 @@ class Data:
     evaluation_places: Sequence[Place] = ()
 
 
-def load_data(arguments: DataArguments, kind: str, seed: int) -> Data:
+def load_data(arguments: DataArguments, kind: str, seed: int, *, quiet: bool = False) -> Data:
     """Training and evaluation rows of one kind (text, sft, preference, prompt, ranked) for a stage.
 
     Evaluation is, in this order: ``eval_dataset_name``; the split ``dataset_test_split`` of every training dataset;
     else rows held out of the training split, drawn by the seed so that rows with one prompt stay on one side. Rows of
-    the evaluation data are then removed from training by content.
+    the evaluation data are then removed from training by content. ``quiet`` prints nothing about it.
 
     Raises:
         UserError: anything wrong in the names, files, columns or rows.
@@ -66,8 +68,10 @@ def load_data(arguments: DataArguments, kind: str, seed: int) -> Data:
         raise UserError(f"dataset_streaming is for pretraining text; {kind} data is loaded completely: switch it off")
     sources = sources_of(arguments)
     groups = sources, eval_sources(arguments, sources)
-    parts, held_out = ([_announced(s, kind, arguments.skip_bad_rows) for s in group] for group in groups)
-    say_reading(((part.source, part.reading) for part in (*parts, *held_out)), kind)
+    read = read_source if quiet else _announced
+    parts, held_out = ([read(s, kind, arguments.skip_bad_rows) for s in group] for group in groups)
+    if not quiet:
+        say_reading(((part.source, part.reading) for part in (*parts, *held_out)), kind)
     parts, held_out = mixing.same_form(parts, kind, also=held_out)
     if arguments.deduplicate:
         parts, held_out = mixing.deduplicate(parts), mixing.deduplicate(held_out)
@@ -75,7 +79,8 @@ def load_data(arguments: DataArguments, kind: str, seed: int) -> Data:
         rows = _held_out_rows(arguments.eval_rows, parts)
         parts, held_out = mixing.hold_out(parts, rows, seed)
     parts = mixing.remove_leaks(parts, held_out, kind)
-    _say_left_out(parts)
+    if not quiet:
+        _say_left_out(parts)
     for part in parts:
         if not part.rows:
             counts = part.counts
@@ -114,6 +119,26 @@ def read_split(
     part = _announced(source, kind, skip_bad_rows)
     say_reading([(source, part.reading)], kind)
     return to_dataset(settle_systems(part.rows, kind, chat=True), kind)
+
+
+def look_at(source: Source, kind: str | None = None) -> None:
+    """Look at the first rows of a local dataset, and at the name of an embedded one; a Hub id or a URL is left alone.
+
+    It takes a moment, before torch is imported; everything is checked again where the rows are read.
+
+    Args:
+        source: the dataset.
+        kind: what it is read as; None looks only whether it is there.
+
+    Raises:
+        UserError: it is not there, or its columns do not fit.
+    """
+    if source.is_world:
+        require_world(source.name, source.split_name)
+    elif not is_url(source.name) and source.data_files is None and source.files() and kind is not None:
+        first = list(islice(raw_rows(source), PEEK))
+        if first:
+            find_form(source, kind, first)
 
 
 def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection[str] = ()) -> Part:

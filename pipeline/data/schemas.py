@@ -83,6 +83,16 @@ _ALIASES = {
     "ranked": ("ranking", "responses", "completions"),
 }
 
+# Who takes rows of a kind, what is asked for most first: pairs are also answers to learn.
+_STAGES = {
+    "labelled": "reward_model --objective binary",
+    "preference": "dpo, or reward_model --objective pairwise",
+    "ranked": "reward_model --objective listwise",
+    "sft": "sft",
+    "prompt": "grpo, ppo or rsft",
+    "text": "pretrain or sft",
+}
+
 
 class Form(NamedTuple):
     """The form of one dataset: the standard columns it is read as, whether prompts and answers are dialogues, and
@@ -117,9 +127,9 @@ class Form(NamedTuple):
         if read != list(self.columns):
             text += f" from {' + '.join(read)}" + (f" ({self.schema})" if self.schema else "")
         text += "".join(f", {column} {what}" for column, what in extra.items())
-        if self.also:
-            text += f"; {' and '.join(self.also)} would fit too"
-        rest = [column for column in columns if column not in {*read, *extra, *self._optional(kind)}]
+        fitting = {column for other in self.also for column in other.split(" + ")}
+        rest = [f"{other} (would fit too)" for other in self.also]
+        rest += [column for column in columns if column not in {*read, *extra, *fitting, *self._optional(kind)}]
         if rest:
             text += f"; {'for the rewards' if kind == 'prompt' else 'not used'}: {', '.join(rest)}"
         return text
@@ -169,7 +179,7 @@ def detect(rows: Sequence[Json], kind: str, where: str, mapped: Collection[str] 
     if not fitting:
         raise UserError(
             f"{where} has no columns for {kind} data: it needs {_WANTED[kind]}; it has {listed(columns)}"
-            f"{_other_kind(columns, kind) or _map_hint(columns, kind)}"
+            f"{_map_hint(columns, kind) or _other_stage(columns, kind)}"
         )
     form = fitting[0]
     names = form.columns
@@ -218,18 +228,20 @@ def _used(form: Form) -> set[str]:
     return {*_read(form), *form.stored.values()}
 
 
-def _other_kind(columns: Collection[str], kind: str) -> str:
-    """Where rows of this kind's neighbour belong: pairs and single answers with a label are easily confused."""
-    if kind == "preference" and any(_fitting(columns, "labelled")):
-        return "; single answers with a label are for reward_model --objective binary, pairs for this"
-    if kind == "labelled" and any(_fitting(columns, "preference")):
-        return "; pairs are for reward_model --objective pairwise and dpo"
+def _other_stage(columns: Collection[str], kind: str) -> str:
+    """``; these rows (instruction + output) are for sft``: the stages that take rows with these columns."""
+    for other, stages in _STAGES.items():
+        form = next(_fitting(columns, other), None) if other != kind else None
+        if form is not None and (form.columns != ("text",) or other == "text"):
+            return f"; these rows ({' + '.join(_read(form))}) are for {stages}"
     return ""
 
 
 def _map_hint(columns: Sequence[str], kind: str) -> str:
-    """``; try --dataset_map question=prompt,answer=completion`` for the form that most columns can be renamed to."""
-    best: tuple[int, dict[str, str]] = (0, {})
+    """``; try --dataset_map question=prompt,answer=completion`` where renaming is all it takes; of several forms the
+    one of most renamed columns.
+    """
+    best: dict[str, str] = {}
     for form in FORMS[kind]:
         renames: dict[str, str] = {}
         for name in form:
@@ -241,7 +253,6 @@ def _map_hint(columns: Sequence[str], kind: str) -> str:
             if column:
                 renames[column] = name
         complete = all(name in columns or name in renames.values() for name in form)
-        score = len(renames) + 10 * complete
-        if renames and score > best[0]:
-            best = (score, renames)
-    return "; try --dataset_map " + ",".join(f"{old}={new}" for old, new in best[1].items()) if best[1] else ""
+        if complete and len(renames) > len(best):
+            best = renames
+    return "; try --dataset_map " + ",".join(f"{old}={new}" for old, new in best.items()) if best else ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.data.arguments import DataArguments
 from pipeline.data.columns import parse_map
-from pipeline.data.files import is_one_dataset, read_rows, split_files
+from pipeline.data.files import absent, is_one_dataset, read_rows, split_files
 from pipeline.data.remote import is_url, local_copy
 from pipeline.data.rows import RowError
 from pipeline.runtime.errors import UserError, did_you_mean
@@ -90,7 +90,7 @@ class Source:
         if not path.exists():
             if not must_exist:
                 return []
-            raise UserError(f"dataset {self.name!r} does not exist: give a file, a folder, a Hub id or world/<name>")
+            raise UserError(absent(self.name))
         if self.data_files is None:
             return split_files(path, self.split_name)
         return self._named_files(path)

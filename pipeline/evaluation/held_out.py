@@ -35,4 +35,4 @@ def held_out_places(model: str) -> frozenset[Place]:
         raise UserError(f"split held_out: rows that the stage {stage} held out cannot be drawn again; name a dataset")
     names = {f.name for f in dataclasses.fields(DataArguments)}
     given = DataArguments(**{name: value for name, value in arguments.items() if name in names})
-    return frozenset(load_data(given, kind, record["seed"]).evaluation_places)
+    return frozenset(load_data(given, kind, record["seed"], quiet=True).evaluation_places)

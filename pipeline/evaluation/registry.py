@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.evaluation.rows import read_rows
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import Json
 from pipeline.runtime.registry import find
@@ -197,6 +196,8 @@ def options_of(function: Callable[..., Result]) -> dict[str, inspect.Parameter]:
     parameters = inspect.signature(function).parameters.values()
     found = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        from pipeline.evaluation.rows import read_rows  # not at the top: it imports torch
+
         reading = inspect.signature(read_rows).parameters
         found = {name: p for name, p in reading.items() if name != "kind"} | found
     return found

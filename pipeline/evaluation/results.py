@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.data.schemas import FORMS
 from pipeline.evaluation.registry import Entry, Result, headline, label, run_entry
 from pipeline.runtime.comparison import changed_inputs
 from pipeline.runtime.files import Json, write_json, write_rows
@@ -75,6 +76,7 @@ def assess_all(
             result = run_entry(model, tokenizer, entry, **defaults)
             results.write(entry, defaults, result)
         name = label(entry)
+        _say_reading(run, result.data)
         run.add_data(result.data)
         run.add_metrics({f"{name}/{metric}": value for metric, value in result.metrics.items()})
         run.add_curves(name, result.curves)
@@ -85,3 +87,14 @@ def assess_all(
         spent = "measured before" if kept else f"{time.monotonic() - started:.1f} s"
         print(f"[{number}/{len(entries)}] {name}: {headline(result.metrics)} ({spent})", flush=True)
         run.write()
+
+
+def _say_reading(run: Run, sources: Sequence[Json]) -> None:
+    """Say how a dataset was read, where its columns have other names; once for all evaluations that read it so."""
+    plain = {" + ".join(form) for forms in FORMS.values() for form in forms}
+    said = {(source["name"], source.get("read_as")) for source in run.record["data"]}
+    for source in sources:
+        name, reading = source["name"], source.get("read_as")
+        if reading and reading not in plain and (name, reading) not in said:
+            said.add((name, reading))
+            run.say(f"{name}: read as {reading}")

@@ -23,16 +23,12 @@ def shortcut_entries(tasks: Sequence[str], given: Mapping[str, object], recorded
     Raises:
         UserError: an unknown task, or a given option that no task takes.
     """
-    names = [name.strip() for word in tasks for name in word.split(",") if name.strip()]
+    names = task_names(tasks)
     options = {name: given[name] for name in _given(given)}
     options.setdefault("split", "test" if "dataset" in options else "held_out")
     entries, used = [], {"split"}
     for name in names:
         kind = ALIASES.get(name, name)
-        if kind not in EVALUATIONS:
-            tasks = [*ALIASES, *EVALUATIONS]
-            hint = did_you_mean(name, tasks, f"choose from {', '.join(tasks)}")
-            raise UserError(f"tasks: there is no task {name!r}{hint}")
         known = options_of(get_evaluation(kind))
         needed = {name for name, option in known.items() if option.default is option.empty}
         entry = {name: value for name, value in options.items() if name in known}
@@ -47,6 +43,21 @@ def shortcut_entries(tasks: Sequence[str], given: Mapping[str, object], recorded
     if unused := sorted(set(options) - used):
         raise UserError(f"{unused[0]}: none of the tasks {', '.join(names)} takes it; leave it out")
     return entries
+
+
+def task_names(words: Sequence[str]) -> list[str]:
+    """The tasks that are named, also several in one word with commas between them.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    names = [name.strip() for word in words for name in word.split(",") if name.strip()]
+    known = [*ALIASES, *EVALUATIONS]
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known, f"choose from {', '.join(known)}")
+            raise UserError(f"tasks: there is no task {name!r}{hint}")
+    return names
 
 
 def _given(given: Mapping[str, object]) -> list[str]:

@@ -4,27 +4,33 @@ The output has one line per row, in the rows' order, written as they are complet
 it says by what (model, prompts, sampling), and stays as the record of it. A second start reads both.
 """
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.data.columns import check_map, parse_map, rename
 from pipeline.data.files import read_rows
 from pipeline.data.formats import convert, settle_systems
 from pipeline.data.rows import RowError
 from pipeline.data.schemas import Form, detect
-from pipeline.inference.decoding import Completion
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json, write_json
 from pipeline.runtime.messages import Turn, is_dialogue
 from pipeline.runtime.run_json import set_aside
 
-Drawn = list[list[Completion]]
+if TYPE_CHECKING:
+    from pipeline.inference.decoding import Completion
+
+    Drawn = list[list[Completion]]
 
 
 def read_prompts(path: Path, dataset_map: str) -> list[Json]:
     """The rows of a file (jsonl, json, csv, parquet or txt), each with a ``prompt``: text, or a list of messages.
+    A line of a text file is a prompt.
 
     Without a column ``prompt`` it is read from the columns of public datasets (`pipeline.data.schemas`), as the stages
     that sample read it: ``question``, ``instruction`` with ``input``, ``messages``; a system prompt is its first
@@ -37,7 +43,7 @@ def read_prompts(path: Path, dataset_map: str) -> list[Json]:
         UserError: a row that cannot be read or has no prompt, or a ``seed`` that is no whole number.
     """
     rows, renames, form = [], parse_map(dataset_map), None
-    for row in read_rows(path):
+    for row in read_rows(path, lines=True):
         where = f"{path}, row {row.number}"
         if isinstance(row.content, RowError):
             raise UserError(f"{where}: {row.content}")
@@ -45,7 +51,7 @@ def read_prompts(path: Path, dataset_map: str) -> list[Json]:
             check_map(renames, row.content, str(path))
         content = rename(row.content, renames)
         if set(content) == {"text"}:
-            content = {"prompt": content["text"]}  # a .txt file
+            content = {"prompt": content["text"]}  # a line of a .txt file
         if not rows and "prompt" not in content:
             form = detect([content], "prompt", str(path), set(renames.values()))
         if form is not None:

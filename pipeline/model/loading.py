@@ -32,7 +32,7 @@ from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.compat import require
 from pipeline.runtime.distributed import is_main
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import is_local
+from pipeline.runtime.files import is_local, near_path
 from pipeline.runtime.terminal import hide_weight_bars
 
 require("whole_weights")
@@ -353,4 +353,5 @@ def _reachable_config(name: str, trust_remote_code: bool, revision: str | None =
     except (OSError, ValueError) as error:
         raise UserError(
             f"model_name_or_path: {name} is neither a model folder nor a Hub repository that can be reached"
+            f"{near_path(name)}"
         ) from error

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.publish.cards import write_card
 from pipeline.publish.curves import plot_training
-from pipeline.runtime.commands import as_typed
+from pipeline.runtime.command_table import as_typed
 from pipeline.runtime.entry import CommandParser, run_and_exit
 from pipeline.runtime.errors import PushError, UserError
 from pipeline.runtime.files import Json, write_json

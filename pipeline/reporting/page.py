@@ -16,7 +16,7 @@ from pipeline.reporting.figures import VERDICTS, assessed
 from pipeline.reporting.history import RunView, best_model, change, evaluated_before, given_parents, model_of
 from pipeline.reporting.lineage_graph import Node, family_graph
 from pipeline.reporting.stage_charts import curves, sequences
-from pipeline.runtime.commands import as_typed
+from pipeline.runtime.command_table import as_typed
 from pipeline.runtime.files import Json
 from pipeline.runtime.formatting import clip, count, duration, memory, number, short
 from pipeline.runtime.messages import Turn, user_text

@@ -21,7 +21,7 @@ from pipeline.rewards.judging import VERDICTS, Judgement, judge_rows, part_means
 from pipeline.rewards.registry import names
 from pipeline.rewards.resolve import resolve
 from pipeline.rewards.spec import parse_options
-from pipeline.runtime.commands import as_typed
+from pipeline.runtime.command_table import as_typed
 from pipeline.runtime.entry import CommandParser, run_and_exit
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_text

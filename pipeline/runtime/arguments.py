@@ -149,6 +149,22 @@ def parse(argv: list[str] | None, *dataclass_types: type, prog: str | None = Non
     return instances(typed(argv, *dataclass_types), *dataclass_types)
 
 
+def part(argv: list[str] | None, cls: type) -> Any:
+    """One argument class from what was given, before the others can be imported; what it does not have is left alone.
+
+    Raises:
+        UserError: as ``parse``, but for unknown fields.
+    """
+    known = _fields((cls,))
+    values = {}
+    for name, (value, where) in read_with_places(argv).items():
+        if name in known:
+            f, hint = known[name]
+            values[name] = coerce(value, hint, where)
+            _check_choice(values[name], _choices(f, hint), where)
+    return instances(values, cls)[0]
+
+
 def typed(argv: list[str] | None, *dataclass_types: type) -> Json:
     """The given values as their fields' types; see ``parse`` for what it raises."""
     known = _fields(dataclass_types)

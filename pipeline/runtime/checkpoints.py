@@ -5,7 +5,7 @@ import zipfile
 from pathlib import Path
 
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import is_local
+from pipeline.runtime.files import is_local, near_path
 
 SAVED = (".safetensors", ".pt", ".pth", ".bin", ".distcp", ".json")
 
@@ -154,7 +154,8 @@ def require_model_folder(name_or_path: str, option: str = "model_name_or_path") 
     if not is_local(name_or_path):
         return
     if not path.is_dir():
-        raise UserError(f"{option}: there is no folder {name_or_path}; give a folder or a Hub id (user/name)")
+        hint = near_path(name_or_path, "give a folder or a Hub id (user/name)")
+        raise UserError(f"{option}: there is no folder {name_or_path}{hint}")
     if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(
             f"{option}: {name_or_path} holds neither config.json nor adapter_config.json, so it is not a "

@@ -1,54 +1,23 @@
 """``narlm COMMAND …``: every script of the package as one command that works from any folder.
 
-One table. A command runs its module as ``python -m`` would, so its flags, help, messages and exit codes are those of
+A command runs its module as ``python -m`` would, so its flags, help, messages and exit codes are those of
 the script; nothing is imported before it is chosen.
 """
 
 import contextlib
 import io
-import os
 import re
 import runpy
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from pipeline import __version__
+from pipeline.runtime.command_table import COMMANDS, started
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import packaged
 
-
-class Command(NamedTuple):
-    """A module that runs as a script, the words it is given first, and a line on what it does."""
-
-    module: str
-    line: str
-    words: tuple[str, ...] = ()
-
-
-COMMANDS = {
-    "pretrain": Command("pipeline.pretrain", "Pretrain a NarLM or another causal LM on text."),
-    "sft": Command("pipeline.sft", "Fine-tune on answers: prompts with completions, or chats."),
-    "reward_model": Command("pipeline.reward_model", "Train a reward model on preferences."),
-    "dpo": Command("pipeline.dpo", "Train on preference pairs directly (DPO and its kin)."),
-    "ppo": Command("pipeline.ppo", "Train against a reward with PPO."),
-    "rsft": Command("pipeline.rsft", "Fine-tune on the best of several samples (rejection sampling)."),
-    "grpo": Command("pipeline.grpo", "Train against a verifier or reward with GRPO."),
-    "continual": Command("pipeline.continual", "Learn corpora one after another without forgetting."),
-    "generate": Command("pipeline.generate", "Complete prompts in the terminal or a file; chat."),
-    "assess": Command("pipeline.assess", "Evaluate a model on held-out data, with intervals."),
-    "merge": Command("pipeline.merge", "Merge an adapter into its base, or convert a model."),
-    "run": Command("pipeline.run", "Run a recipe, stage by stage: narlm run quickstart."),
-    "report": Command("pipeline.report", "Show a folder of runs on one HTML page."),
-    "check": Command("pipeline.data.check", "Show what a stage would make of a dataset."),
-    "score": Command("pipeline.rewards", "Score a file of completions with a reward."),
-    "retrieval": Command("pipeline.inference.retrieval", "Index documents, search them, make RAFT rows."),
-    "push": Command("pipeline.publish.hub", "Upload a finished run with its card to the Hub.", ("push",)),
-    "completion": Command("pipeline.runtime.commands", "Print the completion of a shell: bash, zsh or fish."),
-}
 SHELLS = ("bash", "zsh", "fish")
-_started: set[str] = set()  # the command of the console script that runs in this process
 
 
 def main() -> NoReturn:
@@ -70,7 +39,7 @@ def main() -> NoReturn:
         run_and_exit(_unknown, name)
     if name == "completion":
         run_and_exit(_print_completion, rest)
-    _started.add(name)  # not in _call: the help texts are read through it, also by tests
+    started.add(name)  # not in _call: the help texts are read through it, also by tests
     _call(name, rest)
     raise SystemExit(0)
 
@@ -88,26 +57,6 @@ def overview() -> str:
             "Shell completion (or zsh, fish): narlm completion bash >~/.local/share/bash-completion/completions/narlm",
         ]
     )
-
-
-def as_typed(name: str) -> str:
-    """How a command is typed by somebody who started this process as they did, for messages that name a next step.
-
-    Args:
-        name: one of ``COMMANDS``.
-
-    Returns:
-        ``narlm NAME`` under the console script; ``python pipeline/NAME.py`` for a script beside the one that runs,
-        where it is in the current folder; else ``python -m pipeline.NAME``.
-    """
-    if _started:
-        return f"narlm {name}"
-    command, script = COMMANDS[name], Path(sys.argv[0])
-    beside = script.parent / f"{name}.py"
-    is_stage = command.module == f"pipeline.{name}"  # the files of the rooms do not run as scripts
-    if is_stage and script.suffix == ".py" and beside.is_file() and beside.resolve().is_relative_to(Path.cwd()):
-        return f"python {os.path.relpath(beside)}"
-    return " ".join(["python -m", command.module, *command.words])
 
 
 def _call(name: str, words: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.runtime.command_table import as_started
 from pipeline.runtime.defaults import rate_in_words
 from pipeline.runtime.distributed import is_main
 from pipeline.runtime.errors import DivergedError, PushError, UserError
@@ -146,7 +147,7 @@ def short_help(doc: str, own: type, flags: dict[str, str], stage: str | None) ->
 
     ``stage`` names a training stage; None where there are no training flags.
     """
-    lines = [textwrap.dedent(doc).strip(), "", "This stage's own fields:"]
+    lines = [as_started(textwrap.dedent(doc)).strip(), "", "This stage's own fields:"]
     lines += [_line(_flag_of(f), _help_of(f)) for f in dataclasses.fields(own)]
     if flags:
         lines += ["", "What decides its result:"]
@@ -169,7 +170,7 @@ def _flag_of(f: dataclasses.Field) -> str:
 
 
 def _help_of(f: dataclasses.Field) -> str:
-    text = f.metadata.get("help", "")
+    text = as_started(f.metadata.get("help", ""))
     default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
     if default not in (None, dataclasses.MISSING, False, "", []):
         text += f" [{default}]"

@@ -19,12 +19,23 @@ DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".arrow", ".gz",
 def is_local(name: str | Path) -> bool:
     """Whether a model's or dataset's name is a local path; everything else is a Hub id (or an embedded dataset).
 
-    A name is local if it exists, or cannot be a Hub id: it starts with ``.``, ``/`` or ``~``, has more than one slash,
-    or ends like a data file.
+    A name is local if it exists, or cannot be a Hub id: it starts with ``.``, ``/`` or ``~``, has more than one slash
+    or one at its end, or ends like a data file.
     """
     name = str(name)
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith(DATA_SUFFIXES)
-    return looks_local or os.path.exists(name)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+    return looks_local or name.lower().endswith(DATA_SUFFIXES) or os.path.exists(name)
+
+
+def near_path(name: str | Path, otherwise: str = "") -> str:
+    """The end of a message about a missing path: ``; did you mean runs/sft?`` by what is beside it, else ``; `` with
+    ``otherwise``.
+    """
+    path = Path(name)
+    beside: list[str] = []
+    with contextlib.suppress(OSError):
+        beside = [str(path.with_name(entry.name)) for entry in path.expanduser().parent.iterdir()]
+    return did_you_mean(str(path), beside, otherwise)
 
 
 @contextlib.contextmanager
@@ -147,22 +158,27 @@ def packaged(pattern: str) -> list[str]:
     return sorted(name.removesuffix("/recipe") for name in names)
 
 
-def config_file(name: str | Path) -> Path:
+def config_file(name: str | Path, pattern: str = "*/*.yaml") -> Path:
     """A config file: the path itself, or where there is none the packaged one of this name.
 
     ``quickstart/dpo`` is ``configs/quickstart/dpo.yaml``, ``quickstart`` is the recipe in that folder. ``configs/`` in
     front and ``.yaml`` at the end may stand or not, so that commands of the documentation work in any folder.
 
+    Args:
+        name: what the user wrote.
+        pattern: which packaged ones are meant, such as ``*/recipe.yaml``.
+
     Raises:
-        UserError: neither is there.
+        UserError: neither is there; with the nearest name of a packaged one or of a file beside the path.
     """
     path = Path(name)
     if path.is_file():
         return path
-    known = packaged("*/*.yaml")
+    known = packaged(pattern)
     short = path.as_posix().removeprefix("configs/").removesuffix(".yaml").removesuffix("/recipe")
     if short not in known:
-        raise UserError(f"there is no file {name}{did_you_mean(short, known)}")
+        listed = "" if path.suffix else f"packaged are {', '.join(known)}"
+        raise UserError(f"there is no file {name}{did_you_mean(short, known) or near_path(name, listed)}")
     root = resource("configs", "")
     return next(found for found in (root / f"{short}.yaml", root / short / "recipe.yaml") if found.is_file())
 

@@ -17,7 +17,7 @@ from types import FrameType
 from pipeline.runtime.arguments import defaults, instances, parse, typed
 from pipeline.runtime.checkpoints import newest_checkpoint, step_of
 from pipeline.runtime.coercion import is_true
-from pipeline.runtime.commands import as_typed
+from pipeline.runtime.command_table import as_typed
 from pipeline.runtime.comparison import changed_inputs, named_checkpoint, refusal
 from pipeline.runtime.defaults import LEARNING_RATE, MACHINE, REASONS, dependent_defaults, rate_in_words
 from pipeline.runtime.distributed import is_main, processes, require_one_world
@@ -25,6 +25,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json, write_json
 from pipeline.runtime.given import read_given
 from pipeline.runtime.hardware import in_words, settle
+from pipeline.runtime.needs import require_needs
 from pipeline.runtime.process import peak_memory_bytes, process_identity, process_is_alive, versions
 from pipeline.runtime.run_json import RECIPE_VARIABLE, parent_of, read_record, recorded, set_aside
 from pipeline.runtime.trackers import check_trackers
@@ -40,6 +41,7 @@ class Run:
         done: the same inputs were already run to the end; the stage returns at once.
         record: the content of ``run.json``.
         push: the finished run goes to the Hub.
+        helping: nothing is run: ``--help_all`` only lists the fields.
     """
 
     def __init__(self, stage: str, argv: list[str] | None = None):
@@ -59,11 +61,11 @@ class Run:
         self.stop_signal: int | None = None
         self.push = False
         self._training = False
-        self._helping = "--help_all" in self.argv
-        if self._helping:
+        self.helping = "--help_all" in self.argv
+        if self.helping:
             return
         if not self.given.get("output_dir"):
-            raise UserError("output_dir is missing: say where the run's weights, card and record go (--output_dir)")
+            require_needs(stage, self.given)
         self.folder = Path(str(self.given["output_dir"])).expanduser()
         if self.folder.is_file():
             raise UserError(f"output_dir: {self.folder} is a file; name a folder")
@@ -89,7 +91,7 @@ class Run:
     # ------------------------------------------------------------------ life
 
     def __enter__(self) -> "Run":
-        if not (self.done or self._helping):
+        if not (self.done or self.helping):
             self._handlers = {}
             with contextlib.suppress(ValueError):  # only the main thread may set handlers
                 for number in (signal.SIGINT, signal.SIGTERM):
@@ -100,7 +102,7 @@ class Run:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        if self.done or self._helping:
+        if self.done or self.helping:
             return
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -158,7 +160,7 @@ class Run:
 
     def parse(self, *dataclass_types: type) -> tuple:
         """The stage's argument classes from the same YAML and flags, recorded in full in the run record."""
-        if self._helping:
+        if self.helping:
             if self.stage in LEARNING_RATE:
                 print(
                     f"Defaults that differ from those below: learning_rate {rate_in_words(self.stage)}; use_cpu true "

@@ -3,7 +3,7 @@
 import os
 import shlex
 
-from pipeline.runtime.commands import as_typed
+from pipeline.runtime.command_table import as_typed
 from pipeline.runtime.formatting import counted, duration, memory
 from pipeline.runtime.record import RECIPE_VARIABLE, Run
 from pipeline.training import held_out

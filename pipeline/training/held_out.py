@@ -29,7 +29,7 @@ class HeldOut(TrainerCallback):
         self.figures: dict[str, float] = {}
         self._trainer = trainer
         self._losses: list[torch.Tensor] = []  # (B, 2) each: sum of -log p over a row's learned tokens, their number
-        self._rewards: list[torch.Tensor] = []  # (B,) each
+        self._rewards: list[torch.Tensor] = []  # (B, rewards) each; nan where there is no score
         self._shares: list[tuple[float, int]] = []  # of pairs in a batch that are right, and rows in the batch
         if hasattr(trainer, "_calculate_rewards"):
             self._watch_rewards()
@@ -43,11 +43,10 @@ class HeldOut(TrainerCallback):
         losses, rewards, shares = self._losses, self._rewards, self._shares
         self._losses, self._rewards, self._shares = [], [], []
         if rewards:
-            scores = [value for value in torch.cat(rewards).double().tolist() if value == value]  # nan: no score
-            if not scores:
+            figures = self._reward_figures(torch.cat(rewards).double())
+            if not figures:
                 self.figures = {}
                 return
-            figures = with_interval("reward", sum(scores) / len(scores), mean_interval(scores))
         elif shares:
             share = sum(value * size for value, size in shares) / sum(size for _, size in shares)
             figures = with_interval("accuracy", share, wilson_interval(share * rows, rows))
@@ -61,6 +60,20 @@ class HeldOut(TrainerCallback):
         else:
             return
         self.figures = {f"held_out_{name}": value for name, value in figures.items()} | {"held_out_rows": rows}
+
+    def _reward_figures(self, rewards: torch.Tensor) -> dict[str, float]:
+        """The mean of the weighted sum of rewards, (completions, rewards), and of several each one's own mean."""
+        total = (rewards * self._trainer.reward_weights.to(rewards)).nansum(1)
+        columns = {"reward": total.masked_fill(rewards.isnan().all(1), torch.nan)}
+        if rewards.shape[1] > 1:
+            names = self._trainer.reward_func_names
+            columns |= {f"reward_parts/{name}": column for name, column in zip(names, rewards.T, strict=True)}
+        figures: dict[str, float] = {}
+        for name, column in columns.items():
+            scores = column[~column.isnan()].tolist()
+            if scores:
+                figures |= with_interval(name, sum(scores) / len(scores), mean_interval(scores))
+        return figures if "reward" in figures else {}
 
     def _see_losses(self, module: torch.nn.Module, args: tuple, kwargs: dict, outputs: object) -> None:
         """A forward hook: TRL's fused head gives log-probabilities of the labels, other heads logits."""
@@ -84,9 +97,7 @@ class HeldOut(TrainerCallback):
         def watched(*args, **kwargs) -> torch.Tensor:
             rewards = calculate(*args, **kwargs)  # (completions of all processes, rewards)
             if not self._trainer.model.training:
-                weights = self._trainer.reward_weights.to(rewards.device)
-                total = (rewards * weights).nansum(1)
-                self._rewards.append(total.masked_fill(rewards.isnan().all(1), torch.nan).cpu())
+                self._rewards.append(rewards.detach().cpu())
             return rewards
 
         self._trainer._calculate_rewards = watched
@@ -121,5 +132,17 @@ def in_words(metrics: dict[str, float | None]) -> str | None:
         rows = f" on {int(count)} rows" if count else ""
         interval = f" (95% interval {low:.4g} to {high:.4g})" if low is not None and high is not None else ""
         before = metrics.get("held_out_reward_before") if key == "reward_after" else None
-        return f"{name} {value:.4g}{unit}{interval}{rows}{f', {before:.4g} before' if before is not None else ''}"
+        was = f", {before:.4g} before" if before is not None else ""
+        parts = _parts_in_words(metrics) if name == "reward" else ""
+        return f"{name} {value:.4g}{unit}{interval}{rows}{was}{parts}"
     return None
+
+
+def _parts_in_words(metrics: dict[str, float | None]) -> str:
+    """The mean of each of several rewards, and of the parts of a sum (which a trainer logs without an interval)."""
+    found: dict[str, float] = {}
+    for key, value in metrics.items():
+        start, _, name = key.partition("reward_parts/")
+        if start in ("eval_", "held_out_") and value is not None and not name.endswith(("_low", "_high")):
+            found[name] = value
+    return "".join(f"; {name} {value:.4g}" for name, value in found.items())

@@ -13,8 +13,6 @@ from safetensors.torch import load_file, save_file
 from pipeline.objectives import regularisers
 from pipeline.runtime.files import Json, write_json
 
-TERMS = ("l2", "ewc", "distillation", "orthogonal", "replay")
-
 
 @dataclass
 class Memory:

@@ -14,7 +14,8 @@ from pipeline.model.adapters import has_narlm_adapter, load_adapter, save_adapte
 from pipeline.objectives import regularisers
 from pipeline.runtime.compat import require
 from pipeline.runtime.errors import UserError
-from pipeline.training.omega import TERMS, Omega
+from pipeline.training.corpora_rules import TERMS
+from pipeline.training.omega import Omega
 from pipeline.training.trainers import DPOTrainer, SFTTrainer
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ the paper's other example of a reward model.
 """
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -177,18 +177,17 @@ class LabelledRewardTrainer(RewardTrainer):
 
 
 class Objective(NamedTuple):
-    """The kind of the data, the trainer of the loss, and (none where TRL's are used) its collator and tokenization."""
+    """The trainer of the loss, and (none where TRL's are used) its collator and tokenization."""
 
-    kind: Literal["preference", "ranked", "labelled"]
     trainer: type[RewardTrainer]
     collator: Callable[[int], Callable] | None = None
     encode: Callable[[Dataset, PreTrainedTokenizerBase, int | None], Dataset] | None = None
 
 
 OBJECTIVES = {
-    "pairwise": Objective("preference", RewardTrainer),
-    "listwise": Objective("ranked", RankedRewardTrainer, DataCollatorForRanking, encode_rankings),
-    "binary": Objective("labelled", LabelledRewardTrainer, DataCollatorForLabels, encode_labelled),
+    "pairwise": Objective(RewardTrainer),
+    "listwise": Objective(RankedRewardTrainer, DataCollatorForRanking, encode_rankings),
+    "binary": Objective(LabelledRewardTrainer, DataCollatorForLabels, encode_labelled),
 }
 
 

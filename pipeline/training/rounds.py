@@ -22,7 +22,7 @@ from pipeline.inference.vllm import vllm_sampler
 from pipeline.model.loading import adapter_base, load_for_use
 from pipeline.model.policy import Policy
 from pipeline.objectives.statistics import mean_interval, with_interval
-from pipeline.rewards.judging import Reward, mean_parts, score
+from pipeline.rewards.judging import Reward, judge_rows, mean_parts, part_means
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json, path_sha256, weights_sha256, write_json, write_rows
 from pipeline.training.candidates import read_candidates, sample_candidates
@@ -106,12 +106,23 @@ class Round(Leg):
         self.run.add_metrics({f"round_{self.number}_{name}": value for name, value in metrics.items()})
         self.run.add_metrics(mean_parts(candidate.get("parts") for group in groups for candidate in group))
         self.run.add_curves("selection", {f"round {self.number}": best_of_n_curve(groups)})
-        lost = {"prompts without an acceptable one": "no_acceptable_share", "without a score": "unscored_share"}
+        lost = {
+            "prompts without an acceptable one": "no_acceptable_share",
+            "prompts with equal rewards": "equal_share",
+            "without a score": "unscored_share",
+        }
         more = "".join(f"; {metrics[key]:.0%} {what}" for what, key in lost.items() if metrics.get(key))
         self.run.say(
             f"round {self.number} of {self.total}: mean reward {metrics['reward_before']:.4g} of all candidates, "
             f"{metrics['reward_after']:.4g} of those selected (KL {metrics['selection_kl']:.3g} nats){more}"
         )
+        if metrics["equal_share"] == 1 and self.run.is_main:
+            print(
+                f"warning: all candidates of each prompt have the same reward (mean {metrics['reward_before']:.4g}): "
+                "what is imitated is no better than the rest; prompts too easy or too hard, a verifier that reads "
+                "another format, a temperature too low, or num_candidates 1",
+                flush=True,
+            )
 
     def write_pairs(self, pairs: list[Json]) -> None:
         """The last round's pairs as ``pairs.jsonl``, a preference dataset."""
@@ -163,11 +174,13 @@ class Round(Leg):
                 seed=self.base_config.seed,
             )
             texts, ids = [c[0].text for c in drawn], [c[0].token_ids for c in drawn]
-            scores = [value for value in score(reward, rows, texts, ids) if value is not None]
+            judgements = judge_rows(reward, rows, texts, ids)
+            scores = [judgement.score for judgement in judgements if judgement.score is not None]
             if scores:
                 mean = fmean(scores)
                 figures |= with_interval(f"held_out_reward_{when}", mean, mean_interval(scores))
                 figures["held_out_rows"] = len(rows)
+                figures |= {f"held_out_{name}": value for name, value in part_means(judgements).items()}  # of the last
         return figures
 
     def _engine(

@@ -91,12 +91,13 @@ def selection_metrics(groups: Sequence[Sequence[Candidate]], rule: Selection, ro
     """What a round's selection did, as means over prompts.
 
     ``reward_before`` and ``reward_after`` (the mean under the selection's probabilities), ``effective_sample_size`` of
-    these, ``no_acceptable_share``, ``unscored_share`` (of all candidates), ``selection_kl_bound`` for N^rounds, and
+    these, ``no_acceptable_share``, ``equal_share`` (of prompts whose scored candidates all have one reward, so that
+    nothing is preferred), ``unscored_share`` (of all candidates), ``selection_kl_bound`` for N^rounds, and
     ``selection_kl`` in nats: for best-of-N the exact KL of the best of N to a single draw at the candidates' own
     distribution of rewards, ties counted; for the other rules the KL of the probabilities to equal ones, which the KL
     of the distributions of answers does not exceed.
     """
-    before, after, sizes, kls, empty, widest = [], [], [], [], 0, 1
+    before, after, sizes, kls, empty, equal, widest = [], [], [], [], 0, 0, 1
     for group in groups:
         rewards, log_ratio = reward_tensors(group)
         probabilities = selection_probabilities(rewards, rule, log_ratio)
@@ -104,6 +105,7 @@ def selection_metrics(groups: Sequence[Sequence[Candidate]], rule: Selection, ro
         widest = max(widest, len(group))
         if known.any():
             before.append(rewards[known].mean().item())
+        equal += len(rewards[known].unique()) <= 1
         if not probabilities.any():
             empty += 1
             continue
@@ -123,6 +125,7 @@ def selection_metrics(groups: Sequence[Sequence[Candidate]], rule: Selection, ro
         "selection_kl": fmean(kls or [math.nan]),
         "selection_kl_bound": best_of_n_bound(widest, rounds),
         "no_acceptable_share": empty / max(1, len(groups)),
+        "equal_share": equal / max(1, len(groups)),
         "unscored_share": sum(c["reward"] is None for c in every) / max(1, len(every)),
     }
 

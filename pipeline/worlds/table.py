@@ -32,10 +32,20 @@ def load_world(name: str, split: str = "train") -> Dataset:
     from datasets import Dataset
 
     name = name.removeprefix(PREFIX)
+    require_world(name, split)
+    return Dataset.from_list(list(WORLDS[name](name, split)))
+
+
+def require_world(name: str, split: str = "train") -> None:
+    """Refuse what ``load_world`` does not have, before anything is made.
+
+    Raises:
+        UserError: there is no such dataset or split.
+    """
+    name = name.removeprefix(PREFIX)
     if name not in WORLDS:
         known = [PREFIX + other for other in WORLDS]
         hint = did_you_mean(PREFIX + name, known)
         raise UserError(f"there is no embedded dataset world/{name}; choose one of {', '.join(known)}{hint}")
     if split not in ("train", "test"):
         raise UserError(f"world/{name} has no split {split!r}; choose train or test")
-    return Dataset.from_list(list(WORLDS[name](name, split)))

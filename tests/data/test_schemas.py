@@ -41,16 +41,16 @@ SHAREGPT = {"system": "Think.", "conversations": [{"from": "human", "value": "q"
 READ = [
     (
         "sft", ALPACA, {"prompt": "Add.\n\n1, 2", "completion": "3"},
-        "prompt + completion from instruction + output (Alpaca), input in the prompt; text would fit too; "
-        "not used: text",
+        "prompt + completion from instruction + output (Alpaca), input in the prompt; "
+        "not used: text (would fit too)",
     ),
     ("sft", {**ALPACA, "input": ""}, {"prompt": "Add.", "completion": "3"}, None),
     (
         "prompt", ALPACA, {"prompt": "Add.\n\n1, 2", "output": "3", "text": ALPACA["text"]},
         "prompt from instruction (Alpaca), input in the prompt; for the rewards: output, text",
     ),
-    ("text", ALPACA, {"text": "### Instruction: Add."}, "text; instruction + output would fit too; not used: "
-     "instruction, input, output"),
+    ("text", ALPACA, {"text": "### Instruction: Add."}, "text; not used: instruction + output "
+     "(would fit too), input"),
     (
         "sft", ORCA, {"prompt": "q", "completion": "r", "system": "Think."},
         "prompt + completion from question + response, system_prompt as the system prompt; not used: id",
@@ -175,10 +175,39 @@ def test_gold_answers_and_columns_the_user_named():
         detect([{"prompt": "q", "answer": "4"}], "sft", "here")
     row = {"question": "q", "completion": "mapped", "answer": "a"}
     assert convert(row, detect([row], "sft", "here", {"completion"}), "sft") == {"prompt": "q", "completion": "mapped"}
-    with pytest.raises(UserError, match="single answers with a label are for reward_model --objective binary"):
-        detect([KTO], "preference", "here")
-    with pytest.raises(UserError, match="pairs are for reward_model --objective pairwise and dpo"):
-        detect([ORCA_DPO], "labelled", "here")
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "said"),
+    [
+        ("preference", KTO, "these rows (prompt + completion + label) are for reward_model --objective binary"),
+        ("preference", ALPACA, "these rows (instruction + output) are for sft"),
+        ("preference", {"messages": turns("q", "r")}, "these rows (messages) are for sft"),
+        ("preference", {"prompt": "q", "answer": "4"}, "these rows (prompt) are for grpo, ppo or rsft"),
+        ("preference", {"text": "t"}, "these rows (text) are for pretrain or sft"),
+        ("preference", {"prompt": "q", "chosen": "r", "worse": "w"}, "try --dataset_map worse=rejected"),
+        ("labelled", ORCA_DPO, "these rows (question + chosen + rejected) are for dpo, or reward_model --objective "
+         "pairwise"),
+        ("labelled", ALPACA, "these rows (instruction + output) are for sft"),
+        ("ranked", ALPACA, "these rows (instruction + output) are for sft"),
+        ("preference", {"prompt": "q", "ranked": ["r", "w"]}, "these rows (prompt + ranked) are for reward_model "
+         "--objective listwise"),
+        ("sft", {"prompt": "q"}, "these rows (prompt) are for grpo, ppo or rsft"),
+        ("sft", {"prompt": "q", "answer": "4"}, "try --dataset_map answer=completion"),
+        ("prompt", {"text": "t"}, "try --dataset_map text=prompt"),
+    ],
+)  # fmt: skip
+def test_rows_of_another_stage_name_it_where_no_renaming_helps(kind, row, said):
+    """Of what renaming can make of them first; a renaming that leaves a column out would help nobody."""
+    with pytest.raises(UserError) as error:
+        detect([row], kind, "here")
+    assert str(error.value).endswith(f"; it has {', '.join(row)}; {said}")
+
+
+def test_a_hint_is_complete_or_absent():
+    """Neither renaming nor another stage makes anything of these columns."""
+    with pytest.raises(UserError, match=r"it has x, y$"):
+        detect([{"x": "q", "y": 1}], "labelled", "here")
 
 
 def test_check_and_stages_say_the_same_once(tmp_path, capsys):

@@ -2,14 +2,16 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-from pipeline.runtime import commands
-from pipeline.runtime.commands import COMMANDS, as_typed, overview
+from pipeline.runtime import command_table, commands
+from pipeline.runtime.command_table import COMMANDS, as_started, as_typed
+from pipeline.runtime.commands import overview
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import config_file, packaged
 from tests.conftest import ROOT
@@ -83,24 +85,44 @@ def test_a_packaged_config_goes_by_several_names_and_a_file_here_comes_first(tmp
     assert str(config_file("quickstart/dpo")) == "quickstart/dpo"
     with pytest.raises(UserError, match="no file quikstart; did you mean quickstart"):
         config_file("quikstart")
+    recipes = ", ".join(packaged("*/recipe.yaml"))
+    with pytest.raises(UserError, match=rf"no file nope; packaged are {recipes}$"):
+        config_file("nope", "*/recipe.yaml")
+    (tmp_path / "mine.yaml").write_text("beta: 1")
+    with pytest.raises(UserError, match=r"no file ./mien.yaml; did you mean mine.yaml\?$"):
+        config_file("./mien.yaml")
     assert len(packaged("*/*.yaml")) == len(list((ROOT / "configs").glob("*/*.yaml")))
 
 
 def test_a_next_step_is_named_as_this_one_was_typed(tmp_path, monkeypatch):
     """By a script of this folder, by a module or a script elsewhere, and by the console script."""
-    monkeypatch.setattr(commands, "_started", set())
+    monkeypatch.setattr(command_table, "started", set())
     commands.flags_of("dpo")  # reading a help text starts nothing
-    assert not commands._started
+    assert not command_table.started
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", [str(ROOT / "pipeline" / "dpo.py")])
     assert as_typed("generate") == "python pipeline/generate.py"
     assert as_typed("push") == "python -m pipeline.publish.hub push"
     monkeypatch.chdir(tmp_path)
     assert as_typed("generate") == "python -m pipeline.generate"
-    done = narlm_says('from pipeline.runtime import commands; print(commands.as_typed("generate"))', tmp_path)
+    done = narlm_says('from pipeline.runtime.command_table import as_typed; print(as_typed("generate"))', tmp_path)
     assert done == "python -m pipeline.generate\n"
-    monkeypatch.setattr(commands, "_started", {"dpo"})
+    monkeypatch.setattr(command_table, "started", {"dpo"})
     assert [as_typed("generate"), as_typed("push")] == ["narlm generate", "narlm push"]
+
+
+def test_a_help_shows_the_command_as_it_was_started(monkeypatch):
+    """Every launch line of every command; a script and a module show their own."""
+    for name in set(COMMANDS) - {"completion"}:
+        text = narlm(name, "--help").stdout
+        assert f"narlm {name} " in text, name
+        assert not re.search(r"^ +(python|accelerate launch) ", text, re.M), name
+    script = [sys.executable, "pipeline/dpo.py", "--help"]
+    text = subprocess.run(script, cwd=ROOT, capture_output=True, text=True).stdout
+    assert "accelerate launch pipeline/dpo.py --config" in text
+    monkeypatch.setattr(command_table, "started", {"run"})
+    lines = "python -m pipeline.run x\npython pipeline/run.py x\npython -m pipeline.publish.hub push r\npipeline.run"
+    assert as_started(lines) == "narlm run x\nnarlm run x\nnarlm push r\npipeline.run"
 
 
 def narlm_says(code, cwd):

@@ -285,7 +285,7 @@ def test_a_running_record_of_a_dead_process_is_interrupted(tmp_path):
 
 
 def test_output_dir_is_required_and_must_not_be_a_file(tmp_path):
-    with pytest.raises(UserError, match="output_dir is missing"):
+    with pytest.raises(UserError, match=r"needs .*--output_dir"):
         Run("demo", [])
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):

@@ -138,7 +138,7 @@ def test_help_all_lists_every_field(stage, capsys):
     ("words", "message"),
     [
         (["--config", "nowhere.yaml"], "error: --config: there is no file nowhere.yaml"),
-        ([], "error: output_dir is missing"),
+        ([], "error: dpo needs --model_name_or_path"),
     ],
 )
 @pytest.mark.parametrize("launch", [["pipeline/dpo.py"], ["-m", "pipeline.dpo"]])

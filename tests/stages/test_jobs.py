@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.recipes.estimate import TRAINED
-from pipeline.runtime.commands import COMMANDS
+from pipeline.runtime.command_table import COMMANDS
 from tests.conftest import ROOT
 from tests.stages.conftest import CHATML, public_rows, read_metrics, write_rows
 

@@ -112,6 +112,8 @@ def test_metrics_by_hand():
     assert best["selection_kl_bound"] == pytest.approx(math.log(2) - 0.5)
     cut = selection_metrics(groups, Selection("threshold", threshold=2.0), rounds=2)
     assert cut["no_acceptable_share"] == 0.5
+    assert best["equal_share"] == 0.5
+    assert selection_metrics([group(1.0, None), group(0.0, 0.0)], Selection("best"))["equal_share"] == 1.0
     assert (cut["reward_after"], cut["effective_sample_size"], cut["selection_kl"]) == (3.0, pytest.approx(2.0), 0.0)
     assert cut["selection_kl_bound"] == pytest.approx(math.log(4) - 0.75)
 

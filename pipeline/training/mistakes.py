@@ -1,0 +1,63 @@
+"""What is wrong with a command by its arguments, files and first rows: said in a second, before torch is imported.
+
+A stage calls `refuse_mistakes` first. All of it is checked again where it is used, by the same functions; what only a
+model or every row can tell is found there.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from pipeline.data.arguments import DataArguments
+from pipeline.data.columns import parse_map
+from pipeline.data.loading import look_at
+from pipeline.data.sources import Source, eval_sources, sources_of
+from pipeline.rewards.resolve import resolve_each
+from pipeline.runtime.arguments import RewardArguments, StageArguments, part
+from pipeline.runtime.checkpoints import require_model_folder
+from pipeline.runtime.coercion import coerce
+from pipeline.runtime.needs import require_needs
+from pipeline.runtime.record import Run
+
+Own = TypeVar("Own", bound=StageArguments)
+
+
+def refuse_mistakes(
+    run: Run,
+    kind: str | Callable[[Own], str],
+    own_type: type[Own] = StageArguments,
+    check: Callable[[Own], None] = lambda own: None,
+) -> None:
+    """Refuse a training run that cannot succeed.
+
+    Args:
+        run: it, before its arguments are parsed.
+        kind: the kind of its data (`pipeline.data.schemas`), or what it is by the stage's own fields.
+        own_type: the class of the stage's own fields.
+        check: raises UserError where they do not go together.
+
+    Raises:
+        UserError: no model, data or output folder is named; a local model, dataset, split or checkpoint is not there;
+            the columns are not those of this kind; a reward is unknown or cannot run here.
+    """
+    if run.helping:
+        return
+    require_needs(run.stage, run.given)
+    own, data = part(run.argv, own_type), part(run.argv, DataArguments)
+    check(own)
+    if isinstance(own, RewardArguments) and own.reward:
+        weights = coerce(run.given.get("reward_weights"), list[float] | None, "reward_weights")
+        resolve_each(own.reward, weights, allow_unsafe_code_execution=own.allow_unsafe_code_execution)
+    if run.given.get("model_name_or_path"):
+        require_model_folder(str(run.given["model_name_or_path"]))
+    for source in _sources(own, data):
+        look_at(source, kind if isinstance(kind, str) else kind(own))
+
+
+def _sources(own: StageArguments, data: DataArguments) -> list[Source]:
+    """The datasets of a run; candidates made elsewhere and corpora are named by fields of their stages."""
+    names = getattr(own, "corpora", None) or getattr(own, "from_candidates", None)
+    if names:
+        named = [names] if isinstance(names, str) else names
+        return [Source(name, dataset_map=parse_map(data.dataset_map)) for name in named]
+    sources = sources_of(data)
+    return [*sources, *eval_sources(data, sources)]
