@@ -122,21 +122,8 @@ SAMPLING = ("n", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "re
 
 def main(argv: list[str] | None = None) -> None:
     """Run the stage; see the module's docstring."""
-    from pipeline.inference.batch_files import read_prompts
-    from pipeline.runtime.arguments import parse
-    from pipeline.runtime.checkpoints import require_model_folder
-    from pipeline.runtime.given import read_given
-    from pipeline.runtime.needs import require_needs
-
-    given = read_given(argv)
-    if "help_all" not in given:
-        require_needs("generate", given | {"prompt": "prompt" in given})
-    args, retrieval = parse(argv, GenerateArguments, RetrievalArguments, prog="generate.py")
-    check(args, retrieval)
-    name, remote, file = args.model_name_or_path, args.trust_remote_code, args.prompt_file
-    require_model_folder(name)
-    rows = read_prompts(Path(file), args.dataset_map) if file else [{"prompt": prompt} for prompt in args.prompt or []]
-
+    args, retrieval, rows = read_arguments(argv)
+    name, remote = args.model_name_or_path, args.trust_remote_code
     from pipeline.inference.answers import Speaker, answer, converse, note, turn_of
     from pipeline.inference.decoding import check_lengths
     from pipeline.inference.filters import check_options
@@ -240,6 +227,29 @@ def write_completions(
     chunk = max(1, args.batch_size // args.n)
     say_cropped(complete_file(rows, Path(args.output_file), settings, draw, chunk=chunk, force=args.force))
     print(f"{len(rows)} rows: {args.output_file}")
+
+
+def read_arguments(argv: list[str] | None) -> "tuple[GenerateArguments, RetrievalArguments, list[Json]]":
+    """The arguments and the rows of prompts, checked before torch is imported.
+
+    Raises:
+        UserError: something is missing, unknown or not there.
+    """
+    from pipeline.inference.batch_files import read_prompts
+    from pipeline.runtime.arguments import parse
+    from pipeline.runtime.checkpoints import require_model_folder
+    from pipeline.runtime.given import read_given
+    from pipeline.runtime.needs import require_needs
+
+    given = read_given(argv)
+    if "help_all" not in given:
+        require_needs("generate", given | {"prompt": "prompt" in given})
+    args, retrieval = parse(argv, GenerateArguments, RetrievalArguments, prog="generate.py")
+    check(args, retrieval)
+    require_model_folder(args.model_name_or_path)
+    if args.prompt_file:
+        return args, retrieval, read_prompts(Path(args.prompt_file), args.dataset_map)
+    return args, retrieval, [{"prompt": prompt} for prompt in args.prompt or []]
 
 
 def check(args: GenerateArguments, retrieval: RetrievalArguments) -> None:

@@ -106,17 +106,19 @@ class Round(Leg):
         self.run.add_metrics({f"round_{self.number}_{name}": value for name, value in metrics.items()})
         self.run.add_metrics(mean_parts(candidate.get("parts") for group in groups for candidate in group))
         self.run.add_curves("selection", {f"round {self.number}": best_of_n_curve(groups)})
+        none_better = metrics["equal_share"] == 1
         lost = {
             "prompts without an acceptable one": "no_acceptable_share",
-            "prompts with equal rewards": "equal_share",
             "without a score": "unscored_share",
         }
+        if not none_better:
+            lost["prompts with equal rewards"] = "equal_share"
         more = "".join(f"; {metrics[key]:.0%} {what}" for what, key in lost.items() if metrics.get(key))
         self.run.say(
             f"round {self.number} of {self.total}: mean reward {metrics['reward_before']:.4g} of all candidates, "
             f"{metrics['reward_after']:.4g} of those selected (KL {metrics['selection_kl']:.3g} nats){more}"
         )
-        if metrics["equal_share"] == 1 and self.run.is_main:
+        if none_better and self.run.is_main:
             print(
                 f"warning: all candidates of each prompt have the same reward (mean {metrics['reward_before']:.4g}): "
                 "what is imitated is no better than the rest; prompts too easy or too hard, a verifier that reads "

@@ -1,6 +1,7 @@
 """Assessment end to end on a tiny model: the record, the samples, the guard against training rows, the exit codes."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -302,3 +303,25 @@ def test_the_cache_is_measured_and_continued_in_a_fresh_process(kind, request, t
     [ridge] = {row["ridge"] for row in record["tables"]["cache"]["FLOPs per byte"]}
     assert ridge == pytest.approx(312 / 2.039)
     assert {"seconds per step, full attention", "seconds per step, window attention"} == set(record["curves"]["cache"])
+
+
+def test_it_says_once_how_rows_were_read_and_ends_with_what_to_do(tiny_model, tmp_path, capsys):
+    """Two evaluations read the same rows in the same way; one line says so, and not used columns with it."""
+    rows = write_rows(tmp_path / "qa.jsonl", [{"question": f"{a}?", "answer": str(a), "id": a} for a in range(6)])
+    words = [
+        "--tasks",
+        "accuracy,samples",
+        "--reward",
+        "numeric",
+        "--dataset_name",
+        str(rows),
+        "--max_new_tokens",
+        "2",
+    ]
+    record = run(words, tiny_model, tmp_path / "judged")
+    lines = capsys.readouterr().out.splitlines()
+    said = [line for line in lines if "read as" in line]
+    assert said == [f"assess: {rows}: read as prompt from question; for the rewards: answer, id"]
+    assert len(record["data"]) == 2
+    assert lines[-2].startswith(f"assess: saved in {tmp_path / 'judged'} ")
+    assert re.fullmatch(rf"assess: next: \S.* {tmp_path}", lines[-1])

@@ -361,3 +361,13 @@ def test_a_missing_folder_is_one_line():
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: model_name_or_path: there is no folder runs/nothing/here")
     assert "Traceback" not in done.stderr
+
+
+def test_a_line_of_a_text_file_is_a_prompt(tmp_path):
+    """Blank lines are none, and an end of line of Windows is no part of a prompt."""
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("Where is the key?\r\n\nWho has it?\nÄh?".encode())
+    assert [row["prompt"] for row in read_prompts(path, "")] == ["Where is the key?", "Who has it?", "Äh?"]
+    path.write_bytes(b"good\n\xff\xfe\n")
+    with pytest.raises(UserError, match=r"prompts.txt, row 2: "):
+        read_prompts(path, "")
