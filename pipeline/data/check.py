@@ -115,13 +115,14 @@ def describe(part: Part, kind: str, columns: Sequence[str], guessed: bool = Fals
     for digest in part.hashes:
         first[digest] = first.get(digest, 0) + 1
     counts = part.counts
+    unwanted = f", {counts['label_false']} whose label is false" if "label_false" in counts else ""
     lines = [
         f"dataset      {part.source.label}, split {part.source.split}",
         f"columns      {', '.join(columns)}",
         f"kind         {kind}{' (guessed; --kind says otherwise)' if guessed else ''}",
         f"read as      {part.reading}",
         f"form         {shapes}",
-        f"rows         {counts['rows_read']}: {len(part.rows)} good, {counts['bad_rows']} bad",
+        f"rows         {counts['rows_read']}: {len(part.rows)} good, {counts['bad_rows']} bad{unwanted}",
         f"duplicates   {len(part.rows) - len(first)} (exact; training drops them)",
     ]
     asked = len(set(part.prompts))

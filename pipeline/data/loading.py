@@ -157,6 +157,7 @@ def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection
     form = find_form(source, kind, first)
     good: list[Json] = []
     bad: list[str] = []
+    bad_answers = 0
     places: list[Place] = []
     columns: dict[str, None] = {}
     unused: Counter[str] = Counter()
@@ -165,6 +166,9 @@ def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection
             if isinstance(row, RowError):
                 raise row
             given = prepare(row, source)
+            if kind == "sft" and "label" in form.stored and given.get("label") is False:
+                bad_answers += 1  # what is not to be said is not to be imitated
+                continue
             converted = convert(given, form, kind)
             good.append(converted | {name: given[name] for name in keep if name in given and name not in converted})
             places.append((place, number))
@@ -176,8 +180,12 @@ def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection
                 raise UserError(f"{described} (fix the row, or pass --skip_bad_rows)") from None
             bad.append(described)
     if not good:
-        raise UserError(f"{source.label}: every row is bad; the first: {bad[0]}")
-    counts = {"rows_read": len(good) + len(bad), "bad_rows": len(bad), "duplicates": 0, "removed_from_train": 0}
+        cause = f"every row is bad; the first: {bad[0]}" if bad else "label is false in every row: nothing to learn"
+        raise UserError(f"{source.label}: {cause}")
+    read = len(good) + len(bad) + bad_answers
+    counts = {"rows_read": read, "bad_rows": len(bad), "duplicates": 0, "removed_from_train": 0}
+    if bad_answers:
+        counts["label_false"] = bad_answers
     if kind == "prompt":
         good = _same_columns(good)
     return Part(
@@ -218,6 +226,7 @@ def _say_left_out(parts: Sequence[Part]) -> None:
     """One line to the terminal for each dataset from which good rows are left out, with the causes."""
     for part in parts:
         causes = {
+            "whose label is false": part.counts.get("label_false", 0),
             "exact duplicates": part.counts["duplicates"],
             "that are also in the evaluation data": part.counts["removed_from_train"],
         }

@@ -94,9 +94,13 @@ _STAGES = {
 }
 
 
+# Columns that are read beside those of the form, and how.
+_BESIDE = {"input": "in the prompt", "system": "as the system prompt", "label": "only where it is true"}
+
+
 class Form(NamedTuple):
     """The form of one dataset: the standard columns it is read as, whether prompts and answers are dialogues, and
-    where they are stored: the columns of other names by standard name (also ``input`` and ``system``).
+    where they are stored: the columns of other names by standard name (also ``input``, ``system`` and ``label``).
     """
 
     columns: tuple[str, ...]
@@ -118,11 +122,7 @@ class Form(NamedTuple):
     def reading(self, columns: Collection[str], kind: str) -> str:
         """What was read from which columns, and what was not: ``prompt + completion from …; not used: id``."""
         read = [self.stored.get(name, name) for name in self.columns]
-        extra = {
-            self.stored[name]: what
-            for name, what in (("input", "in the prompt"), ("system", "as the system prompt"))
-            if name in self.stored
-        }
+        extra = {self.stored[name]: what for name, what in _BESIDE.items() if name in self.stored}
         text = " + ".join(self.columns)
         if read != list(self.columns):
             text += f" from {' + '.join(read)}" + (f" ({self.schema})" if self.schema else "")
@@ -201,7 +201,15 @@ def detect(rows: Sequence[Json], kind: str, where: str, mapped: Collection[str] 
     for other in fitting:
         if other.columns != names and "chosen" not in other.columns and not used.issuperset(_read(other)):
             others.setdefault(other.columns, " + ".join(_read(other)))
+    if kind == "sft" and "completion" in names and _judges(rows):
+        form = form._replace(stored={**form.stored, "label": "label"})
     return form._replace(conversational=dialogue, also=tuple(others.values()))
+
+
+def _judges(rows: Sequence[Json]) -> bool:
+    """Whether the column ``label`` says if an answer is good, as in rows for KTO; a class is a number or a word."""
+    labels = [row["label"] for row in rows if row.get("label") is not None]
+    return bool(labels) and all(isinstance(label, bool) for label in labels)
 
 
 def _fitting(columns: Collection[str], kind: str) -> Iterator[Form]:

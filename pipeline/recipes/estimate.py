@@ -20,7 +20,9 @@ from typing import Any, Literal
 from pipeline.recipes.recipe import Entry
 from pipeline.recipes.shapes import Shape, new_shape, shape_by_name
 from pipeline.runtime.coercion import plain
+from pipeline.runtime.defaults import given_checkpointing
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.hardware import computes_bf16, has_accelerator, keeps_activations
 from pipeline.runtime.registry import import_function
 
 Given = Mapping[str, Any]  # a stage's arguments, by TRL's names
@@ -287,8 +289,17 @@ def _count(parameters: int) -> str:
     return f"{parameters / 1e9:.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:.1f}M"
 
 
+def checkpoints_here(given: Given, shape: Shape) -> bool:
+    """Whether a run that is not told would recompute its activations on this machine, as the stages decide it."""
+    use_cpu = bool(given.get("use_cpu")) or not has_accelerator()
+    bf16 = computes_bf16(use_cpu) if given.get("bf16") is None else bool(given["bf16"])
+    config = dataclasses.asdict(shape) | {"max_position_embeddings": 1 << 30}  # max_length is the limit
+    return not keeps_activations(config, given, use_cpu=use_cpu, bf16=bf16)
+
+
 def memory_table(entries: Sequence[Entry], chosen: Sequence[Entry]) -> str:
-    """The memory that the chosen entries which train will need, by formula.
+    """The memory that the chosen entries which train will need, by formula; checkpointing that no entry states is as
+    this machine would choose it.
 
     Raises:
         UserError: a model's shape is not known, or nothing of it trains.
@@ -311,6 +322,8 @@ def memory_table(entries: Sequence[Entry], chosen: Sequence[Entry]) -> str:
             given = {**given, "use_peft": True}
         if given.get("use_peft"):
             adapters.add(str(item.output))
+        if not given_checkpointing(given):
+            given["gradient_checkpointing"] = checkpoints_here(given, shape)
         if item in chosen:
             rows.append((item.name, item.stage, given, shape))
     if not rows:

@@ -105,7 +105,8 @@ READ = [
     ("preference", {"prompt": HH, "chosen": "r", "rejected": "w"},
      {"prompt": turns("q"), "chosen": answer("r"), "rejected": answer("w")}, "prompt + chosen + rejected"),
     ("labelled", KTO, KTO, "prompt + completion + label"),
-    ("sft", KTO, {"prompt": "q", "completion": "r"}, "prompt + completion; not used: label"),
+    ("sft", KTO, {"prompt": "q", "completion": "r"}, "prompt + completion, label only where it is true"),
+    ("sft", {**KTO, "label": 3}, {"prompt": "q", "completion": "r"}, "prompt + completion; not used: label"),
     ("sft", {"question": "q", "answer": "#### 4"}, {"prompt": "q", "completion": "#### 4"},
      "prompt + completion from question + answer"),
     ("prompt", {"question": "q", "answer": "#### 4"}, {"prompt": "q", "answer": "#### 4"},
@@ -229,6 +230,29 @@ def test_check_and_stages_say_the_same_once(tmp_path, capsys):
     plain.write_text("".join(json.dumps({"prompt": f"p{i}", "completion": "c"}) + "\n" for i in range(9)))
     load_data(DataArguments(dataset_name=str(plain)), "sft", seed=0)
     assert capsys.readouterr().err == ""
+
+
+def test_answers_that_were_judged_bad_are_not_imitated(tmp_path, capsys):
+    """Of twelve rows for KTO every third answer is bad: eight are left, in training and evaluation together."""
+    path = tmp_path / "kto.jsonl"
+
+    def write(labels):
+        rows = [{"prompt": f"p{i}", "completion": f"c{i}", "label": label} for i, label in enumerate(labels)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write([i % 3 > 0 for i in range(12)])
+    data = load_data(DataArguments(dataset_name=str(path), eval_rows=2), "sft", seed=0)
+    said = capsys.readouterr().err
+    assert f"{path}: read as prompt + completion, label only where it is true\n" in said
+    assert f"{path}: training leaves out 4 whose label is false, of 12 rows\n" in said
+    assert (len(data.train), len(data.evaluation)) == (6, 2)
+    assert {row["prompt"] for row in [*data.train, *data.evaluation]}.isdisjoint({"p0", "p3", "p6", "p9"})
+    assert len(load_data(DataArguments(dataset_name=str(path), eval_rows=0), "labelled", seed=0).train) == 12
+    check.main([str(path), "--kind", "sft"])
+    assert "rows         12: 8 good, 0 bad, 4 whose label is false" in capsys.readouterr().out
+    write([False] * 3)
+    with pytest.raises(UserError, match="label is false in every row"):
+        load_data(DataArguments(dataset_name=str(path)), "sft", seed=0)
 
 
 def test_a_mixture_of_schemas_is_one_form(tmp_path):

@@ -219,3 +219,23 @@ def test_a_recipe_is_estimated_and_not_started(tmp_path, capsys):
     assert gradients[2] == pytest.approx(2 * gradients[1], rel=0.1)  # ppo goes on with the adapter, and has a critic's
     assert "24 GB" in lines[1]
     assert not (tmp_path / "sft").exists()
+
+
+def test_checkpointing_that_nobody_gave_is_as_a_run_here_would_choose(tmp_path, capsys, monkeypatch):
+    """Half a billion weights, 8 rows of 1,024 tokens in float32: 4 x 8192 x 24 x (10 x 896 + 4 x 4864 + 2 x 14 x 1024)
+    bytes of activations, 45 GB; kept where the memory is four times that, by the rule of `runtime.hardware`."""
+    recipe = tmp_path / "recipe.yaml"
+    line = "- {stage: sft, overrides: {model_name_or_path: Qwen/Qwen2.5-0.5B, output_dir: OUT, bf16: false}}"
+    recipe.write_text(line.replace("OUT", str(tmp_path / "sft")))
+    needed = 4 * 8192 * 24 * (10 * 896 + 4 * 4864 + 2 * 14 * 1024)
+    found = {}
+    for share in (3.9, 4.1):
+        monkeypatch.setattr("pipeline.runtime.hardware.free_memory", lambda use_cpu, share=share: share * needed)
+        run([str(recipe), "--estimate"])
+        names, cells = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
+        found[share] = float(cells[names.index("activations")])
+    recipe.write_text(recipe.read_text().replace("bf16: false", "bf16: false, gradient_checkpointing: true"))
+    run([str(recipe), "--estimate"])
+    given = float(capsys.readouterr().out.splitlines()[2].split()[names.index("activations")])
+    assert found[3.9] == given
+    assert found[4.1] > 3 * given
