@@ -75,6 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.model.loading import adapter_base, load_tokenizer, model_config
         from pipeline.publish.cards import write_card
         from pipeline.publish.hub import push_run
+        from pipeline.training.ending import say_saved
 
         name = args.model_name_or_path
         model_config(name, args.trust_remote_code)  # a name that nothing has is no complete model
@@ -98,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer.save_pretrained(run.folder)
         run.complete()
         write_card(run.folder, run.record)
+        say_saved(run)
         if run.push:
             push_run(run.folder, args.hub_model_id, private=args.hub_private_repo)
 

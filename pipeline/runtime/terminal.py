@@ -24,6 +24,9 @@ def quiet() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not (sys.stderr.isatty() and is_main()):  # a bar in a log file is a line of thousands of characters
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    # tqdm reads these where it is imported: a bar is for what takes time, and leaves nothing behind ("" is False).
+    os.environ.setdefault("TQDM_DELAY", "2")
+    os.environ.setdefault("TQDM_LEAVE", "")
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # DeepSpeed sets its logger's level when it is imported, which leaves filters as they are.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())

@@ -20,6 +20,12 @@ def say_end(run: Run) -> None:
         run.say(f"held out: {counted(rows, 'row')}, not evaluated")
     else:
         run.say("no rows were held out, so nothing was evaluated")
+    say_saved(run)
+
+
+def say_saved(run: Run) -> None:
+    """Where a model is, and what one does with it next."""
+    metrics = run.record["metrics"]
     size = sum(file.stat().st_size for file in run.folder.glob("*.safetensors"))
     what = "adapter" if (run.folder / "adapter_config.json").is_file() else "model"
     steps = f", {counted(int(metrics['steps']), 'step')}" if metrics.get("steps") else ""

@@ -123,7 +123,8 @@ def show_progress(trainer: Trainer, run: Run, leg: str = "") -> TrainerCallback:
     hide_weight_bars()
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    bar = sys.stderr.isatty() and not trainer.args.disable_tqdm
+    # Not the argument: where nothing is given, Trainer sets it by the level of transformers' log, which is quiet here.
+    bar = sys.stderr.isatty() and not run.given.get("disable_tqdm")
     progress = Progress(bar, lambda state: run.say(f"{leg}: " * bool(leg) + plan(trainer, state)))
     trainer.add_callback(progress)
     return progress

@@ -222,12 +222,12 @@ def test_a_recipe_is_estimated_and_not_started(tmp_path, capsys):
 
 
 def test_checkpointing_that_nobody_gave_is_as_a_run_here_would_choose(tmp_path, capsys, monkeypatch):
-    """Half a billion weights, 8 rows of 1,024 tokens in float32: 4 x 8192 x 24 x (10 x 896 + 4 x 4864 + 2 x 14 x 1024)
-    bytes of activations, 45 GB; kept where the memory is four times that, by the rule of `runtime.hardware`."""
+    """8 rows of 1,024 tokens in float32: 4 x 8192 x 36 x (10 x 4096 + 4 x 12288 + 2 x 32 x 1024) bytes of activations;
+    kept where the memory is four times that, by the rule of `runtime.hardware`."""
     recipe = tmp_path / "recipe.yaml"
-    line = "- {stage: sft, overrides: {model_name_or_path: Qwen/Qwen2.5-0.5B, output_dir: OUT, bf16: false}}"
+    line = "- {stage: sft, overrides: {model_name_or_path: Qwen/Qwen3-8B-Base, output_dir: OUT, bf16: false}}"
     recipe.write_text(line.replace("OUT", str(tmp_path / "sft")))
-    needed = 4 * 8192 * 24 * (10 * 896 + 4 * 4864 + 2 * 14 * 1024)
+    needed = 4 * 8192 * 36 * (10 * 4096 + 4 * 12288 + 2 * 32 * 1024)
     found = {}
     for share in (3.9, 4.1):
         monkeypatch.setattr("pipeline.runtime.hardware.free_memory", lambda use_cpu, share=share: share * needed)

@@ -1,9 +1,15 @@
 """What a stage prints: what it does, how it ends, and nothing of other libraries'."""
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -99,6 +105,38 @@ def test_a_stage_prints_what_it_does_and_nothing_else(base, request, tmp_path):
         print(f"{stage}: {len(shown[stage].splitlines())} lines\n{shown[stage]}")
         check(stage, shown[stage].splitlines())
         assert json.loads((tmp_path / f"run-{stage}" / "run.json").read_text())["hardware"]["device"]
+
+
+def on_a_terminal(words: list[str], columns: int = 100) -> tuple[str, list[str]]:
+    """All that a command writes to a terminal, and the lines that stand there at the end."""
+    screen, ours = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    with subprocess.Popen(words, stdin=ours, stdout=ours, stderr=ours, cwd=ROOT) as process:
+        os.close(ours)
+        written = b""
+        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+            while block := os.read(screen, 1 << 16):
+                written += block
+    os.close(screen)
+    assert process.returncode == 0, written.decode()
+    left = []
+    for line in written.decode().replace("\r\n", "\n").split("\n"):
+        shown = ""
+        for part in line.split("\r"):  # each overwrites what was there
+            shown = part + shown[len(part) :]
+        left.append(shown.rstrip())
+    return written.decode(), left
+
+
+@pytest.mark.slow
+def test_bars_are_for_what_takes_time_and_leave_nothing_behind(foreign_model, tmp_path):
+    """The training's bar is shown (its delay set to nothing) and is gone at the end, as are those of the data."""
+    words = arguments(foreign_model, tmp_path, chat=True)["sft"]
+    code = DRIVER.replace("import importlib", "import os; os.environ['TQDM_DELAY'] = '0'\nimport importlib", 1)
+    written, left = on_a_terminal([sys.executable, "-c", code, json.dumps({"sft": words})])
+    assert "10/10" in re.sub("step 10/10", "", written)
+    check("sft", [line for line in left[1:] if line])
+    assert all(re.match(r"===|sft: |step |warning: |\S+\.jsonl: |$", line) for line in left)
 
 
 @pytest.mark.slow
