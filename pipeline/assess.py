@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.evaluation.mistakes import refuse_mistakes
-from pipeline.runtime.arguments import parse
+from pipeline.runtime.arguments import parse, typed
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.command_table import as_typed
 from pipeline.runtime.entry import entry
@@ -102,6 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         if run.done or not run.is_main:
             return  # one process evaluates; the others have nothing to do
         if not run.helping:
+            typed(run.argv, AssessArguments)  # a misspelt flag comes before what is missing because of it
             require_needs(run.stage, run.given)
             refuse_mistakes(*parse(run.argv, AssessArguments))
         (args,) = run.parse(AssessArguments)

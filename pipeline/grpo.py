@@ -73,8 +73,6 @@ def main(argv: list[str] | None = None) -> None:
             GRPOArguments, ChatDataArguments, RetrievalArguments, ChatModelArguments, GRPOConfig
         )
         tools, environment = load_tools(own.tools, own.environment_factory)
-        if not environment:  # which may have a reward of its own
-            settle_reward(run, own)
         require_reward(own.reward, environment)
         weights, unsafe = config.reward_weights, own.allow_unsafe_code_execution
         rewards = resolve_each(own.reward, weights, allow_unsafe_code_execution=unsafe)
@@ -110,13 +108,6 @@ def main(argv: list[str] | None = None) -> None:
             run.add_metrics(verdict_counts(rewards) | trainer.reward_parts())
 
         train_and_save(run, trainer, own, finish)
-
-
-def settle_reward(run: Run, own: GRPOArguments) -> None:
-    """The default reward, said and recorded like one that was given."""
-    if not own.reward:
-        own.reward = run.record["arguments"]["reward"] = ["numeric"]
-        run.say("not given: reward numeric (the number of the answer against the column answer)")
 
 
 FLAGS = {

@@ -6,11 +6,11 @@ from typing import Protocol
 from pipeline.data.loading import look_at
 from pipeline.data.sources import Source
 from pipeline.evaluation.expectations import parse_claims
-from pipeline.evaluation.registry import EVALUATIONS, Entry
+from pipeline.evaluation.registry import Entry, label
 from pipeline.evaluation.shortcuts import task_names
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.checkpoints import require_model_folder
-from pipeline.runtime.registry import require_known
+from pipeline.runtime.errors import UserError
 
 
 class AssessFields(Protocol):
@@ -41,11 +41,12 @@ def refuse_mistakes(args: AssessFields) -> None:
     parse_claims(args.expect or [], has_baseline=args.baseline is not None)
     if args.reward:
         resolve(args.reward, allow_unsafe_code_execution=args.allow_unsafe_code_execution)
-    named = [(args.dataset_name, args.dataset_split)]
+    if args.dataset_name:
+        look_at(Source(args.dataset_name, args.dataset_split or "test"))
     for entry in args.evaluations or []:
-        if ":" not in str(entry.get("type")):
-            require_known(str(entry.get("type")), EVALUATIONS, "type")
-        named.append((entry.get("dataset"), entry.get("split")))
-    for dataset, split in named:
+        dataset, split = entry.get("dataset"), entry.get("split") or "test"
         if isinstance(dataset, str) and split != "held_out":
-            look_at(Source(dataset, str(split or "test")))
+            try:
+                look_at(Source(dataset, str(split)))
+            except UserError as error:
+                raise UserError(f"evaluation {label(entry)}: {error}") from None

@@ -23,6 +23,7 @@ LEARNING_RATE = {
 }  # fmt: skip
 REASONS = {
     "learning_rate": "the default with LoRA",
+    "reward": "the answer's number against the column answer",
     "lora_target_modules": "PEFT names no modules for this type of model",
     "use_cpu": "no accelerator",
     "bf16": "not faster here",
@@ -44,6 +45,8 @@ def dependent_defaults(stage: str, values: Mapping[str, object]) -> Json:
     new_lora = is_true(values.get("use_peft")) or (stage == "continual" and trains_lora(stage, values))
     if new_lora and needs_targets(values):
         found["lora_target_modules"] = "all-linear"
+    if stage == "grpo" and not values.get("environment_factory"):  # which may have a reward of its own
+        found["reward"] = ["numeric"]
     if stage == "pretrain":
         found["logging_steps"] = 10  # TRL's, as in all other stages; Trainer's 500 leaves a short run without a line
     if not has_accelerator():  # accelerate must know it too: without it each of several processes would train alone

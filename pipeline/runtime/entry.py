@@ -170,7 +170,7 @@ def _flag_of(f: dataclasses.Field) -> str:
 
 
 def _help_of(f: dataclasses.Field) -> str:
-    text = as_started(f.metadata.get("help", ""))
+    text = f.metadata.get("help", "")
     default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
     if default not in (None, dataclasses.MISSING, False, "", []):
         text += f" [{default}]"
@@ -180,4 +180,4 @@ def _help_of(f: dataclasses.Field) -> str:
 
 
 def _line(name: str, text: str) -> str:
-    return textwrap.fill(f"  --{name:<28} {text}", width=100, subsequent_indent=" " * 33)
+    return textwrap.fill(f"  --{name:<28} {as_started(text)}", width=100, subsequent_indent=" " * 33)

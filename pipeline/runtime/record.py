@@ -200,7 +200,7 @@ class Run:
         self.write()
         method, machine = (
             ", ".join(
-                f"{name} {str(value).lower()} ({REASONS[name]})"
+                f"{name} {_as_flag(value)} ({REASONS[name]})"
                 for name, value in chosen.items()
                 if name in REASONS and (name in MACHINE) is of_machine
             )
@@ -388,3 +388,8 @@ class Run:
                 self.folder.rmdir()  # only if it is empty
             if self._set_aside is not None and not self.folder.exists():
                 self._set_aside.rename(self.folder)
+
+
+def _as_flag(value: object) -> str:
+    """A value as its flag takes it."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value).lower()

@@ -24,7 +24,7 @@ def test_every_member_is_there(user):
 
 def test_a_moved_method_stops_the_stage_before_a_model_is_loaded(monkeypatch, tmp_path):
     """PPO on a TRL without ``_calculate_rewards``: one line with the method, the installed and the tested versions.
-    The model does not exist, so an error about it would mean that the stage had gone further."""
+    The model has no weights, so an error about them would mean that the stage had gone further."""
     from trl import GRPOTrainer
 
     from pipeline.ppo import main
@@ -32,8 +32,15 @@ def test_a_moved_method_stops_the_stage_before_a_model_is_loaded(monkeypatch, tm
     monkeypatch.delattr(GRPOTrainer, "_calculate_rewards")
     monkeypatch.delitem(sys.modules, "pipeline.training.ppo", raising=False)
     monkeypatch.setattr(compat, "version", lambda package: "1.99.0")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
     with pytest.raises(UserError) as caught:
-        main(flags(model_name_or_path=tmp_path / "nowhere", output_dir=tmp_path / "run", reward="length"))
+        main(
+            flags(
+                model_name_or_path=tmp_path / "empty", output_dir=tmp_path / "run", reward="length",
+                dataset_name="world/sums",
+            )
+        )  # fmt: skip
     assert str(caught.value) == (
         "trl.GRPOTrainer._calculate_rewards is not in trl 1.99.0, and PPOTrainer builds on it: the versions tested "
         f"are trl{compat.TESTED['trl']}; pip install 'trl{compat.TESTED['trl']}'"

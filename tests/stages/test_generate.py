@@ -146,7 +146,7 @@ def test_a_reward_model_is_refused(folder, tmp_path, kind):
         config = ["--config", str(tmp_path / "assess.yaml"), "--output_dir", str(tmp_path / "out")]
         assess.main([*config, "--model_name_or_path", rm])
     with refused:
-        sft.main(flags(model_name_or_path=rm, dataset_name="none.jsonl", output_dir=tmp_path / "out"))
+        sft.main(flags(model_name_or_path=rm, dataset_name="world/sft", output_dir=tmp_path / "out"))
 
 
 ROWS = [
@@ -335,7 +335,7 @@ def test_a_trace_prints_each_step(folder, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "either --prompt .* or --chat"),
+        ([], "needs --prompt .*--prompt_file, or --chat"),
         (["--prompt", "a", "--chat"], "either --prompt .* or --chat"),
         (["--prompt", "a", "--prompt_file", "b.jsonl"], "either --prompt .* or --chat"),
         (["--chat", "--output_file", "b.jsonl"], "--output_file does not go with --chat"),
