@@ -121,8 +121,8 @@ def read_split(
     return to_dataset(settle_systems(part.rows, kind, chat=True), kind)
 
 
-def look_at(source: Source, kind: str | None = None) -> None:
-    """Look at the first rows of a local dataset, and at the name of an embedded one; a Hub id or a URL is left alone.
+def look_at(source: Source, kind: str | None = None) -> list[Json]:
+    """The first rows of a local dataset; none of an embedded one, of a Hub id or of a URL, whose rows take longer.
 
     It takes a moment, before torch is imported; everything is checked again where the rows are read.
 
@@ -138,7 +138,9 @@ def look_at(source: Source, kind: str | None = None) -> None:
     elif not is_url(source.name) and source.data_files is None and source.files() and kind is not None:
         first = list(islice(raw_rows(source), PEEK))
         if first:
-            find_form(source, kind, first)
+            form = find_form(source, kind, first)
+            return [form.read(prepare(row, source)) for _, _, row in first if not isinstance(row, RowError)]
+    return []
 
 
 def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection[str] = ()) -> Part:

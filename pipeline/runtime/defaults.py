@@ -45,8 +45,8 @@ def dependent_defaults(stage: str, values: Mapping[str, object]) -> Json:
     new_lora = is_true(values.get("use_peft")) or (stage == "continual" and trains_lora(stage, values))
     if new_lora and needs_targets(values):
         found["lora_target_modules"] = "all-linear"
-    if stage == "grpo" and not values.get("environment_factory"):  # which may have a reward of its own
-        found["reward"] = ["numeric"]
+    if reward := default_reward(stage, values):
+        found["reward"] = reward
     if stage == "pretrain":
         found["logging_steps"] = 10  # TRL's, as in all other stages; Trainer's 500 leaves a short run without a line
     if not has_accelerator():  # accelerate must know it too: without it each of several processes would train alone
@@ -60,6 +60,11 @@ def dependent_defaults(stage: str, values: Mapping[str, object]) -> Json:
         bf16 = is_true(values.get("bf16", bf16))
         found["gradient_checkpointing"] = not keeps_activations(config, values, use_cpu=use_cpu, bf16=bf16)
     return found
+
+
+def default_reward(stage: str, values: Mapping[str, object]) -> list[str]:
+    """The rewards of a stage that is given none; an environment may have one of its own."""
+    return ["numeric"] if stage == "grpo" and not values.get("environment_factory") else []
 
 
 def rate_in_words(stage: str) -> str:

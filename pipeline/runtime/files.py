@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.errors import UserError, did_you_mean, nearest
 
 Json = dict[str, Any]  # a JSON object, as run records, logs and rows of data hold it
 WHOLE_FILE_LIMIT, SAMPLE_BYTES = 1 << 30, 16 << 20
@@ -32,10 +32,13 @@ def near_path(name: str | Path, otherwise: str = "") -> str:
     ``otherwise``.
     """
     path = Path(name)
-    beside: list[str] = []
+    beside: dict[str, str] = {}  # by the name without its suffix, which nearly all of them share
     with contextlib.suppress(OSError):
-        beside = [str(path.with_name(entry.name)) for entry in path.expanduser().parent.iterdir()]
-    return did_you_mean(str(path), beside, otherwise)
+        beside = {entry.stem: entry.name for entry in path.expanduser().parent.iterdir()}
+    found = nearest(path.stem, beside)
+    if found is not None:
+        return f"; did you mean {path.with_name(beside[found])}?"
+    return f"; {otherwise}" if otherwise else ""
 
 
 @contextlib.contextmanager

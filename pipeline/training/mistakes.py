@@ -11,10 +11,12 @@ from pipeline.data.arguments import DataArguments
 from pipeline.data.columns import parse_map
 from pipeline.data.loading import look_at
 from pipeline.data.sources import Source, eval_sources, sources_of
+from pipeline.rewards.judging import Reward
 from pipeline.rewards.resolve import resolve_each
 from pipeline.runtime.arguments import RewardArguments, StageArguments, part
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.coercion import coerce
+from pipeline.runtime.defaults import default_reward
 from pipeline.runtime.needs import require_needs
 from pipeline.runtime.record import Run
 
@@ -37,20 +39,27 @@ def refuse_mistakes(
 
     Raises:
         UserError: no model, data or output folder is named; a local model, dataset, split or checkpoint is not there;
-            the columns are not those of this kind; a reward is unknown or cannot run here.
+            the columns are not those of this kind; a reward is unknown, cannot run here or lacks a column.
     """
     if run.helping:
         return
     require_needs(run.stage, run.given)
     own, data = part(run.argv, own_type), part(run.argv, DataArguments)
     check(own)
-    if isinstance(own, RewardArguments) and own.reward:
-        weights = coerce(run.given.get("reward_weights"), list[float] | None, "reward_weights")
-        resolve_each(own.reward, weights, allow_unsafe_code_execution=own.allow_unsafe_code_execution)
+    rewards = _rewards(run, own) if isinstance(own, RewardArguments) else []
     if run.given.get("model_name_or_path"):
         require_model_folder(str(run.given["model_name_or_path"]))
-    for source in _sources(own, data):
-        look_at(source, kind if isinstance(kind, str) else kind(own))
+    looked_at = [look_at(source, kind if isinstance(kind, str) else kind(own)) for source in _sources(own, data)]
+    if all(looked_at) and not run.given.get("from_candidates"):  # which may have scores already
+        for reward in rewards:
+            reward.require_columns([row for rows in looked_at for row in rows])
+
+
+def _rewards(run: Run, own: RewardArguments) -> list[Reward]:
+    """The rewards that are given, or what a stage takes where none is."""
+    weights = coerce(run.given.get("reward_weights"), list[float] | None, "reward_weights")
+    specs = own.reward or default_reward(run.stage, run.given)
+    return resolve_each(specs, weights, allow_unsafe_code_execution=own.allow_unsafe_code_execution) if specs else []
 
 
 def _sources(own: StageArguments, data: DataArguments) -> list[Source]:

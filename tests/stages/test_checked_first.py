@@ -85,6 +85,7 @@ MISTAKES = {
     "split": (["sft", "MODEL", "answers.jsonl", "--dataset_test_split", "test"], r"is one split and has no 'test'"),
     "reward": (["grpo", "MODEL", "answers.jsonl", "--reward", "trl:none"], r"unknown name 'trl:none'"),
     "reward of none": (["ppo", "MODEL", "answers.jsonl"], r"reward is missing"),
+    "gold": (["grpo", "MODEL", "answers.jsonl"], r"reward 'numeric'.* 'answer'"),
     "weights": (
         ["grpo", "MODEL", "answers.jsonl", "--reward", "exact", "numeric", "--reward_weights", "1"],
         r"reward_weights: 1 given for 2 rewards",
