@@ -16,6 +16,7 @@ from pipeline import __version__
 from pipeline.runtime.command_table import COMMANDS, started
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import packaged
+from pipeline.runtime.terminal import show
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -30,7 +31,7 @@ def main() -> NoReturn:
 
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h", "help"):
-        print(overview())
+        show(overview())
         raise SystemExit(0)
     if name == "--version":
         print(f"narlm {__version__}")
@@ -74,7 +75,7 @@ def _print_completion(words: Sequence[str]) -> None:
     if len(words) != 1 or words[0] not in SHELLS:
         raise UserError(f"narlm completion takes one of {', '.join(SHELLS)}")
     flags = {name: flags_of(name) for name in COMMANDS if name != "completion"}
-    print({"bash": bash, "zsh": zsh, "fish": fish}[words[0]](flags))
+    show({"bash": bash, "zsh": zsh, "fish": fish}[words[0]](flags))
 
 
 def flags_of(name: str) -> list[str]:

@@ -18,7 +18,7 @@ from pipeline.runtime.defaults import rate_in_words
 from pipeline.runtime.distributed import is_main
 from pipeline.runtime.errors import DivergedError, PushError, UserError
 from pipeline.runtime.run_json import RECIPE_VARIABLE
-from pipeline.runtime.terminal import quiet
+from pipeline.runtime.terminal import quiet, show
 
 # Read at the start, for a Trainer sets such variables itself. A recipe's launcher prints no traceback.
 LAUNCHED = any(name.startswith("ACCELERATE_") for name in os.environ) and RECIPE_VARIABLE not in os.environ
@@ -77,7 +77,7 @@ def entry(
     argv = sys.argv[1:]
     if "--help" in argv or "-h" in argv:
         stage = Path(sys.modules[main.__module__].__file__ or "").stem
-        print(short_help(doc, own, flags or {}, stage if trains else None))
+        show(short_help(doc, own, flags or {}, stage if trains else None))
         raise SystemExit(0)
     keep_freed_memory()
     run_and_exit(main, argv)

@@ -32,6 +32,14 @@ def quiet() -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 
+def show(text: str) -> None:
+    """Print a help text; that its reader has seen enough, as ``head`` and a pager have, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+
+
 def hide_weight_bars() -> None:
     """Show no progress bar of weights read and written; those of downloads stay."""
     from huggingface_hub.utils import enable_progress_bars

@@ -176,5 +176,17 @@ def test_small_commands_are_named_as_they_were_typed():
     assert done.stdout.startswith("usage: python -m pipeline.publish.hub push [-h]")
 
 
+@pytest.mark.parametrize("words", [[], ["dpo", "--help"], ["completion", "bash"]], ids=["list", "help", "completion"])
+def test_a_reader_that_has_seen_enough_is_no_error(words):
+    """``narlm dpo --help | head -1``: the pipe is closed before the text is written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", CALL, *words]
+    done = subprocess.run(command, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_folder_of_a_report_needs_no_flag(tmp_path):
     assert narlm("report", str(tmp_path / "none")).stderr == narlm("report", "--runs", str(tmp_path / "none")).stderr
