@@ -118,12 +118,11 @@ class Round(Leg):
             f"round {self.number} of {self.total}: mean reward {metrics['reward_before']:.4g} of all candidates, "
             f"{metrics['reward_after']:.4g} of those selected (KL {metrics['selection_kl']:.3g} nats){more}"
         )
-        if none_better and self.run.is_main:
-            print(
-                f"warning: all candidates of each prompt have the same reward (mean {metrics['reward_before']:.4g}): "
+        if none_better:
+            self.run.warn(
+                f"all candidates of each prompt have the same reward (mean {metrics['reward_before']:.4g}): "
                 "what is imitated is no better than the rest; prompts too easy or too hard, a verifier that reads "
-                "another format, a temperature too low, or num_candidates 1",
-                flush=True,
+                "another format, a temperature too low, or num_candidates 1"
             )
 
     def write_pairs(self, pairs: list[Json]) -> None:
