@@ -102,9 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         if run.done or not run.is_main:
             return  # one process evaluates; the others have nothing to do
         if not run.helping:
-            typed(run.argv, AssessArguments)  # a misspelt flag comes before what is missing because of it
-            require_needs(run.stage, run.given)
-            refuse_mistakes(*parse(run.argv, AssessArguments))
+            check(run)
         (args,) = run.parse(AssessArguments)
         name = args.model_name_or_path
         from pipeline.evaluation import recorded
@@ -157,6 +155,13 @@ def main(argv: list[str] | None = None) -> None:
         run.say(f"saved in {run.folder} (figures in run.json, completions in samples.jsonl)")
         if RECIPE_VARIABLE not in os.environ:
             run.say(f"next: {as_typed('report')} {shlex.quote(str(run.folder.parent))}")
+
+
+def check(run: Run) -> None:
+    """Refuse what the arguments and the files show, before torch is imported."""
+    typed(run.argv, AssessArguments)  # a misspelt flag comes before what is missing because of it
+    require_needs(run.stage, run.given)
+    refuse_mistakes(*parse(run.argv, AssessArguments))
 
 
 def entries_of(args: AssessArguments, objective: "Entry") -> "list[Entry]":
