@@ -97,8 +97,7 @@ def main(argv: list[str] | None = None) -> None:
             model = convert(model, args.as_)
         check_and_save(run, args, model.eval(), stored, ids, before)
         tokenizer.save_pretrained(run.folder)
-        run.complete()
-        write_card(run.folder, run.record)
+        run.complete(write_card)
         say_saved(run)
         if run.push:
             push_run(run.folder, args.hub_model_id, private=args.hub_private_repo)

@@ -13,7 +13,8 @@ import yaml
 from pipeline.data.columns import parse_map
 from pipeline.recipes.estimate import TRAINED
 from pipeline.runtime.arguments import parse, typed
-from pipeline.runtime.command_table import COMMANDS, flags_of
+from pipeline.runtime.command_table import COMMANDS
+from pipeline.runtime.commands import flags_of
 from pipeline.runtime.files import config_file
 from tests.conftest import ROOT
 from tests.test_configs import parsers

@@ -5,6 +5,7 @@ A reward is a name of the registry, one of TRL's (``trl:accuracy``), a weighted 
 ``--reward_weights``: their sum is what every stage and evaluation optimises or reports.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from pipeline.rewards.judging import Reward
 from pipeline.rewards.registry import WeightedSum, get_reward, name_apart, names
 from pipeline.rewards.spec import weighed
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import Json
+from pipeline.runtime.files import Json, file_sha256
 from pipeline.runtime.record import Run
+from pipeline.runtime.registry import import_function
 
 
 def reward_spec(text: str) -> str:
@@ -96,13 +98,23 @@ def verdict_counts(rewards: Sequence[Reward]) -> dict[str, int]:
 
 
 def record_reward(run: Run, reward: Reward) -> None:
-    """Put what a reward is made of into the record of a run: its models as parents, what programs run in as
-    ``sandbox``. Called after the policy is loaded, whose start is the first parent.
+    """Put what a reward is made of into the record of a run: its models as parents, the files of a user's functions as
+    ``code``, what programs run in as ``sandbox``. Called after the policy is loaded, whose start is the first parent.
     """
     for part in parts_of(reward):
         if part.__name__ == "reward_model":
             run.add_parent(part.options["model"])
+        if (file := _source_file(part)) is not None:
+            run.note("code", file_sha256(file), entry=str(file))
     run.note("sandbox", reward.sandbox or run.record.get("sandbox"))
+
+
+def _source_file(reward: Reward) -> Path | None:
+    """The file of a user's function; None of TRL's rewards and ours, which a version names."""
+    module = getattr(reward, "path", "trl:").partition(":")[0]
+    if module == "trl" or module.startswith("pipeline."):
+        return None
+    return Path(inspect.getsourcefile(import_function(reward.path, "reward")))
 
 
 def parts_of(reward: Reward) -> Iterator[Reward]:

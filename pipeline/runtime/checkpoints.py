@@ -1,25 +1,98 @@
-"""Checkpoints that can be trusted: find the newest complete one; verify saved folders."""
+"""Checkpoints that can be trusted: written aside and renamed, verified by a manifest; saved folders are checked."""
 
+import functools
 import json
+import os
+import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import is_local, near_path
+from pipeline.runtime.files import file_sha256, is_local, near_path, write_json
 
 SAVED = (".safetensors", ".pt", ".pth", ".bin", ".distcp", ".json")
+MANIFEST = "manifest.json"
+UNFINISHED = ".unfinished"  # the folder in which a checkpoint is written; no name in it counts as a checkpoint
+
+
+def publish_checkpoint(written: Path, final: Path) -> None:
+    """Give a checkpoint that was written aside its name: manifest, sync to the disk, then one rename.
+
+    A kill or a power cut leaves either no folder of that name or a complete one.
+
+    Args:
+        written: the complete folder, on the same file system.
+        final: its name from now on; a damaged checkpoint of the same step that is there is replaced.
+    """
+    files = sorted(file for file in written.rglob("*") if file.is_file())
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
+        hashes = list(pool.map(file_sha256, files))
+    listed = {
+        file.relative_to(written).as_posix(): {"bytes": file.stat().st_size, "sha256": digest}
+        for file, digest in zip(files, hashes)
+    }
+    write_json(written / MANIFEST, {"files": listed})
+    for path in (*files, written / MANIFEST, *(path for path in written.rglob("*") if path.is_dir()), written):
+        _sync(path)
+    if final.exists():
+        final.rename(written.parent / f"replaced-{final.name}")
+    written.rename(final)
+    _sync(final.parent)
+    shutil.rmtree(written.parent, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written to a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The folders named as checkpoints below ``folder``, newest first, whole or not."""
+    candidates = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
+    return sorted(candidates, key=step_of, reverse=True)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint below ``folder`` that was written to its end, or None.
+    """The newest checkpoint below ``folder`` that holds what was written, or None.
 
     ``transformers.trainer_utils.get_last_checkpoint`` takes half-written folders.
     """
-    candidates = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    for path in sorted(candidates, key=step_of, reverse=True):
-        if is_whole(path):
-            return path
-    return None
+    return next((path for path in checkpoints(folder) if damage(path) is None), None)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, in words, or None: its manifest verifies.
+
+    A checkpoint of another program has no manifest; there ``is_whole`` decides.
+    """
+    manifest = checkpoint / MANIFEST
+    if not manifest.is_file():
+        return None if is_whole(checkpoint) else "it was not written to its end"
+    return _damage(checkpoint, manifest.stat().st_mtime_ns)
+
+
+@functools.lru_cache
+def _damage(checkpoint: Path, stamp: int) -> str | None:
+    """As ``damage``, once per manifest (``stamp``: when it was written): hashing reads every byte."""
+    try:
+        listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, written in listed.items():
+            file = checkpoint / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != written["bytes"]:
+                return f"{name} has {file.stat().st_size:,} of {written['bytes']:,} bytes"
+        with ThreadPoolExecutor() as pool:
+            hashes = pool.map(file_sha256, (checkpoint / name for name in listed))
+            changed = [name for name, digest in zip(listed, hashes) if digest != listed[name]["sha256"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return f"{changed[0]} is not what was written (its SHA-256 differs)" if changed else None
 
 
 def step_of(checkpoint: Path) -> int:
@@ -63,10 +136,8 @@ def require_checkpoint(name: str) -> Path:
             f"{where}: there is no such folder; leave it out to resume from the newest checkpoint in output_dir"
             " (to start again: --force)"
         )
-    if not is_whole(path):
-        raise UserError(
-            f"{where} is no complete checkpoint (weights, optimizer and trainer_state.json, written to their end)"
-        )
+    if (found := damage(path)) is not None:
+        raise UserError(f"{where} is no complete checkpoint: {found}; name another, or leave it out")
     return path
 
 

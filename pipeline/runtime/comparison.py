@@ -6,7 +6,7 @@ values as they were parsed, every argument, and the defaults of those that were 
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipeline.runtime.checkpoints import require_checkpoint
 from pipeline.runtime.coercion import FALSE, NOTHING, TRUE, is_true
 from pipeline.runtime.distributed import processes
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import Json, files_sha256, path_sha256, weights_sha256
+from pipeline.runtime.files import Json, files_sha256, path_sha256, setup_sha256, weights_sha256
 from pipeline.runtime.run_json import read_record
 
 # Values that do not change what is learned: changing them never makes a run another.
@@ -49,9 +49,7 @@ _MISSING = object()
 def changed_inputs(record: Json, given: Mapping[str, object]) -> list[str]:
     """What differs between a recorded run and what is given now: arguments, parents' weights, local data files."""
     changes = changed_arguments(record, given)
-    for parent in record.get("parents", []):
-        if "path" in parent and parent["sha256"] and weights_sha256(Path(parent["path"])) != parent["sha256"]:
-            changes.append(f"the weights in {parent['path']} have changed")
+    changes += [change for parent in record.get("parents", []) for change in _changed_parent(parent)]
     for source in record.get("data", []):
         path = Path(str(source.get("name", "")))
         if "files" in source:  # a dataset: the files of one split, which may be a part of a folder
@@ -60,6 +58,33 @@ def changed_inputs(record: Json, given: Mapping[str, object]) -> list[str]:
                 changes.append(f"the data in {path} has changed")
         elif source.get("fingerprint") and path.exists() and path_sha256(path) != source["fingerprint"]:
             changes.append(f"the data in {path} has changed")
+    for file, sha256 in record.get("code", {}).items():
+        if path_sha256(Path(file)) != sha256:
+            changes.append(f"the code in {file} has changed")
+    return changes
+
+
+def _changed_parent(parent: Json) -> list[str]:
+    """What differs in a recorded model's folder, and in that of the base below an adapter."""
+    changes = _changed_parent(parent["base"]) if "base" in parent else []
+    if "path" not in parent:
+        return changes
+    folder = Path(parent["path"]).expanduser()
+    if parent["sha256"] and weights_sha256(folder) != parent["sha256"]:
+        changes.append(f"the weights in {parent['path']} have changed")
+    elif parent.get("setup_sha256") and setup_sha256(folder) != parent["setup_sha256"]:
+        changes.append(f"the tokenizer, template or config in {parent['path']} has changed")
+    return changes
+
+
+def changed_data(then: Sequence[Json], now: Sequence[Json]) -> list[str]:
+    """The datasets that are read again and hold something else, in words: a file was added to a folder, or rows."""
+    changes = []
+    for source in now:
+        place = {key: source.get(key) for key in ("name", "split", "role")}
+        earlier = [old for old in then if {key: old.get(key) for key in place} == place]
+        if earlier and all(old.get("fingerprint") != source.get("fingerprint") for old in earlier):
+            changes.append(f"the data in {source.get('name')} has changed")
     return changes
 
 

@@ -34,6 +34,7 @@ NAMES = {
     "llama3_training_chat_template": "trl.chat_template_utils",
     "gemma3_training_chat_template": "trl.chat_template_utils",
     "render_jinja_template": "transformers.utils.chat_template_utils",
+    "rotate_checkpoints": "transformers.trainer_utils",
     "BaseTunerLayer": "peft.tuners.tuners_utils",
     "AuxiliaryTrainingWrapper": "peft.utils",
     "AcceleratorState": "accelerate.state",

@@ -122,3 +122,22 @@ def _json_of(name: str, file: str, revision: str | None = None) -> Json:
         found = path / file if path.is_dir() else cached_file(name, file, revision=revision)
         return json.loads(Path(found).read_text(encoding="utf-8"))
     return {}
+
+
+def reasons(chosen: Json, of_machine: bool) -> str:
+    """In words what the method or the machine decided: ``use_cpu true (no accelerator was found), …``.
+
+    Args:
+        chosen: arguments that were not given, with the values that they got.
+        of_machine: those that the machine decided, else those of the method.
+    """
+    return ", ".join(
+        f"{name} {_as_flag(value)} ({REASONS[name]})"
+        for name, value in chosen.items()
+        if name in REASONS and (name in MACHINE) is of_machine
+    )
+
+
+def _as_flag(value: object) -> str:
+    """A value as its flag takes it."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value).lower()

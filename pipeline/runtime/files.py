@@ -154,6 +154,20 @@ def weights_sha256(folder: Path) -> str | None:
     return digest.hexdigest()
 
 
+# What decides, beside the weights, what a model is given and how it is built.
+SETUP = (
+    "config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+
+
+def setup_sha256(folder: Path) -> str | None:
+    """Identity of a saved model's config, tokenizer and chat template; None where there is none of them."""
+    files = [file for name in SETUP if (file := Path(folder) / name).is_file()]
+    lines = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest() if files else None
+
+
 def packaged(pattern: str) -> list[str]:
     """The names of the packaged configs whose path matches: ``quickstart/dpo``, of a recipe its folder's name."""
     root = resource("configs", "")

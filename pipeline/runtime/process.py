@@ -6,6 +6,7 @@ import re
 import resource
 import socket
 import sys
+import threading
 from importlib import metadata
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from pipeline.runtime.files import Json
 
 PACKAGES = ("narlm", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed", "bitsandbytes")
 SAME_START_S = 1.5  # psutil reads the time of boot in whole seconds
+HEARTBEAT_S = 30  # how often a run touches its run.json
+LEASE_S = 300  # how long after that a run on another host counts as alive
 
 
 def process_identity(pid: int | None = None) -> Json:
@@ -22,7 +25,10 @@ def process_identity(pid: int | None = None) -> Json:
 
 
 def process_is_alive(record: Json) -> bool:
-    """Whether the process that wrote a record still runs; on another host it is taken to be alive."""
+    """Whether the process that wrote a record still runs.
+
+    Of another host only the heartbeat can be seen: ``read_record`` takes a run for interrupted once its lease is over.
+    """
     process = record.get("process")
     if not process:
         return False
@@ -37,13 +43,41 @@ def process_is_alive(record: Json) -> bool:
 
 
 def _started_at(pid: int) -> float | None:
-    """Seconds since boot at which a process started, which no change of the clock moves; None if there is none."""
+    """Seconds since boot at which a process started, which no change of the clock moves; None if there is none.
+
+    A dead process whose parent has not asked for its exit code (a zombie) is none.
+    """
     import psutil
 
     try:
-        return psutil.Process(pid).create_time() - psutil.boot_time()
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return process.create_time() - psutil.boot_time()
     except psutil.NoSuchProcess:
         return None
+
+
+class Heartbeat:
+    """Touches a file every ``HEARTBEAT_S`` seconds until it is stopped, however busy the main thread is."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self._stopped = threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(HEARTBEAT_S):
+            with contextlib.suppress(OSError):  # not written yet, or moved
+                os.utime(self.file)
+
+    def __deepcopy__(self, memo: dict) -> "Heartbeat":
+        """Itself: a copy of what belongs to a run belongs to the same run."""
+        return self
+
+    def stop(self) -> None:
+        """No beat comes after this one's return, but one that is under way."""
+        self._stopped.set()
 
 
 def peak_memory_bytes() -> int:

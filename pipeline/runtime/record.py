@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -18,16 +19,17 @@ from pipeline.runtime.arguments import defaults, instances, parse, typed
 from pipeline.runtime.checkpoints import newest_checkpoint, step_of
 from pipeline.runtime.coercion import is_true
 from pipeline.runtime.command_table import as_typed
-from pipeline.runtime.comparison import changed_inputs, named_checkpoint, refusal
-from pipeline.runtime.defaults import LEARNING_RATE, MACHINE, REASONS, dependent_defaults, rate_in_words
+from pipeline.runtime.comparison import changed_data, changed_inputs, named_checkpoint, refusal
+from pipeline.runtime.defaults import LEARNING_RATE, dependent_defaults, rate_in_words, reasons
 from pipeline.runtime.distributed import is_main, processes, require_one_world
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json, write_json
 from pipeline.runtime.given import read_given
 from pipeline.runtime.hardware import in_words, settle
 from pipeline.runtime.needs import require_needs
-from pipeline.runtime.process import peak_memory_bytes, process_identity, process_is_alive, versions
-from pipeline.runtime.run_json import RECIPE_VARIABLE, parent_of, read_record, recorded, set_aside
+from pipeline.runtime.output_dir import require_no_running, require_output_folder, unknown_checkpoints
+from pipeline.runtime.process import Heartbeat, peak_memory_bytes, process_identity, versions
+from pipeline.runtime.run_json import RECIPE_VARIABLE, finite_rows, parent_of, read_record, recorded, set_aside
 from pipeline.runtime.trackers import check_trackers
 
 SCHEMA = 1
@@ -67,8 +69,7 @@ class Run:
         if not self.given.get("output_dir"):
             require_needs(stage, self.given)
         self.folder = Path(str(self.given["output_dir"])).expanduser()
-        if self.folder.is_file():
-            raise UserError(f"output_dir: {self.folder} is a file; name a folder")
+        require_output_folder(self.folder, self.given)
         previous = read_record(self.folder)
         self._forced = is_true(self.given.get("force"))
         self._refusal: str | None = None
@@ -77,10 +78,12 @@ class Run:
         self._moved_said = False
         self._named_checkpoint: Path | None = None
         if self.is_main:
-            self._refuse_running(previous)
+            require_no_running(self.folder, previous)
         if self._forced:
             previous = None
         self.done = self._settle(previous) if self.is_main else self._matches_finished(previous)
+        # What this run continues: its inputs must be the same as then, and stay recorded until they are read again.
+        self._before = None if previous is None or self._forced or self._is_alone() else previous
         self.record = self._new_record(previous)
         if self.done and self.is_main:
             print(f"{stage}: {self.folder} is up to date, nothing to do (--force runs it again)", flush=True)
@@ -97,6 +100,8 @@ class Run:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     self._handlers[number] = signal.signal(number, self._on_signal)
             self._started = time.monotonic()
+            if self.is_main:
+                self._heartbeat = Heartbeat(self.folder / "run.json")
             if not (self._forced or self._refusal):
                 self._claim()
         return self
@@ -106,6 +111,8 @@ class Run:
             return
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        if self.is_main:
+            self._heartbeat.stop()
         if self.record["status"] == "completed":
             return  # finished before; what failed since then (a push) takes nothing from it
         if kind is None:
@@ -124,9 +131,14 @@ class Run:
             return
         self._finish(status)
 
-    def complete(self) -> None:
-        """Everything a user needs is on disk: say so in the record, with the time and memory it took."""
-        self._finish("completed")
+    def complete(self, card: Callable[[Path, Json], object] | None = None) -> None:
+        """Everything a user needs is on disk: say so in the record, with the time and memory it took.
+
+        Args:
+            card: writes the card of the finished run, from its folder and record. The record is written after it: a
+                run that says completed has its card, whenever it is killed.
+        """
+        self._finish("completed", card)
 
     def _claim(self) -> None:
         """Make the folder this run's: move aside what ``--force`` gives up, and write the record.
@@ -149,13 +161,15 @@ class Run:
             self._moved_said = True
             print(f"{self.stage}: the old {self.folder} is now {self._set_aside}", flush=True)
 
-    def _finish(self, status: str) -> None:
+    def _finish(self, status: str, card: Callable[[Path, Json], object] | None = None) -> None:
         self._claim()
         self._say_moved()
-        self.record["status"] = status
         self.record["seconds"] = round(self.record["seconds"] + time.monotonic() - self._started, 3)
         self._started = time.monotonic()
         self.record["peak_memory_bytes"] = max(self.record["peak_memory_bytes"], peak_memory_bytes())
+        if card is not None and self.is_main:
+            card(self.folder, self.record | {"status": status})
+        self.record["status"] = status
         self.write()
 
     def parse(self, *dataclass_types: type) -> tuple:
@@ -185,10 +199,8 @@ class Run:
             if getattr(part, "push_to_hub", False):
                 self.push, part.push_to_hub = True, False
             check_trackers(getattr(part, "report_to", None) or [])
-        if values.get("resume_from_checkpoint") is not None:
-            self._named_checkpoint = named_checkpoint(
-                values["resume_from_checkpoint"], self.folder, self.stage, values
-            )
+        if (checkpoint := values.get("resume_from_checkpoint")) is not None:
+            self._named_checkpoint = named_checkpoint(checkpoint, self.folder, self.stage, values)
         self._claim()
         self.write()
         self._say_chosen({name: value for name, value in ours.items() if name not in values})
@@ -198,14 +210,7 @@ class Run:
         """Say what the method and the machine decided where nothing was given, and record the machine."""
         self.record["hardware"] = settle(self.record["arguments"]) | {"chosen": recorded(chosen)}
         self.write()
-        method, machine = (
-            ", ".join(
-                f"{name} {_as_flag(value)} ({REASONS[name]})"
-                for name, value in chosen.items()
-                if name in REASONS and (name in MACHINE) is of_machine
-            )
-            for of_machine in (False, True)
-        )
+        method, machine = (reasons(chosen, of_machine) for of_machine in (False, True))
         if method:
             self.say(f"not given: {method}")
         self.say(f"hardware: {in_words(self.record['hardware'])}{'; not given: ' if machine else ''}{machine}")
@@ -214,12 +219,13 @@ class Run:
         """Record a model this run starts from or is evaluated with: a folder by its weights' hash, a Hub id by
         revision."""
         self.record["parents"].append(parent_of(name_or_path, revision))
+        self.write()
 
     def add_data(self, sources: list[Json]) -> None:
         """Record the datasets a run reads: name, split, rows, fingerprint and what was dropped from them.
 
         Raises:
-            UserError: the run is to evaluate, and none of them is for that.
+            UserError: the run is to evaluate, and none of them is for that; or it continues one that read other rows.
         """
         strategy = self.record["arguments"].get("eval_strategy", "no")
         roles = {source.get("role") for source in sources}
@@ -228,7 +234,11 @@ class Run:
                 f"eval_strategy {strategy}: there are no rows to evaluate on; give eval_rows above 0, "
                 "eval_dataset_name or dataset_test_split, or set eval_strategy: no"
             )
+        changes = changed_data((self._before or {}).get("data", []), sources)
+        if changes:
+            raise UserError(refusal(self.folder, changes, newest_checkpoint(self.folder)))
         self.record["data"].extend(sources)
+        self.write()
 
     def note(self, key: str, value: object, entry: str | None = None) -> None:
         """Record a fact of this run under its own key, as JSON can hold it.
@@ -270,14 +280,7 @@ class Run:
 
     def _add_rows(self, kind: str, topic: str, found: dict[str, list[Json]]) -> None:
         if found:
-            plain = {
-                name: [
-                    {c: None if isinstance(v, float) and not math.isfinite(v) else v for c, v in row.items()}
-                    for row in rows
-                ]
-                for name, rows in found.items()
-            }
-            self.record.setdefault(kind, {}).setdefault(topic, {}).update(plain)
+            self.record.setdefault(kind, {}).setdefault(topic, {}).update(finite_rows(found))
 
     @property
     def checkpoint(self) -> Path | None:
@@ -297,9 +300,13 @@ class Run:
         return newest
 
     def write(self) -> None:
-        """Write ``run.json`` atomically, on the main process only."""
+        """Write ``run.json`` atomically, on the main process only.
+
+        Inputs that are not read again yet are those of the run that is continued: killed now, it is still known.
+        """
         if self.is_main:
-            write_json(self.folder / "run.json", self.record)
+            known = {key: (self._before or {}).get(key, []) for key in ("parents", "data") if not self.record[key]}
+            write_json(self.folder / "run.json", self.record | known)
 
     # ------------------------------------------------------------------ signals
 
@@ -325,24 +332,21 @@ class Run:
 
     # ------------------------------------------------------------------ the folder's past
 
-    def _refuse_running(self, previous: Json | None) -> None:
-        if previous and previous.get("status") == "running" and process_is_alive(previous):
-            raise UserError(
-                f"output_dir: another process ({previous['process']['pid']}) is running in {self.folder}; wait for it"
-            )
-
     def _settle(self, previous: Json | None) -> bool:
         """Decide on the main process: True if up to date, False to start or resume, or to refuse in ``_claim``."""
         if previous is None:
+            self._refusal = None if self._forced else unknown_checkpoints(self.folder)
             return False
         if previous.get("stage") != self.stage:
             self._refusal = (
                 f"output_dir: {self.folder} holds a {previous.get('stage')} run; choose another folder or --force"
             )
             return False
-        if previous["status"] == "failed" and newest_checkpoint(self.folder) is None:
-            return False
         changes = changed_inputs(previous, self.given)
+        if previous["status"] == "failed" and newest_checkpoint(self.folder) is None:
+            # A corrected mistake starts again without being forced; what the failed start made of other inputs goes.
+            self._forced = bool(changes) and not self._is_alone()
+            return False
         if changes:
             self._refusal = refusal(self.folder, changes, newest_checkpoint(self.folder))
             return False
@@ -388,8 +392,3 @@ class Run:
                 self.folder.rmdir()  # only if it is empty
             if self._set_aside is not None and not self.folder.exists():
                 self._set_aside.rename(self.folder)
-
-
-def _as_flag(value: object) -> str:
-    """A value as its flag takes it."""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value).lower()

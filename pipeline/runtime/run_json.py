@@ -1,23 +1,37 @@
 """``run.json`` read without a run: what a folder's record says, and what goes into one."""
 
 import json
+import math
+import socket
+import time
 from datetime import datetime
 from pathlib import Path
 
-from pipeline.runtime.files import Json, as_json, is_local, weights_sha256
-from pipeline.runtime.process import process_is_alive
+from pipeline.runtime.files import Json, as_json, is_local, setup_sha256, weights_sha256
+from pipeline.runtime.process import LEASE_S, process_is_alive
 
 RECIPE_VARIABLE = "NARLM_RECIPE"  # set by pipeline.run: the recipe of which this run is an entry
+NEEDED = {"stage", "status"}  # without these a run.json is somebody else's, or damaged
 SECRETS = ("token", "hub_token", "vllm_api_key")
 
 
 def read_record(folder: Path) -> Json | None:
-    """The run record of a folder, or None where there is none (or it is not ours to read)."""
+    """The run record of a folder, or None where there is none (or it is not ours to read).
+
+    A run on another host whose heartbeat has stopped is interrupted: a container that started again has a new name.
+    """
+    file = Path(folder) / "run.json"
     try:
-        record = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
+        record = json.loads(file.read_text(encoding="utf-8"))
+        silent_s = time.time() - file.stat().st_mtime
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and "stage" in record else None
+    if not isinstance(record, dict) or not record.keys() >= NEEDED:
+        return None
+    elsewhere = record.get("process", {}).get("host") != socket.gethostname()
+    if record["status"] == "running" and elsewhere and silent_s > LEASE_S:
+        record["status"] = "interrupted"
+    return record
 
 
 def set_aside(folder: Path) -> Path:
@@ -34,12 +48,38 @@ def status_of(record: Json) -> str:
 
 
 def parent_of(name_or_path: str, revision: str | None = None) -> Json:
-    """A record's entry for a model: ``{"path", "sha256"}`` of a folder, ``{"repo", "sha256", "revision"}`` else."""
+    """A record's entry for a model: ``{"path", "sha256", "setup_sha256"}`` of a folder, ``{"repo", "sha256",
+    "revision"}`` else. An adapter's has ``base``, the same of the model that it adapts."""
     if is_local(name_or_path):
-        return {"path": str(name_or_path), "sha256": weights_sha256(Path(name_or_path).expanduser())}
+        folder = Path(name_or_path).expanduser()
+        found = {"path": str(name_or_path), "sha256": weights_sha256(folder), "setup_sha256": setup_sha256(folder)}
+        base = _adapted(folder)
+        return found | ({"base": parent_of(base)} if base else {})
     return {"repo": name_or_path, "sha256": None, "revision": revision or "main"}
+
+
+def _adapted(folder: Path) -> str | None:
+    """The base that an adapter's folder names."""
+    try:
+        return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def recorded(values: Json) -> Json:
     """Values as ``run.json`` holds them: plain, and without secrets."""
     return {key: value for key, value in as_json(values).items() if key not in SECRETS}
+
+
+def finite_rows(found: dict[str, list[Json]]) -> dict[str, list[Json]]:
+    """Curves or tables as JSON can hold them: what is not finite becomes null."""
+    return {
+        name: [
+            {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in row.items()
+            }
+            for row in rows
+        ]
+        for name, rows in found.items()
+    }

@@ -15,7 +15,7 @@ from pipeline.model.chat import untrained_tokens
 from pipeline.publish.cards import write_card
 from pipeline.publish.hub import push_run
 from pipeline.runtime.arguments import StageArguments
-from pipeline.runtime.checkpoints import check_saved, require_same_shards
+from pipeline.runtime.checkpoints import check_saved, checkpoints, damage, require_same_shards
 from pipeline.runtime.compat import AcceleratorState, require
 from pipeline.runtime.errors import DivergedError, UserError
 from pipeline.runtime.record import Run
@@ -75,9 +75,8 @@ def train_and_save(
         if finish is not None:
             finish(run.folder)
         check_saved(run.folder, trained=could_learn(trainer))
-    run.complete()
+    run.complete(write_card)
     if run.is_main:
-        write_card(run.folder, run.record)
         say_end(run)
     trainer.accelerator.wait_for_everyone()
     if pushes is not None:
@@ -116,6 +115,9 @@ def train_from_newest(run: Run, trainer: Trainer, folder: Path, leg: str = "") -
     show_progress(trainer, run, leg)
     stop_where_done(trainer)
     checkpoint = run.checkpoint_in(folder)
+    for path in checkpoints(folder):
+        if (found := damage(path)) is not None:
+            run.warn(f"{path} is damaged ({found}): resuming from {checkpoint.name if checkpoint else 'the start'}")
     if checkpoint:
         run.say(f"resuming from {checkpoint}")
         require_same_shards(checkpoint, trainer.args.world_size)

@@ -11,13 +11,16 @@ prefilter.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from pipeline.runtime.compat import require
+from pipeline.runtime.checkpoints import UNFINISHED, publish_checkpoint
+from pipeline.runtime.compat import require, rotate_checkpoints
 from pipeline.runtime.files import write_json
 
 require("Resumable")
@@ -39,7 +42,9 @@ class Stateful(Protocol):
 
 
 class Resumable:
-    """Mixed into a Trainer: its checkpoints hold the state of the trainer and its callbacks, where they have one."""
+    """Mixed into a Trainer: its checkpoints hold the state of the trainer and its callbacks, and are written whole."""
+
+    _saving = False
 
     def parts(self) -> dict[str, Stateful]:
         """The parts by name: ``trainer``, and the callbacks by their class."""
@@ -60,10 +65,41 @@ class Resumable:
                 part.load_state_dict(saved.get(name, {}))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def _get_output_dir(self, trial: object) -> str:
+        """The parent's; while a checkpoint is written, the folder beside it where no name counts as a checkpoint."""
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder, UNFINISHED)) if self._saving else folder
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
-        """The parent's, and ``state.json`` before it: its last file says that the checkpoint is complete."""
+        """The parent's and ``state.json``, written aside; the folder gets its name once everything is on the disk.
+
+        The parent rotates before anybody can verify the new checkpoint, so older ones are removed here, at the end.
+        ``training_args.bin`` is a pickle that may hold the Hub's token: it is in no checkpoint.
+        """
         state = {name: part.state_dict() for name, part in self.parts().items()}
+        run_dir, name = Path(self._get_output_dir(trial)), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        written = run_dir / UNFINISHED / name
         if self.args.should_save:
-            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            write_json(Path(self._get_output_dir(trial), folder, STATE_FILE), state)
-        super()._save_checkpoint(model, trial)
+            shutil.rmtree(written.parent, ignore_errors=True)  # of a process that was killed
+        self.accelerator.wait_for_everyone()
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        except BaseException:
+            shutil.rmtree(written.parent, ignore_errors=True)  # a full disk has room again
+            raise
+        finally:
+            self._saving = False
+        self.accelerator.wait_for_everyone()
+        best = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if best == name or (run_dir / best).is_dir():
+            self.state.best_model_checkpoint = str(run_dir / best)
+        if self.args.should_save:
+            (written / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            write_json(written / STATE_FILE, state)
+            self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+            publish_checkpoint(written, run_dir / name)
+            rotate_checkpoints(
+                str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+            )
+        self.accelerator.wait_for_everyone()

@@ -1,12 +1,20 @@
 """Which checkpoints count, and which saved folders are refused."""
 
 import json
+import os
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.runtime.checkpoints import check_saved, newest_checkpoint, require_model_folder
+from pipeline.runtime.checkpoints import (
+    check_saved,
+    damage,
+    newest_checkpoint,
+    publish_checkpoint,
+    require_checkpoint,
+    require_model_folder,
+)
 from pipeline.runtime.errors import UserError
 
 
@@ -40,6 +48,47 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, damage):
     else:
         weights.unlink()
     assert newest_checkpoint(tmp_path).name == "checkpoint-10"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("optimizer.pt", None, "optimizer.pt is missing"),
+        ("optimizer.pt", b"", "optimizer.pt has 0 of 9 bytes"),
+        ("optimizer.pt", b"momentun!", "optimizer.pt is not what was written"),
+        ("critic/model.bin", None, "critic/model.bin is missing"),
+        ("model.safetensors", b"x", "model.safetensors has 1 of"),
+        ("manifest.json", b"", "manifest.json cannot be read"),
+        ("manifest.json", b"[]", "manifest.json cannot be read"),
+    ],
+)
+def test_a_checkpoint_that_does_not_hold_what_was_written_is_passed_over(tmp_path, name, content, found):
+    """Nine bytes are "momentum!"; with one of them changed only the hash tells."""
+    for step in (10, 20):
+        written = checkpoint(tmp_path / ".unfinished", step)
+        (written / "critic").mkdir()
+        (written / "critic" / "model.bin").write_bytes(b"value")
+        (written / "optimizer.pt").write_bytes(b"momentum!")
+        publish_checkpoint(written, tmp_path / f"checkpoint-{step}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-20"]
+    newest = newest_checkpoint(tmp_path)
+    assert newest.name == "checkpoint-20"
+    assert damage(newest) is None
+    broken = newest / name
+    broken.unlink() if content is None else broken.write_bytes(content)
+    clear = newest / "manifest.json"
+    os.utime(clear, ns=(0, clear.stat().st_mtime_ns + 1))  # another process has verified nothing yet
+    assert found in damage(newest)
+    assert newest_checkpoint(tmp_path).name == "checkpoint-10"
+    with pytest.raises(UserError, match=r"checkpoint-20 is no complete checkpoint: "):
+        require_checkpoint(str(newest))
+
+
+def test_a_damaged_checkpoint_is_replaced_by_that_of_its_step(tmp_path):
+    (tmp_path / "checkpoint-5").mkdir()
+    publish_checkpoint(checkpoint(tmp_path / ".unfinished", 5), tmp_path / "checkpoint-5")
+    assert damage(tmp_path / "checkpoint-5") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
 def test_a_saved_folder_must_hold_what_was_trained(tmp_path):

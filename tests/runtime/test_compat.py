@@ -27,6 +27,7 @@ def test_a_moved_method_stops_the_stage_before_a_model_is_loaded(monkeypatch, tm
     The model has no weights, so an error about them would mean that the stage had gone further."""
     from trl import GRPOTrainer
 
+    import pipeline.training.rollouts  # noqa: F401 - it asks for the same method when it is first imported
     from pipeline.ppo import main
 
     monkeypatch.delattr(GRPOTrainer, "_calculate_rewards")

@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.runtime.comparison import changed_inputs
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import write_json
+from pipeline.runtime.files import file_sha256, write_json
+from pipeline.runtime.process import process_identity
 from pipeline.runtime.record import Run
 from pipeline.runtime.run_json import parent_of, read_record, status_of
 
@@ -242,8 +243,6 @@ def test_changed_parents_and_data_make_a_run_stale(tmp_path):
     (parent / "model.safetensors").write_bytes(b"weights")
     data = tmp_path / "rows.jsonl"
     data.write_text('{"text": "a"}\n')
-    from pipeline.runtime.files import file_sha256
-
     source = {"name": str(data), "split": "train", "rows": 1, "fingerprint": file_sha256(data)}
     run = finish(tmp_path / "a", parents=[parent_of(str(parent))], sources=[source])
     assert changed_inputs(run.record, run.given) == []
@@ -270,8 +269,6 @@ def test_a_running_record_of_a_dead_process_is_interrupted(tmp_path):
     record = read_record(tmp_path / "a") | {"status": "running"}
     alive = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        from pipeline.runtime.process import process_identity
-
         record["process"] = process_identity(alive.pid)
         write_json(tmp_path / "a" / "run.json", record)
         assert status_of(record) == "running"

@@ -231,7 +231,7 @@ def test_pretraining_alone_makes_no_chat_model(tiny_model, foreign_model, tmp_pa
     from pipeline.runtime.files import write_json
 
     folder = copy_with_template(tiny_model, tmp_path / "pretrained", CHATML)
-    write_json(folder / "run.json", {"stage": "pretrain", "parents": []})
+    write_json(folder / "run.json", {"stage": "pretrain", "status": "completed", "parents": []})
     tokenizer = load_tokenizer(str(folder))
     assert decide("auto", tokenizer, str(folder))[:2] == (False, f"{folder} was pretrained on text")
     assert decide("auto", tokenizer, str(folder), trains=True).as_chat
@@ -241,7 +241,12 @@ def test_pretraining_alone_makes_no_chat_model(tiny_model, foreign_model, tmp_pa
     later = tmp_path / "sft"
     write_json(
         later / "run.json",
-        {"stage": "sft", "parents": [{"path": str(folder)}], "chat": {"as_chat": True, "system": "s"}},
+        {
+            "stage": "sft",
+            "status": "completed",
+            "parents": [{"path": str(folder)}],
+            "chat": {"as_chat": True, "system": "s"},
+        },
     )
     assert decide("auto", tokenizer, str(later / "checkpoint-3")) == (True, "the tokenizer has a chat template", "s")
     assert never_trained(tokenizer, str(later)) is None
@@ -267,6 +272,9 @@ def test_tokens_that_nothing_has_trained_are_named(trainer_of, foreign_model, tm
 
         def note(self, name, value):
             self[name] = value
+
+        def warn(self, line):
+            assert "<|im_end|>" in line
 
     for given, expected in ({"use_peft": True, "lora_target_modules": "all-linear"}, ["<|im_end|>"]), ({}, None):
         run = Noted()

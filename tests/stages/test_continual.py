@@ -199,7 +199,9 @@ def test_an_interrupted_sequence_resumes_at_the_right_corpus(tiny_model, sequenc
 
 
 def test_a_corpus_learned_with_other_settings_is_not_taken_over(tiny_model, sequence, tmp_path, monkeypatch):
-    """A failed run without a checkpoint may be started anew with other flags: its finished corpora may not pass."""
+    """A failed run without a checkpoint may be started anew with other flags: its finished corpora are moved aside
+    with it, and one that stays is refused.
+    """
     from pipeline.training import corpora as continual
 
     def broken(self, *args):
@@ -209,6 +211,12 @@ def test_a_corpus_learned_with_other_settings_is_not_taken_over(tiny_model, sequ
     with pytest.raises(ValueError, match="disk"):
         run(tiny_model, sequence(count=2), tmp_path / "run", method="bias")
     folder = tmp_path / "run" / "corpus-1"
+    folder.mkdir(exist_ok=True)
+    (folder / "leg.json").write_text(json.dumps({"given": {"memory_rows": 5}}))
+    with pytest.raises(ValueError, match="disk"):
+        run(tiny_model, sequence(count=2), tmp_path / "run", method="bias", memory_rows=3)
+    assert not (folder / "leg.json").exists()
+    assert (next(tmp_path.glob("run.old-*")) / "corpus-1" / "leg.json").is_file()
     folder.mkdir(exist_ok=True)
     (folder / "leg.json").write_text(json.dumps({"given": {"memory_rows": 5}}))
     with pytest.raises(UserError, match=r"learned with other settings \("):

@@ -75,6 +75,8 @@ def test_a_resumed_run_sees_the_prompts_and_samples_it_would_have(tiny_model, pr
     }  # fmt: skip
     main(flags(output_dir=tmp_path / "whole", **common))
     shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "parts" / "checkpoint-4")
+    record = json.loads((tmp_path / "whole" / "run.json").read_text()) | {"status": "interrupted"}
+    (tmp_path / "parts" / "run.json").write_text(json.dumps(record))
     main(flags(output_dir=tmp_path / "parts", **common))
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)

@@ -168,7 +168,12 @@ def test_what_cannot_work_is_one_line(foreign_model, tmp_path, change, message):
 
 def test_ppo_has_no_tools(foreign_model, tmp_path):
     with pytest.raises(UserError, match=r"tools: unknown flag; tools and environments are for grpo\.py"):
-        ppo(flags(model_name_or_path=foreign_model, output_dir=tmp_path / "run", tools=f"{HERE}:add", reward="exact"))
+        ppo(
+            flags(
+                model_name_or_path=foreign_model, output_dir=tmp_path / "run", dataset_name="world/prompts",
+                tools=f"{HERE}:add", reward="exact",
+            )
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", [main, ppo, rsft])

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerControl, Training
 from pipeline.data import streaming
 from pipeline.data.sources import Source
 from pipeline.data.streaming import DocumentStream, pack_stream
+from pipeline.runtime.checkpoints import newest_checkpoint
 from pipeline.training.guards import Guards
 from pipeline.training.pretraining import PackedTrainer
 from tests.data.test_packing import make_tokenizer
@@ -48,7 +49,7 @@ def streamed(corpus):
     return pack_stream(DocumentStream([Source(name=str(corpus))], 0, window=8), make_tokenizer(), LENGTH, 6)
 
 
-def run(corpus, folder, resume=None, kill_at=None):
+def run(corpus, folder, resume=None, kill_at=None, **others):
     """Six steps of 2 x 2 blocks: the blocks that were learned and the weights at the end."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -56,9 +57,14 @@ def run(corpus, folder, resume=None, kill_at=None):
     )
     args = TrainingArguments(
         output_dir=str(folder), max_steps=6, per_device_train_batch_size=2, gradient_accumulation_steps=2,
-        save_steps=4, logging_steps=1, learning_rate=1e-2, report_to="none", disable_tqdm=True, use_cpu=True,
+        logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True,
+        **{"save_steps": 4, "learning_rate": 1e-2} | others,
     )  # fmt: skip
-    trainer = Watched(model=model, args=args, train_dataset=streamed(corpus), data_collator=default_data_collator)
+    held_out = [dict(block) for block in islice(streamed(corpus), 4)] if "eval_strategy" in others else None
+    trainer = Watched(
+        model=model, args=args, train_dataset=streamed(corpus), eval_dataset=held_out,
+        data_collator=default_data_collator,
+    )  # fmt: skip
     trainer.seen, trainer.kill_at = [], kill_at
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -100,19 +106,40 @@ def test_a_killed_trainer_resumes_on_the_next_block(corpus, tmp_path, monkeypatc
         assert bool(set(read) & first_window) == again
 
 
-def test_the_state_is_written_before_the_file_that_says_complete(corpus, tmp_path, monkeypatch):
-    """A kill in the middle of a checkpoint leaves no checkpoint that lacks its state."""
-    from transformers import TrainerState
-
-    written = []
-    save = TrainerState.save_to_json
-    monkeypatch.setattr(
-        TrainerState,
-        "save_to_json",
-        lambda self, path: (written.append((tmp_path / "run/checkpoint-4/state.json").is_file()), save(self, path)),
-    )
+def test_a_checkpoint_gets_its_name_when_all_of_it_is_on_the_disk(corpus, tmp_path, monkeypatch):
+    """Killed at the last moment before the rename: no checkpoint, though the one of step 4 was written in full. The
+    next process removes what is left, and its checkpoints list every file but the manifest itself, no pickle of the
+    arguments among them, which may hold the Hub's token.
+    """
+    with monkeypatch.context() as context:
+        context.setattr("pipeline.training.state.publish_checkpoint", lambda *_: (_ for _ in ()).throw(Killed))
+        run(corpus, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    assert (tmp_path / "run" / ".unfinished" / "checkpoint-4" / "model.safetensors").is_file()
     run(corpus, tmp_path / "run")
-    assert written[0]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-4", "checkpoint-6"]
+    checkpoint = newest_checkpoint(tmp_path / "run")
+    assert checkpoint.name == "checkpoint-6"
+    found = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
+    assert json.loads((checkpoint / "manifest.json").read_text())["files"].keys() == found - {"manifest.json"}
+    assert {"state.json", "optimizer.pt", "trainer_state.json"} < found
+    assert "training_args.bin" not in found
+
+
+def test_the_best_checkpoint_is_named_where_it_is_and_outlives_the_limit(corpus, tmp_path):
+    """A learning rate of 5 throws the loss up and lets it fall as it decays: by the greatest loss the best is one
+    in the middle, and of six checkpoints it and the newest stay under a limit of 2.
+    """
+    run(
+        corpus, tmp_path / "run", learning_rate=5.0, save_steps=1, eval_strategy="steps", eval_steps=1,
+        metric_for_best_model="loss", greater_is_better=True, load_best_model_at_end=True, save_total_limit=2,
+    )  # fmt: skip
+    state = json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())
+    losses = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
+    best = f"checkpoint-{max(losses, key=losses.get)}"
+    assert best not in ("checkpoint-1", "checkpoint-6")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [best, "checkpoint-6"]
+    assert state["best_model_checkpoint"] == str(tmp_path / "run" / best)
 
 
 def test_guards_continue_their_counts_and_windows():
