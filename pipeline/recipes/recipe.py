@@ -116,6 +116,8 @@ def _entry(item: object, earlier: Sequence[Entry], path: Path, where: str) -> En
         argv += ["--config", str(config)]
     folders = {entry.name: str(entry.output) for entry in earlier}
     overrides = item.get("overrides") or {}
+    if not isinstance(overrides, Mapping):
+        raise UserError(f"{where}: overrides must be a mapping such as {{seed: 1}}, not {overrides!r}")
     for key, value in overrides.items():
         argv += [f"--{key}", *_words(value, folders, where)]
     given = read_given(argv)
@@ -123,7 +125,11 @@ def _entry(item: object, earlier: Sequence[Entry], path: Path, where: str) -> En
         raise UserError(f"{where}: {name} has no output_dir, neither in its config nor in overrides")
     # A report looks at every folder before it; a stage needs those it names.
     needs = REFERENCE.findall(str(overrides)) if given.get("output_dir") else folders
-    return Entry(name, stage, argv, given, frozenset(needs))
+    entry = Entry(name, stage, argv, given, frozenset(needs))
+    same = [other.name for other in earlier if other.output.absolute() == entry.output.absolute()]
+    if same:
+        raise UserError(f"{where}: {name} writes to {entry.output}, as {same[0]} does; give each entry its own")
+    return entry
 
 
 def _words(value: object, folders: Mapping[str, str], where: str) -> list[str]:

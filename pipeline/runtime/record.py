@@ -27,7 +27,7 @@ from pipeline.runtime.files import Json, write_json
 from pipeline.runtime.given import read_given
 from pipeline.runtime.hardware import in_words, settle
 from pipeline.runtime.needs import require_needs
-from pipeline.runtime.output_dir import require_no_running, require_output_folder, unknown_checkpoints
+from pipeline.runtime.output_dir import make_folder, require_no_running, require_output_folder, unknown_past
 from pipeline.runtime.process import Heartbeat, peak_memory_bytes, process_identity, versions
 from pipeline.runtime.run_json import RECIPE_VARIABLE, finite_rows, parent_of, read_record, recorded, set_aside
 from pipeline.runtime.trackers import check_trackers
@@ -152,6 +152,8 @@ class Run:
             raise UserError(self._refusal)
         if self._forced and self.is_main and self.folder.exists() and any(self.folder.iterdir()):
             self._set_aside = set_aside(self.folder)
+        if self.is_main:
+            make_folder(self.folder)
         self._claimed = True
         self.write()
 
@@ -335,7 +337,7 @@ class Run:
     def _settle(self, previous: Json | None) -> bool:
         """Decide on the main process: True if up to date, False to start or resume, or to refuse in ``_claim``."""
         if previous is None:
-            self._refusal = None if self._forced else unknown_checkpoints(self.folder)
+            self._refusal = None if self._forced else unknown_past(self.folder)
             return False
         if previous.get("stage") != self.stage:
             self._refusal = (

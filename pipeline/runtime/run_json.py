@@ -1,5 +1,6 @@
 """``run.json`` read without a run: what a folder's record says, and what goes into one."""
 
+import itertools
 import json
 import math
 import socket
@@ -7,6 +8,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json, as_json, is_local, setup_sha256, weights_sha256
 from pipeline.runtime.process import LEASE_S, process_is_alive
 
@@ -35,9 +37,19 @@ def read_record(folder: Path) -> Json | None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a run's folder so that a new run can take its place; returns the new name. Nothing is deleted."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return folder.rename(folder.with_name(f"{folder.name}.old-{stamp}"))
+    """Rename a run's folder so that a new run can take its place; returns the new name. Nothing is deleted.
+
+    Raises:
+        UserError: it cannot be renamed: the current folder, a mount point, a parent that is read-only.
+    """
+    if folder.resolve() == Path.cwd():
+        raise UserError(f"force: {folder} is the current folder, which cannot be renamed; run it from another one")
+    stamp = f"{folder.name}.old-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    names = (folder.with_name(f"{stamp}-{number}" if number else stamp) for number in itertools.count())
+    try:
+        return folder.rename(next(name for name in names if not name.exists()))
+    except OSError as error:
+        raise UserError(f"force: {folder} cannot be renamed ({error.strerror}); choose another output_dir") from None
 
 
 def status_of(record: Json) -> str:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -84,12 +85,12 @@ def test_what_a_killed_run_read_must_be_the_same_when_it_resumes(changed, tmp_pa
 
 @pytest.mark.parametrize("damage", ["missing", "halved", "a list", "without keys"])
 def test_checkpoints_without_their_record_are_not_continued(damage, tmp_path):
-    """What they were trained on is not known; --force renames them."""
+    """What they were trained on is not known; --force renames them, and nothing else touches the file."""
     start(tmp_path / "a")
     file = tmp_path / "a" / "run.json"
     text = {"halved": file.read_text()[:40], "a list": "[]", "without keys": '{"stage": "demo"}'}.get(damage)
     file.unlink() if text is None else file.write_text(text)
-    with pytest.raises(UserError, match=r"run\.json is missing or damaged"):
+    with pytest.raises(UserError, match=r"holds (checkpoints, but no run\.json|a run\.json that is damaged)"):
         start(tmp_path / "a")
     start(tmp_path / "a", "--force")
     assert (next(tmp_path.glob("a.old-*")) / "checkpoint-2").is_dir()
@@ -101,6 +102,30 @@ def test_an_output_folder_that_is_an_input_is_refused(tmp_path, model):
         with pytest.raises(UserError, match=r"is also (model_name_or_path|names), which would be overwritten"):
             Run("demo", ["--output_dir", str(model), *flags])
     assert (model / "model.safetensors").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    """In /proc nothing can be made; 300 letters are too many for a name; a file is no folder."""
+    (tmp_path / "file").write_text("x")
+    for name, said in (
+        ("/proc/nope", r"cannot be made \(No such file"), (tmp_path / ("x" * 300), "File name too long"),
+        (tmp_path / "file" / "run", r"Not a directory"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"output_dir: .*{said}"):
+            start(Path(name))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as on a read-only mount, also for root
+    with pytest.raises(UserError, match="nothing can be written to"):
+        start(tmp_path / "a")
+
+
+def test_force_cannot_rename_the_current_folder_and_never_meets_its_own_name(tmp_path, monkeypatch):
+    for _ in range(3):
+        start(tmp_path / "a", "--force")
+    assert len(list(tmp_path.glob("a.old-*"))) == 2
+    monkeypatch.chdir(tmp_path / "a")
+    with pytest.raises(UserError, match="is the current folder"):
+        start(Path("."), "--force")
+    assert (tmp_path / "a" / "checkpoint-2").is_dir()
 
 
 def test_what_a_failed_start_made_of_other_inputs_is_moved_aside(tmp_path):

@@ -83,6 +83,11 @@ def test_a_dry_run_prints_the_commands_and_runs_nothing(tmp_path, capsys):
         ("- {stage: nothing, overrides: {output_dir: x}}", "there is no stage 'nothing'"),
         ("- {stage: dpo, config: b.yaml}", "there is no config"),
         ("- {stage: dpo}", "has no output_dir"),
+        ("- {stage: dpo, overrides: [output_dir, x]}", "overrides must be a mapping"),
+        (
+            "- {name: a, stage: sft, overrides: {output_dir: x/}}\n- {stage: dpo, overrides: {output_dir: x}}",
+            "dpo writes to x, as a does",
+        ),
         ("- {stage: dpo, overrides: {output_dir: x, model_name_or_path: '${later}'}}", "not the name of an earlier"),
         ("- {stage: dpo, overrides: {output_dir: x}}\n- {stage: dpo, overrides: {output_dir: y}}", "already taken"),
     ],
