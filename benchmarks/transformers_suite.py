@@ -22,7 +22,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 VERSION = importlib.metadata.version("transformers")
-CASES = Path(__file__).with_name("transformers_suite_cases.py")
+CASES = [Path(__file__).with_name(f"transformers_suite_{name}.py") for name in ("cases", "vision_cases")]
 LLAMA = "tests/models/llama/test_modeling_llama.py::LlamaModelTest"
 REPOSITORY = "https://github.com/huggingface/transformers"
 FOLDERS = ("tests", "utils/test_module")
@@ -80,7 +80,7 @@ def main() -> int:
         prepare(folder, arguments.checkout)
         report = folder / "report.xml"
         command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", name, "-p", "no:cacheprovider"]
-        command += ["-q", "-W", "ignore", "--junitxml", str(report), *rest, str(CASES), LLAMA]
+        command += ["-q", "-W", "ignore", "--junitxml", str(report), *rest, *map(str, CASES), LLAMA]
         path = os.pathsep.join((name, os.environ.get("PYTHONPATH", "")))
         environment = {**os.environ, "PYTHONPATH": path, "RUN_PIPELINE_TESTS": "0"}  # those need the Hub's models
         code = subprocess.run(command, env=environment, cwd=name).returncode

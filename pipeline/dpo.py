@@ -4,8 +4,9 @@
 
     accelerate launch pipeline/dpo.py --config configs/quickstart/dpo.yaml
 
-Data: prompt + chosen + rejected. Any of TRL's loss_type values; beta is the temperature of the KL in the objective
-E[R] - beta KL(pi || pi_ref) whose optimum this loss is the maximum-likelihood estimate of.
+Data: prompt + chosen + rejected, with image or images for a model that sees. Any of TRL's loss_type values; beta is
+the temperature of the KL in the objective E[R] - beta KL(pi || pi_ref) whose optimum this loss is the
+maximum-likelihood estimate of.
 
 Paper: Part 2, section 1. The paper prints R = beta^-1 log(pi/pi_ref) + C; from its own objective it is
 R = beta log(pi/pi_ref) + beta log Z, which is what the loss above uses.
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.comparisons import settle_pairs
         from pipeline.data.loading import load_data
         from pipeline.data.preparation import templated, within_positions
+        from pipeline.data.seen import pairs_within_length
         from pipeline.inference.stopping import declare_stops
         from pipeline.model.policy import ChatModelArguments, load_policy, read_start
         from pipeline.training.callbacks import WarnWhenChosenFalls
@@ -44,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         data = load_data(data_args, "preference", config.seed)
         run.add_data(data.sources)
         data = templated(data, tokenizer, run, "preference", data_args, model_args.chat_template_path)
+        pairs_within_length(data, tokenizer, config)
         policy = load_policy(model_args, run, tokenizer, trust_remote_code=config.trust_remote_code, reference=True)
         declare_stops(policy.model, tokenizer, data.train[0])
         trainer = DPOTrainer(
@@ -51,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
             args=config,
             train_dataset=data.train,
             eval_dataset=data.evaluation,
-            processing_class=tokenizer,
+            processing_class=policy.processing,
             peft_config=policy.peft_config,
             callbacks=[WarnWhenChosenFalls()],
         )

@@ -8,13 +8,13 @@
 With --prompt or --prompt_file each prompt is completed, in the terminal or, with --output_file, in a file: the same
 rows with `completions` and `finish_reasons`, lists of --n. A killed run continues with the rows that are missing. With
 --chat a conversation continues in the terminal until an empty line; turns that no longer fit are forgotten, the oldest
-first. A prompt is a user's turn, written by the chat template, where the model was trained on chats (--as_chat auto);
-dialogues begin with the system message that it was trained with, if --system names no other. An answer ends at the
-first end token of tokenizer, generation config or template, at a --stop string, by one of the --stop_ rules on the raw
-logits (pipeline/inference/stopping.py), or at max_new_tokens. A prompt is sampled by the `seed` of its row, else by
---seed plus its place, so it gets the same tokens alone, in a batch, in a stream or in a file. --retrieve puts passages
-of an index in front of every prompt; their ids are printed, or in the file as `retrieved_ids` beside
-`retrieved_contexts`.
+first. --image shows a prompt its images, the column image or images of a file too. A prompt is a user's turn, written
+by the chat template, where the model was trained on chats (--as_chat auto); dialogues begin with the system message
+that it was trained with, if --system names no other. An answer ends at the first end token of tokenizer, generation
+config or template, at a --stop string, by one of the --stop_ rules on the raw logits (pipeline/inference/stopping.py),
+or at max_new_tokens. A prompt is sampled by the `seed` of its row, else by --seed plus its place, so it gets the same
+tokens alone, in a batch, in a stream or in a file. --retrieve puts passages of an index in front of every prompt;
+their ids are printed, or in the file as `retrieved_ids` beside `retrieved_contexts`.
 """
 
 import functools
@@ -45,6 +45,10 @@ class GenerateArguments:
 
     model_name_or_path: str = field(metadata={"help": "Hub id, model folder or adapter folder."})
     prompt: list[str] | None = field(default=None, metadata={"help": "One or more prompts, each answered on its own."})
+    image: list[str] | None = field(
+        default=None,
+        metadata={"help": "Image files of --prompt: all of one prompt, or one for each of several prompts."},
+    )
     prompt_file: str | None = field(
         default=None,
         metadata={
@@ -124,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the stage; see the module's docstring."""
     args, retrieval, rows = read_arguments(argv)
     name, remote = args.model_name_or_path, args.trust_remote_code
-    from pipeline.inference.answers import Speaker, answer, converse, note, turn_of
+    from pipeline.inference.answers import Speaker, answer, converse, note, seen_turn, turn_of
     from pipeline.inference.decoding import check_lengths
     from pipeline.inference.filters import check_options
     from pipeline.inference.retrieval.context import context_limit, with_retrieved
@@ -144,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = load_tokenizer(name, remote)
     decision = decision_of(args, tokenizer)
     plain, system = not decision.as_chat, decision.system
-    prompts = [turn_of(row["prompt"], system, plain) for row in rows]
+    prompts = [seen_turn(turn_of(row["prompt"], system, plain), row, tokenizer, args.prompt_file) for row in rows]
     seeds = [args.seed + place if row.get("seed") is None else row["seed"] for place, row in enumerate(rows)]
     config = model_config(name, remote)
     limit = None if args.crop else position_limit(config)
@@ -173,6 +177,14 @@ def main(argv: list[str] | None = None) -> None:
             answer(speaker(), prompt, seed, trace=args.trace)
             if searched:
                 print(f"[passages: {', '.join(row['retrieved_ids']) or 'none found'}]", flush=True)
+
+
+def given_rows(args: GenerateArguments) -> "list[Json]":
+    """The prompts of the command line as rows, with the images that belong to them."""
+    rows: list[Json] = [{"prompt": prompt} for prompt in args.prompt or []]
+    for place, image in enumerate(args.image or []):
+        rows[place if len(rows) > 1 else 0].setdefault("images", []).append(image)
+    return rows
 
 
 def decision_of(args: GenerateArguments, tokenizer: "PreTrainedTokenizerBase") -> "Decision":
@@ -249,7 +261,7 @@ def read_arguments(argv: list[str] | None) -> "tuple[GenerateArguments, Retrieva
     require_model_folder(args.model_name_or_path)
     if args.prompt_file:
         return args, retrieval, read_prompts(Path(args.prompt_file), args.dataset_map)
-    return args, retrieval, [{"prompt": prompt} for prompt in args.prompt or []]
+    return args, retrieval, given_rows(args)
 
 
 def check(args: GenerateArguments, retrieval: RetrievalArguments) -> None:
@@ -260,6 +272,8 @@ def check(args: GenerateArguments, retrieval: RetrievalArguments) -> None:
     """
     if bool(args.prompt) + bool(args.prompt_file) + args.chat != 1:
         raise UserError("give either --prompt (one or more), or --prompt_file, or --chat")
+    if args.image and (not args.prompt or len(args.prompt) not in (1, len(args.image))):
+        raise UserError("--image goes with --prompt: all images with one prompt, or one image for each prompt")
     if retrieval.retrieve and args.chat:
         raise UserError("--retrieve does not go with --chat: leave one of them out")
     if args.output_file and (args.chat or args.trace):

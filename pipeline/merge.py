@@ -73,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
 
         from pipeline.model.conversion import convert
         from pipeline.model.loading import adapter_base, load_tokenizer, model_config
+        from pipeline.model.vision import trained_with
         from pipeline.publish.cards import write_card
         from pipeline.publish.hub import push_run
         from pipeline.training.ending import say_saved
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.as_ is not None:
             model = convert(model, args.as_)
         check_and_save(run, args, model.eval(), stored, ids, before)
-        tokenizer.save_pretrained(run.folder)
+        trained_with(tokenizer).save_pretrained(run.folder)
         run.complete(write_card)
         say_saved(run)
         if run.push:

@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.arguments import ChatDataArguments
         from pipeline.data.loading import load_data
         from pipeline.data.preparation import templated
+        from pipeline.data.seen import refuse_images
         from pipeline.inference.retrieval.arguments import RetrievalArguments
         from pipeline.model.policy import ChatModelArguments, load_policy, read_start
         from pipeline.rewards.resolve import record_reward, resolve_each, verdict_counts
@@ -57,6 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         base, tokenizer = read_start(model_args, trust_remote_code=config.trust_remote_code)
         data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
+        refuse_images(data, "ppo")
         data = templated(data, tokenizer, run, "prompt", data_args, model_args.chat_template_path)
         data = sampled_prompts(run, data, retrieval, tokenizer, base, config.max_completion_length)
         policy = load_policy(model_args, run, tokenizer, trust_remote_code=config.trust_remote_code, reference=True)

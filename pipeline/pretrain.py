@@ -8,6 +8,9 @@ Data: text (prompt + completion and messages are joined to text). Without --mode
 tokenizer is trained on the corpus and a NarLM of the given shape starts from random weights; with it, pretraining goes
 on from any causal LM of the Hub or a folder, with its own tokenizer.
 
+With --vision_model_name_or_path the text model gets an encoder and a projector before it, and learns from rows of
+image and text (Part 1, section 5): h_j = W_proj v_j + b_proj at the places of an image, and no loss there.
+
 Deviation from (9): documents are packed into blocks of max_length tokens, positions restart and attention stops at
 each document's first token, and the loss is the mean over tokens, not the sum.
 Loss: `objectives.likelihood.negative_log_likelihood` (tests/stages/test_losses.py::test_pretraining).
@@ -17,6 +20,7 @@ from dataclasses import dataclass, field
 
 from pipeline.runtime.arguments import StageArguments
 from pipeline.runtime.entry import entry
+from pipeline.runtime.files import is_local
 from pipeline.runtime.record import Run
 from pipeline.training.mistakes import refuse_mistakes
 
@@ -69,45 +73,41 @@ def main(argv: list[str] | None = None) -> None:
         if run.done:
             return
         refuse_mistakes(run, "text")
-        from transformers import TrainingArguments, default_data_collator, set_seed
+        from transformers import TrainingArguments, set_seed
 
         from pipeline.data.arguments import DataArguments
-        from pipeline.data.packing import pack
         from pipeline.data.preparation import within_positions
-        from pipeline.data.streaming import load_documents, pack_stream
+        from pipeline.data.seen import words_of
+        from pipeline.data.streaming import load_documents
         from pipeline.model.building import build_narlm, new_start
         from pipeline.model.policy import ModelArguments, load_policy, read_start, with_adapter
-        from pipeline.training.pretraining import PackedTrainer
-        from pipeline.training.session import require_rows, train_and_save
+        from pipeline.model.sight import SightArguments, seeing_model
+        from pipeline.model.vision import trained_with
+        from pipeline.training.pretraining import PackedTrainer, batches_of
+        from pipeline.training.session import train_and_save
 
-        own, data_args, model_args, config = run.parse(
-            PretrainArguments, DataArguments, ModelArguments, TrainingArguments
+        own, data_args, model_args, sight, config = run.parse(
+            PretrainArguments, DataArguments, ModelArguments, SightArguments, TrainingArguments
         )
         set_seed(config.seed)
         start = read_start(model_args) if model_args.model_name_or_path else None
         data = load_documents(data_args, config.seed)
         run.add_data(data.sources)
-        base, tokenizer = start or new_start(own, data.train, run.folder)
+        base, tokenizer = start or new_start(own, words_of(data.train), run.folder)
         within_positions(run, own, base, "blocks have")
-        if data_args.dataset_streaming:
-            train = pack_stream(data.train, tokenizer, own.max_length, config.max_steps)
-        else:
-            train = pack(data.train, tokenizer, own.max_length)
-        require_rows(train, f"{data_args.dataset_name}: less text than one block of {own.max_length} tokens")
-        evaluation = pack(data.evaluation, tokenizer, own.max_length) if data.evaluation is not None else None
+        encoder = sight.vision_model_name_or_path
+        batches = None if encoder else batches_of(data, data_args, tokenizer, own.max_length, config)
         if start:
             policy = load_policy(model_args, run, tokenizer)
-            model, finish = with_adapter(policy), policy.finish
+            model, finish = policy.model if encoder else with_adapter(policy), policy.finish
         else:
             model, finish = build_narlm(base, model_args.attn_implementation), None
-        trainer = PackedTrainer(
-            model=model,
-            args=config,
-            train_dataset=train,
-            eval_dataset=evaluation,
-            data_collator=default_data_collator,  # no attention mask: it would switch document masking off
-            processing_class=tokenizer,
-        )
+        if encoder:
+            model = seeing_model(model, tokenizer, sight, config.seed)
+            if is_local(encoder):
+                run.add_parent(encoder)
+        batches = batches or batches_of(data, data_args, tokenizer, own.max_length, config)
+        trainer = PackedTrainer(model=model, args=config, processing_class=trained_with(tokenizer), **batches)
         train_and_save(run, trainer, own, finish)
 
 

@@ -86,6 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.data.arguments import ChatDataArguments
         from pipeline.data.loading import load_data
         from pipeline.data.preparation import templated, within_positions
+        from pipeline.data.seen import refuse_images
         from pipeline.inference.retrieval.arguments import RetrievalArguments
         from pipeline.model.policy import ModelArguments, read_start
         from pipeline.rewards.resolve import record_reward, resolve
@@ -111,6 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             data = load_data(data_args, "prompt", config.seed)
         run.add_data(data.sources)
+        refuse_images(data, "rsft")
         data = templated(data, tokenizer, run, "prompt", data_args, config.chat_template_path)
         if not own.from_candidates:
             data = sampled_prompts(run, data, retrieval, tokenizer, base, own.max_completion_length)

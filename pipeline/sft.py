@@ -4,10 +4,10 @@
 
     accelerate launch pipeline/sft.py --config configs/quickstart/sft.yaml
 
-Data: messages, prompt + completion, or text. Of prompt + completion the completion is learned, of messages the
-assistant's turns (content and end-of-turn token), of text every token; the stage prints which share of the tokens that
-is. assistant_only_loss: false learns whole dialogues, completion_only_loss: false the prompts too, weight: 0 on a turn
-leaves it out.
+Data: messages, prompt + completion, or text; with image or images, for a model that sees. Of prompt + completion the
+completion is learned, of messages the assistant's turns (content and end-of-turn token), of text every token; the
+stage prints which share of the tokens that is. assistant_only_loss: false learns whole dialogues,
+completion_only_loss: false the prompts too, weight: 0 on a turn leaves it out.
 
 Paper: Part 2 names SFT as the source of pi_ref and as the second half of rejection sampling.
 Loss: `objectives.likelihood.negative_log_likelihood` (tests/stages/test_losses.py::test_sft).
@@ -34,8 +34,9 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.inference.retrieval.context import with_passages
         from pipeline.inference.stopping import declare_stops
         from pipeline.model.policy import ModelArguments, load_policy, read_start
+        from pipeline.model.vision import trained_with
         from pipeline.training.session import train_and_save
-        from pipeline.training.trainers import SFTTrainer
+        from pipeline.training.trainers import SFTTrainer, vision_collator
 
         own, data_args, retrieval, model_args, config = run.parse(
             StageArguments, ChatDataArguments, RetrievalArguments, ModelArguments, SFTConfig
@@ -51,12 +52,14 @@ def main(argv: list[str] | None = None) -> None:
         data = supervised(rows, tokenizer, config, run, learned_of(run, config), skip=data_args.skip_bad_rows)
         policy = load_policy(model_args, run, tokenizer, trust_remote_code=config.trust_remote_code)
         declare_stops(policy.model, tokenizer, rows.train[0])
+        processing = trained_with(tokenizer)
         trainer = SFTTrainer(
             model=policy.model,
             args=config,
             train_dataset=data.train,
             eval_dataset=data.evaluation,
-            processing_class=tokenizer,
+            data_collator=vision_collator(processing, config, data.train.column_names),
+            processing_class=processing,
             peft_config=policy.peft_config,
         )
         train_and_save(run, trainer, own, policy.finish)

@@ -35,6 +35,7 @@ def parsers(stage: str) -> tuple[type, ...]:
     from pipeline.data.arguments import ChatDataArguments, DataArguments
     from pipeline.inference.retrieval.arguments import RetrievalArguments
     from pipeline.model.policy import ModelArguments
+    from pipeline.model.sight import SightArguments
     from pipeline.runtime.arguments import StageArguments
 
     module = importlib.import_module(f"pipeline.{stage}")
@@ -51,6 +52,7 @@ def parsers(stage: str) -> tuple[type, ...]:
         configs["ppo"] = PPOConfig
     data = DataArguments if stage == "pretrain" else ChatDataArguments
     retrieval = (RetrievalArguments,) if stage in ("sft", "grpo", "ppo", "rsft") else ()
+    retrieval += (SightArguments,) if stage == "pretrain" else ()
     return (own, data, *retrieval, ModelArguments, configs[stage]) if stage in configs else (own,)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.data.formats import content_hash
+from pipeline.data.images import stored
 from pipeline.runtime.files import Json
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def to_dataset(rows: Iterable[Json], kind: str) -> "datasets.Dataset":
     arrays, features = {}, {}
     for name in columns:
         values = [row.get(name) for row in rows]
+        if name == "images":
+            values = [stored(images or []) for images in values]
         if name == "chat_template_kwargs":
             values = [value or {} for value in values]  # TRL takes them by **
         feature = _standard_feature(name, values, kind) or _free_feature(values)
@@ -60,6 +63,8 @@ def _standard_feature(name: str, values: Sequence[object], kind: str) -> "Featur
     """The type of a column of a standard form; None for the free columns that go with a prompt."""
     import datasets
 
+    if name == "images":
+        return datasets.List(datasets.Image())
     text = datasets.Value("string")
     message = {"role": text, "content": text}
     if (kind == "prompt" and name != "prompt") or name in ("tools", "chat_template_kwargs"):
@@ -80,9 +85,9 @@ def _standard_feature(name: str, values: Sequence[object], kind: str) -> "Featur
 
 
 def _more_than_role_and_content(value: object) -> bool:
-    """Whether a message in a (list of) dialogues has keys beside role and content."""
+    """Whether a message in a (list of) dialogues has keys beside role and content, or content in parts."""
     if isinstance(value, Mapping):
-        return len(value) > 2
+        return len(value) > 2 or isinstance(value.get("content"), list)
     return isinstance(value, list) and any(map(_more_than_role_and_content, value))
 
 

@@ -128,6 +128,11 @@ def describe(part: Part, kind: str, columns: Sequence[str], guessed: bool = Fals
     asked = len(set(part.prompts))
     if kind != "text" and asked < len(first):
         lines.append(f"prompts      {asked} different ones in {len(first)} different rows")
+    seen = [len(r["images"]) for r in part.rows if r.get("images")]
+    if seen:
+        lines.append(
+            f"images       {sum(seen)} in {len(seen)} rows, {max(seen)} in one at most: for a model that sees"
+        )
     glued = [r for r in part.rows if _glued(r)]
     if glued:
         lines.append(f"note         in {len(glued)} rows no white space separates the answer from the prompt")
@@ -157,8 +162,10 @@ def _shape(value: object) -> str:
 def _tokenizer(name: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
+    from pipeline.model.loading import with_processor
+
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return with_processor(AutoTokenizer.from_pretrained(name, trust_remote_code=False), name)
     except (OSError, ValueError) as error:
         raise UserError(f"tokenizer {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
 

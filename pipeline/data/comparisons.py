@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from pipeline.data.account import EQUAL, LONG, NO_ANSWER, report_dropped, splits_of
+from pipeline.data.images import has_images
 from pipeline.data.loading import Data
 from pipeline.model.tokens import encode_exchange
 from pipeline.runtime.files import Json
@@ -40,11 +41,14 @@ def readable_answers(
 def settle_pairs(trainer: "DPOTrainer | RewardTrainer", data: Data, run: "Run", name: str = "train") -> None:
     """Takes out of a DPO or reward trainer the pairs that cutting made equal, and accounts for those that TRL dropped.
 
-    TRL drops what is longer than ``max_length`` (reward) or leaves no room for an answer (DPO).
+    TRL drops what is longer than ``max_length`` (reward) or leaves no room for an answer (DPO). Of rows with images,
+    which it prepares batch by batch, there is nothing to account for.
 
     Raises:
         UserError: no pair is left.
     """
+    if has_images(data.train.column_names):
+        return
     for (rows, _, label), attribute in zip(splits_of(data, name), ("train_dataset", "eval_dataset")):
         prepared = getattr(trainer, attribute)
         columns, by_trl = ["chosen_ids", "rejected_ids"], LONG

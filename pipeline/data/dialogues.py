@@ -5,8 +5,9 @@ A dialogue is a list of ``{"role", "content"}``, a ShareGPT list of ``{"from", "
 
 A message may have, beside role and content, ``tool_calls``, ``tool_call_id``, ``name``, ``reasoning_content``,
 ``reasoning`` and ``thinking``, which go to the chat template, and ``weight: 0`` (supervised learning leaves the turn
-out). Content may be a list of ``{"type": "text", "text"}`` parts. Any other key is counted where the rows are read
-(`unused_keys`), reasoning that the template leaves out where the rows are prepared.
+out). Content may be a list of ``{"type": "text", "text"}`` parts, with
+``{"type": "image"}`` among them where the row has images (`pipeline.data.images`). Any other key is counted where the
+rows are read (`unused_keys`), reasoning that the template leaves out where the rows are prepared.
 """
 
 import json
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 
 from pipeline.data.rows import RowError
 from pipeline.runtime.files import Json
-from pipeline.runtime.messages import REASONING, Message, Turn, assistant_turn, user_turn
+from pipeline.runtime.messages import REASONING, Message, Turn, assistant_turn, content_text, user_turn
 
 _ROLES = {
     "system": "system",
@@ -110,7 +111,7 @@ def _message(message: object, at: str) -> Message:
         passed["tool_calls"] = _tool_calls(passed["tool_calls"], f"{at}.tool_calls")
         content = "" if content is None else content
     if isinstance(content, list):
-        content = _joined_parts(content, f"{at}.{content_key}")
+        content = _parts(content, f"{at}.{content_key}")
     weight = message.get("weight")
     if weight not in (None, 0, 1):
         raise RowError(f"{at}.weight", f"{weight!r}: a turn is learned (1) or not (0)")
@@ -118,18 +119,29 @@ def _message(message: object, at: str) -> Message:
         passed["weight"] = 0
     return {
         "role": _ROLES[role.lower()],
-        "content": checked_text(content, f"{at}.{content_key}", empty=True),
+        "content": content if isinstance(content, list) else checked_text(content, f"{at}.{content_key}", empty=True),
         **passed,
     }
 
 
-def _joined_parts(parts: list[object], field: str) -> str:
-    """The text of content that is given as ``{"type": "text", "text"}`` parts."""
+def _parts(parts: list[object], field: str) -> str | list[Mapping[str, str]]:
+    """Content that is given as parts, ``{"type": "text", "text"}`` and ``{"type": "image"}``: the text where there
+    are no images, else the parts, of which those of images are places alone.
+    """
+    kept: list[Mapping[str, str]] = []
     for place, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, Mapping) else type_name(part)
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise RowError(f"{field}[{place}]", f"a part of type {kind!r}: a text model reads parts of type text only")
-    return "".join(part["text"] for part in parts)
+        if kind == "text" and isinstance(part.get("text"), str):
+            kept.append({"type": "text", "text": part["text"]})
+        elif kind != "image":
+            raise RowError(f"{field}[{place}]", f"a part of type {kind!r}: models read parts of type text and image")
+        elif any(value is not None for key, value in part.items() if key not in ("type", "text")):
+            raise RowError(f"{field}[{place}]", "holds its image itself: put the images of a row in its column images")
+        else:
+            kept.append({"type": "image"})
+    if all(part["type"] == "text" for part in kept):
+        return "".join(part["text"] for part in kept)
+    return kept
 
 
 def _tool_calls(calls: object, field: str) -> list[Json]:
@@ -214,7 +226,7 @@ def prompt_of(value: object, conversational: bool, field: str = "prompt") -> Tur
     messages = messages_of(value, field)
     if is_hh(value) and not messages[-1]["content"]:  # "\n\nAssistant:" without an answer asks for one
         messages.pop()
-    if not any(message["content"].strip() for message in messages):
+    if not any(content_text(message["content"]).strip() for message in messages):
         raise RowError(field, "is empty")
     return messages
 
@@ -239,4 +251,4 @@ def checked_answer(messages: list[Message], field: str) -> list[Message]:
 
 def says_something(message: Message) -> bool:
     """Whether a message has text or calls a tool."""
-    return bool(message["content"].strip() or message.get("tool_calls"))
+    return bool(content_text(message["content"]).strip() or message.get("tool_calls"))

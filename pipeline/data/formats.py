@@ -163,6 +163,8 @@ def _converted(row: Json, form: Form, kind: str) -> Json:
     for message in messages:
         if "tool_calls" in message or message["role"] == "tool":
             raise RowError(columns[0], "has tool calls, which running text cannot hold: use the rows for SFT")
+        if not isinstance(message["content"], str):
+            raise RowError(columns[0], "has places for images, which running text cannot hold: give image and text")
     return {"text": _joined([message["content"] for message in messages if message["content"]])}
 
 
@@ -303,7 +305,8 @@ def content_hash(row: Json) -> str:
 def prompt_hash(row: Json) -> str:
     """Identity of what a row asks: rows that share it must be on the same side of a held-out split."""
     if "prompt" in row:
-        return content_hash({name: row[name] for name in ("system", "prompt") if name in row})
+        return content_hash({name: row[name] for name in ("system", "prompt", "images") if name in row})
     if len(row.get("messages", ())) > 1 and row["messages"][-1]["role"] == "assistant":
-        return content_hash({"prompt": row["messages"][:-1]})
+        images = {"images": row["images"]} if "images" in row else {}
+        return content_hash({"prompt": row["messages"][:-1], **images})
     return content_hash(row)

@@ -20,6 +20,7 @@ from pipeline.data.arrow import to_dataset
 from pipeline.data.columns import parse_map
 from pipeline.data.dialogues import unused_keys
 from pipeline.data.formats import content_hash, convert, prompt_hash, settle_systems
+from pipeline.data.images import see
 from pipeline.data.mixing import Part, Place
 from pipeline.data.remote import is_url
 from pipeline.data.rows import RowError
@@ -171,7 +172,7 @@ def read_source(source: Source, kind: str, skip_bad_rows: bool, keep: Collection
             if kind == "sft" and "label" in form.stored and given.get("label") is False:
                 bad_answers += 1  # what is not to be said is not to be imitated
                 continue
-            converted = convert(given, form, kind)
+            converted = see(convert(given, form, kind), given, kind, place)
             good.append(converted | {name: given[name] for name in keep if name in given and name not in converted})
             places.append((place, number))
             columns.update(dict.fromkeys(given))

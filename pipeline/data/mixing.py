@@ -13,7 +13,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
 
 Place = tuple[str, int]
-ALONGSIDE = ("ranked", "ranks", "system", "tools", "chat_template_kwargs")  # not what a form is told by
+ALONGSIDE = ("ranked", "ranks", "system", "tools", "chat_template_kwargs", "images")  # not what a form is told by
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from pipeline.data.account import BEYOND, REFUSED, SILENT, kept_rows, report_unu
 from pipeline.data.arguments import ChatDataArguments
 from pipeline.data.arrow import to_dataset
 from pipeline.data.formats import settle_systems
+from pipeline.data.images import has_images
 from pipeline.data.loading import Data
+from pipeline.data.seen import place_of, require_sight, undecoded, within_length, without_images
 from pipeline.model.chat import decide, never_trained, sentence, with_system
-from pipeline.model.dialogue_tokens import check_dialogue, renderer, unused_reasoning
+from pipeline.model.dialogue_tokens import MARKER, check_dialogue, renderer, unused_reasoning
 from pipeline.model.tokenizer import ensure_training_chat_template, install_chat_template, require_end_of_turn
 from pipeline.model.tokens import ANSWERS, IGNORED, Learned, encode_row
 from pipeline.runtime.errors import UserError
@@ -58,10 +60,11 @@ def templated(
     Raises:
         UserError: ``as_chat`` or ``system`` does not go with the rows; a row that the template refuses or writes in
             part (where it was read, and why); ``tools`` beside prompts that are to be sampled from, which TRL does not
-            pass on; images beside them.
+            pass on; images for a model of text.
     """
     if not hasattr(data.train, "__len__"):
         return data
+    require_sight(data, tokenizer)
     data = _as_chat(data, tokenizer, run, kind, given, path)
     columns, chat = data.train.column_names, _is_chat(data)
     installed = install_chat_template(tokenizer, path) if chat or path else None
@@ -77,8 +80,9 @@ def templated(
         return data
     parts = []
     for rows, places, label in splits_of(data, name):
-        refused = [_refusal(row, kind, tokenizer, learned or ANSWERS) for row in rows]
-        written = (row for row, why in zip(rows, refused) if not why)
+        words = without_images(rows)
+        refused = [_refusal(row, kind, tokenizer, learned or ANSWERS) for row in words]
+        written = (row for row, why in zip(words, refused) if not why)
         report_unused(run, label, Counter(key for row in written for key in unused_reasoning(tokenizer, row)))
         lost = [REFUSED if why else "" for why in refused]
         parts.append(kept_rows(rows, lost, run, label, places, refused, skip=given.skip_bad_rows))
@@ -86,16 +90,11 @@ def templated(
 
 
 def _refuse_columns(columns: list[str], chat: bool) -> None:
-    """Refuse what a prompt that is sampled from cannot have: images, and what a dialogue would be written with.
+    """Refuse what a prompt that is sampled from cannot have: what a dialogue would be written with.
 
     Raises:
         UserError: there is such a column.
     """
-    for column in {"image", "images"} & set(columns):
-        raise UserError(
-            f"column {column}: the stages that sample train models of text; rename it if a reward reads it "
-            f"(dataset_map {column}=picture), else leave it out"
-        )
     for column in {"tools", "chat_template_kwargs"} & set(columns) if chat else ():
         raise UserError(
             f"column {column}: prompts are sampled from without it; rename it if a reward reads it "
@@ -149,6 +148,7 @@ def _as_chat(
             return rows
         if not chat:
             return to_dataset(settle_systems(list(rows), kind, chat=False), kind)
+        rows = undecoded(rows)
         return to_dataset((with_system(as_turns(row, kind), given.system) for row in rows), kind)
 
     train = turned(data.train)
@@ -258,6 +258,8 @@ def supervised(
         raise UserError("assistant_only_loss: the rows are no chat messages; leave the flag out")
     if "messages" in data.train.column_names or is_dialogue(data.train[0].get("prompt")):
         require_end_of_turn(tokenizer, "the chat template")
+    if has_images(data.train.column_names):
+        return _with_images(data, tokenizer, config, run, learned, name)
     parts = []
     for rows, places, label in splits_of(data, name):
         coded = encode(rows, tokenizer, config, learned)
@@ -273,6 +275,39 @@ def supervised(
     run.say(f"learning {share:.0%} of the tokens: {what}{ends}")
     train, *held_out = (part.select_columns(["input_ids", "labels"]) for part in parts)
     return replace(data, train=train, evaluation=held_out[0] if held_out and len(held_out[0]) else None)
+
+
+def _with_images(
+    data: Data, tokenizer: "PreTrainedTokenizerBase", config: "SFTConfig", run: "Run", learned: Learned, name: str
+) -> Data:
+    """Rows with images as TRL's trainer takes them, untokenised: it prepares images batch by batch.
+
+    Raises:
+        UserError: packing, a template without markers for dialogues, a row that it refuses, or one that is longer
+            than ``max_length``, which would cut an image's places off.
+    """
+    if config.packing:
+        raise UserError("packing: rows with images are not packed; leave it out")
+    config.assistant_only_loss = "messages" in data.train.column_names and learned.assistant_only is not False
+    config.completion_only_loss = "prompt" in data.train.column_names and learned.completion_only is not False
+    if config.assistant_only_loss and not MARKER.search(tokenizer.get_chat_template()):
+        raise UserError(
+            "the chat template has no {% generation %} markers, by which TRL finds the assistant's turns beside "
+            "images: give one with markers (--chat_template_path), rows of prompt and completion, or "
+            "--assistant_only_loss false"
+        )
+    coded = encode(without_images(data.train), tokenizer, config, learned)
+    if REFUSED in coded["lost"]:
+        first = coded["lost"].index(REFUSED)
+        raise UserError(place_of(data.train_places, first) + coded["refused"][first])
+    within_length(data, config.max_length, [coded["length"]])
+    share = sum(coded["learned"]) / sum(coded["length"])
+    run.note("learned", {"share": round(share, 4), "of": learned.of(data.train[0]), "rows_cut": 0}, entry=name)
+    run.add_metrics({"learned_share": share})
+    if run.is_main:
+        print(f"{run.stage}: learning {share:.0%} of the tokens: {learned.of(data.train[0])}", flush=True)
+    config.max_length = None
+    return data
 
 
 def encode(

@@ -137,9 +137,10 @@ class Form(NamedTuple):
     def _optional(self, kind: str) -> tuple[str, ...]:
         """Columns that are read where they are there."""
         ranks = ("ranks",) if self.columns == ("prompt", "ranked") else ()
+        seen = ("image", "images")
         if kind == "text":
-            return ("unlearned",)
-        return (*ranks, "tools", "chat_template_kwargs") if self.conversational else ranks
+            return ("unlearned", *seen)
+        return (*ranks, *seen, "tools", "chat_template_kwargs") if self.conversational else (*ranks, *seen)
 
 
 def prepare(row: Json, source: Source) -> Json:

@@ -5,8 +5,10 @@ from statistics import fmean
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.data.images import opened, shown
 from pipeline.inference.decoding import Completion, sample
 from pipeline.inference.stopping import Stops
+from pipeline.model.vision import with_images
 from pipeline.rewards.judging import Judgement, Reward, judge_rows
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
@@ -45,10 +47,16 @@ def prompts_of(rows: Sequence[Json], template: str | None) -> list[Turn]:
         UserError: the template has no place for the prompt.
     """
     if template is None:
-        return [row["prompt"] for row in rows]
+        return [seen_prompt(row) for row in rows]
     if "{prompt}" not in template:
         raise UserError(f"template {template!r} has no {{prompt}} in it")
     return [template.replace("{prompt}", user_text(row["prompt"])) for row in rows]
+
+
+def seen_prompt(row: Json) -> Turn:
+    """The prompt of a row, with its images in their places where it has any."""
+    images = row.get("images")
+    return with_images(row["prompt"], opened(images)) if images else row["prompt"]
 
 
 def judge_completions(reward: Reward, rows: Sequence[Json], drawn: Drawn) -> list[list[Judgement]]:
@@ -79,6 +87,8 @@ def sample_rows(
             "finished": [c.finished for c in drawn[i]],
             **{name: row[name] for name in ("answer", "kind") if row.get(name) is not None},
         }
+        if row.get("images"):
+            entry["images"] = shown(row["images"])
         if scores is not None:
             entry["scores"] = list(scores[i])
         found.append(entry)

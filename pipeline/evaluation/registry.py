@@ -37,6 +37,8 @@ EVALUATIONS = {
     "dynamics": "pipeline.evaluation.tasks.dynamics:dynamics",
     "jacobian": "pipeline.evaluation.tasks.jacobian:jacobian",
     "stopping": "pipeline.evaluation.tasks.stopping:stopping",
+    "looking": "pipeline.evaluation.tasks.looking:looking",
+    "objects": "pipeline.evaluation.tasks.looking:objects",
 }
 
 
@@ -199,7 +201,7 @@ def options_of(function: Callable[..., Result]) -> dict[str, inspect.Parameter]:
         from pipeline.evaluation.rows import read_rows  # not at the top: it imports torch
 
         reading = inspect.signature(read_rows).parameters
-        found = {name: p for name, p in reading.items() if name != "kind"} | found
+        found = {name: p for name, p in reading.items() if name not in ("kind", "images")} | found
     return found
 
 

@@ -26,6 +26,7 @@ def read_rows(
     held_out_of: str | None = None,
     as_chat: bool = False,
     system: str | None = None,
+    images: bool = False,
 ) -> tuple[list[Json], Json]:
     """Rows of one dataset in the standard form of ``kind``, and their entry for the run record.
 
@@ -42,12 +43,15 @@ def read_rows(
         held_out_of: the folder of a run: of this split only the rows that it held out.
         as_chat: strings become turns of a chat (``pipeline.model.chat``), for a model that was trained so.
         system: a message for the dialogues that have none.
+        images: the evaluation shows a model the images of the rows.
 
     Raises:
         UserError: the dataset cannot be read, or no row is left.
     """
     source = Source(name=dataset, split=split, config=config, dataset_map=parse_map(dataset_map), role="evaluation")
     part = read_source(source, kind, skip_bad_rows, keep=(*columns, *(where or {})))
+    if not images and any(row.get("images") for row in part.rows):
+        raise UserError(f"{dataset}: the rows have images, which this evaluation does not show to a model")
     rows = part.rows if as_chat else settle_systems(part.rows, kind, chat=False)
     if held_out_of is not None:
         places = held_out_places(held_out_of)

@@ -7,10 +7,14 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.data.images import opened, see
+from pipeline.data.rows import RowError
 from pipeline.inference.decoding import Completion, sample
 from pipeline.inference.positions import recent_turns
 from pipeline.inference.stopping import StoppedTextStreamer
 from pipeline.inference.trace import step_table
+from pipeline.model.vision import processor_of, with_images
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
 from pipeline.runtime.messages import Turn, assistant_turn, begun, is_dialogue, user_text, user_turn
 
@@ -34,6 +38,27 @@ class Speaker(NamedTuple):
 def turn_of(prompt: Turn, system: str | None, plain: bool) -> Turn:
     """A prompt as the model gets it: the user's words as they are, or a dialogue with a system message."""
     return user_text(prompt) if plain else begun(prompt if is_dialogue(prompt) else user_turn(prompt), system)
+
+
+def seen_turn(turn: Turn, row: Json, tokenizer: PreTrainedTokenizerBase, place: str | None = None) -> Turn:
+    """A prompt as the model gets it, with the images of its row in their places.
+
+    Args:
+        place: the file that the row is stored in, by whose folder paths of images are read.
+
+    Raises:
+        UserError: an image that cannot be read, images and places that do not agree, or a model that reads text only.
+    """
+    where = place or "--image"
+    try:
+        found = see({"prompt": turn}, row, "prompt", place or "")
+    except RowError as error:
+        raise UserError(f"{where}: {error}") from None
+    if not found.get("images"):
+        return turn
+    if processor_of(tokenizer) is None:
+        raise UserError(f"{where}: the prompt has an image, but the model reads text only: name a model that sees")
+    return with_images(found["prompt"], opened(found["images"]))
 
 
 def answer(speaker: Speaker, prompt: Turn, seed: int, *, trace: bool = False) -> str:

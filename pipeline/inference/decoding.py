@@ -36,6 +36,7 @@ from pipeline.inference.stopping import (
 from pipeline.model.batching import accepted_arguments, cache_argument, evaluating
 from pipeline.model.loading import position_limit
 from pipeline.model.tokens import encode_prompts
+from pipeline.model.vision import images_of, pixels_of
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.messages import Turn, is_dialogue
 
@@ -103,7 +104,7 @@ def sample(
     Args:
         model: any Hugging Face causal LM with a KV cache, PEFT-wrapped or not; used in eval mode and left as found.
         prompts: strings, or message lists (rendered with the chat template and its generation prompt; a final
-            assistant message is continued).
+            assistant message is continued), whose parts may hold images.
         temperature: tau; 0 is greedy, and then all ``n`` completions of a prompt are equal.
         top_p, top_k, min_p: which tokens are kept (`filtered_probabilities`).
         repetition_penalty: what makes tokens of prompt and completion less likely (`penalised`).
@@ -112,8 +113,8 @@ def sample(
         seed: of the uniform numbers: one for the call, or one per prompt, whose completions then depend on nothing but
             the prompt and its seed. The global random state is neither read nor changed.
         crop: a context longer than the model's positions is cut to its last tokens at each step, as in Listing 4, and
-            its positions start anew; a BOS is cut like any other token. There is no cache then: every hidden state
-            changes with the cut.
+            its positions start anew; a BOS is cut like any other token, and images cannot be cut. There is no cache
+            then: every hidden state changes with the cut.
         use_cache: whether keys and values are kept; without, each step reads the complete context.
         streamer: transformers' ``TextStreamer``, given the first completion token by token as it is drawn.
         trace: called at each step of the first completion.
@@ -130,6 +131,8 @@ def sample(
         return []
     encoded = encode_prompts(tokenizer, prompts)
     limit = position_limit(model.config)
+    if crop and any(map(images_of, prompts)):
+        raise UserError("crop: a context with images cannot be cut; leave it out")
     if not crop:
         check_lengths(limit, encoded, max_new_tokens)
     rule = _Rule(
@@ -140,7 +143,12 @@ def sample(
         limit=limit if crop else None, use_cache=use_cache,
     )  # fmt: skip
     copies = n if temperature > 0 else 1
-    rows = [_Row(list(ids), Watch(stops)) for ids in encoded for _ in range(copies)]
+    pixels = [pixels_of(tokenizer, images) if (images := images_of(prompt)) else None for prompt in prompts]
+    rows = [
+        _Row(list(ids), Watch(stops), pixels=own)
+        for ids, own in zip(encoded, pixels, strict=True)
+        for _ in range(copies)
+    ]
     rows[0].streamer, rows[0].trace = streamer, trace
     numbers = _uniforms(seed, len(prompts), copies, max_new_tokens) if temperature > 0 else None
     _decode_all(model, rows, rule, numbers, batch_size)
@@ -175,6 +183,7 @@ class _Row:
     reason: str | None = None
     streamer: BaseStreamer | None = None
     trace: Callable[[Step], None] | None = None
+    pixels: torch.Tensor | None = None  # (I, C, Y, X) of the prompt's images
 
     def take(self, token: int, seen: Signals | None, forced: bool, rule: _Rule) -> None:
         """Add a token, and set the reason if it is the last one."""
@@ -317,6 +326,9 @@ class _Forward:
             self.position = self.position[:, -1:] + 1
         extra = {"position_ids": self.position, "logits_to_keep": 1}
         extra = {name: value for name, value in extra.items() if name in self.accepted}
+        seen = [row.pixels for row in rows if row.pixels is not None] if self.cache is None else []
+        if seen:
+            extra["pixel_values"] = torch.cat(seen).to(self.device)
         if self.cached:
             extra[self.cache_name] = self.cache
         output = self.model(input_ids=ids, attention_mask=self.mask, use_cache=self.cached, **extra)

@@ -33,7 +33,12 @@ class Predicted(NamedTuple):
 
 
 def predict_tokens(
-    model: PreTrainedModel, rows: Sequence[Sequence[int]], *, batch_size: int = 16, temperature: float = 1.0
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 16,
+    temperature: float = 1.0,
+    pixels: Sequence[torch.Tensor | None] | None = None,
 ) -> list[Predicted]:
     """How well each token is predicted from those before it, in input order, in float32 on the CPU.
 
@@ -41,6 +46,7 @@ def predict_tokens(
         rows: token ids; a row of fewer than two tokens predicts nothing.
         batch_size: rows per forward pass.
         temperature: divides the logits.
+        pixels: of each row's images, as `forward_rows` takes them.
     """
 
     def read(output: CausalLMOutput, batch: Batch) -> Iterator[Predicted]:
@@ -50,7 +56,8 @@ def predict_tokens(
             yield Predicted(-loss.cpu(), (logits.argmax(-1) == targets).cpu())
 
     readable = [row for row in rows if len(row) > 1]
-    found = iter(forward_rows(model, readable, read, batch_size=batch_size, use_cache=False))
+    seen = [own for own, row in zip(pixels, rows, strict=True) if len(row) > 1] if pixels else None
+    found = iter(forward_rows(model, readable, read, batch_size=batch_size, pixels=seen, use_cache=False))
     nothing = Predicted(torch.empty(0), torch.empty(0, dtype=torch.bool))
     return [next(found) if len(row) > 1 else nothing for row in rows]
 
@@ -63,11 +70,20 @@ def token_log_probabilities(
 
 
 def answer_log_likelihoods(
-    model: PreTrainedModel, pairs: Sequence[Pair], *, batch_size: int = 16, temperature: float = 1.0
+    model: PreTrainedModel,
+    pairs: Sequence[Pair],
+    *,
+    batch_size: int = 16,
+    temperature: float = 1.0,
+    pixels: Sequence[torch.Tensor | None] | None = None,
 ) -> list[float]:
-    """``log pi(y | x)`` in nats: the sum over the completion's tokens, at a sampling temperature."""
+    """``log pi(y | x)`` in nats: the sum over the completion's tokens, at a sampling temperature.
+
+    Args:
+        pixels: of each pair's images, as `forward_rows` takes them.
+    """
     rows = [prompt + answer for prompt, answer in pairs]
-    predicted = predict_tokens(model, rows, batch_size=batch_size, temperature=temperature)
+    predicted = predict_tokens(model, rows, batch_size=batch_size, temperature=temperature, pixels=pixels)
     return [
         float(found.log_probs[-len(answer) :].double().sum()) if answer else 0.0
         for found, (_, answer) in zip(predicted, pairs, strict=True)

@@ -63,6 +63,7 @@ def forward_rows(
     pad_token_id: int = 0,
     by_length: bool = True,
     device: torch.device | str | None = None,
+    pixels: Sequence[torch.Tensor | None] | None = None,
     **options: object,
 ) -> list[R]:
     """What ``read`` takes from the model's output for each row, in the order of the rows; nothing is trained.
@@ -76,13 +77,16 @@ def forward_rows(
         by_length: rows of similar length share a batch. Rollouts keep their order, so that the same rows always
             share a batch and a run can be repeated to the bit.
         device: where the ids go; default: the device of the model's first parameter.
+        pixels: (I, C, Y, X) of each row's images, or None for a row without.
         options: passed to the model: ``output_hidden_states``, ``use_cache``, ...
     """
     device = next(model.parameters()).device if device is None else device
     found: dict[int, R] = {}
     with evaluating(model):
         for batch in padded_batches(rows, batch_size, device, pad_token_id, by_length):
-            output = model(input_ids=batch.ids, attention_mask=batch.mask, **options)
+            seen = [pixels[i] for i in batch.places if pixels[i] is not None] if pixels else []
+            images = {"pixel_values": torch.cat(seen).to(device)} if seen else {}
+            output = model(input_ids=batch.ids, attention_mask=batch.mask, **images, **options)
             found |= dict(zip(batch.places, read(output, batch), strict=True))
     return [found[i] for i in range(len(rows))]
 

@@ -1,4 +1,4 @@
-"""Llama, Mistral and GPT-2 as NarLM, and NarLM as any of them where nothing is lost.
+"""Llama, Mistral, GPT-2 and Llava as NarLM, and NarLM as any of them where nothing is lost.
 
 Weights are copied, not approximated: the logits agree to rounding. What the other architecture has no place for (an
 output bias that is not zero, a window in some layers only, another FFN) is a ``UserError`` that names it.
@@ -11,6 +11,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
     PretrainedConfig,
@@ -18,7 +20,9 @@ from transformers import (
 )
 
 from pipeline.model.narlm.configuration_narlm import FFN_ACTIVATIONS, NarLMConfig
+from pipeline.model.narlm.configuration_vision_narlm import NarLMVisionConfig
 from pipeline.model.narlm.modeling_narlm import NarLMForCausalLM
+from pipeline.model.narlm.modeling_vision_narlm import NarLMForConditionalGeneration
 from pipeline.runtime.errors import UserError
 
 Weights = dict[str, torch.Tensor]  # a state dict
@@ -144,14 +148,17 @@ def to_llama(model: NarLMForCausalLM) -> LlamaForCausalLM:
     Raises:
         UserError: NarLM has a part that Llama lacks (another norm, FFN or position embedding, b_out, a window).
     """
-    config = model.config
+    target = _llama_config(model.config)
+    return _build(LlamaForCausalLM, target, _without_output_bias(model, "Llama"), model)
+
+
+def _llama_config(config: NarLMConfig) -> LlamaConfig:
     _demand(
         config, "Llama", position_embedding_type="rope", norm_type="rmsnorm", ffn_type="swiglu", sliding_window=None
     )
-    target = LlamaConfig(
+    return LlamaConfig(
         **_shared(config), rms_norm_eps=config.norm_eps, attention_bias=config.attention_bias, mlp_bias=config.mlp_bias
     )
-    return _build(LlamaForCausalLM, target, _without_output_bias(model, "Llama"), model)
 
 
 def to_mistral(model: NarLMForCausalLM) -> MistralForCausalLM:
@@ -230,6 +237,68 @@ def _to_gpt2_weights(ours: Weights, layers: int) -> Weights:
     return weights
 
 
+# Fields that mean the same in LlavaConfig and NarLMVisionConfig.
+_VISION = ("image_token_id", "vision_feature_layer", "vision_feature_select_strategy", "projector_hidden_act")
+
+
+def from_llava(model: LlavaForConditionalGeneration) -> NarLMForConditionalGeneration:
+    """NarLM that sees, with the weights of a Llava on a Llama or Mistral (an MLP projector, any encoder of patches).
+
+    Raises:
+        UserError: another text model, or an encoder with no class token, whose first patch this Llava leaves out.
+    """
+    old = model.config
+    text = narlm_shape(old.text_config)
+    if text is None:
+        raise UserError(f"this Llava has a text model of type {old.text_config.model_type}: NarLM cannot hold it")
+    size = old.vision_config.image_size
+    with torch.no_grad():
+        pixels = torch.zeros(1, 3, size, size, dtype=model.dtype, device=model.device)
+        features = model.model.vision_tower(pixels).last_hidden_state.shape[1]
+    patches = (size // old.vision_config.patch_size) ** 2
+    full = old.vision_feature_select_strategy == "full"
+    if not full and features != patches + 1:
+        raise UserError(
+            f"this Llava leaves out the first of {features} features, and {patches} are patches: NarLM drops what is "
+            "no patch"
+        )
+    config = NarLMVisionConfig(
+        text_config=text,
+        vision_config=old.vision_config,
+        image_seq_length=features if full else patches,
+        projector_type="mlp",
+        projector_bias=old.multimodal_projector_bias,
+        dtype=old.dtype,
+        **{name: getattr(old, name) for name in _VISION},
+    )
+    return _build(NarLMForConditionalGeneration, config, model.state_dict(), model)
+
+
+def to_llava(model: NarLMForConditionalGeneration) -> LlavaForConditionalGeneration:
+    """The same model as a Llava on a Llama.
+
+    Raises:
+        UserError: a linear projector, features of the encoder's output rather than of a layer, an encoder without a
+            class token, or a text model that Llama has no place for.
+    """
+    config = model.config
+    _demand(config, "Llava", projector_type="mlp")
+    if config.vision_feature_layer is None:
+        raise UserError("Llava reads a layer of its encoder, but vision_feature_layer of this NarLM is None")
+    if config.vision_feature_select_strategy == "default" and config.vision_config.model_type.startswith("siglip"):
+        raise UserError("Llava leaves out the first feature, but this NarLM's encoder has no class token")
+    target = LlavaConfig(
+        text_config=_llama_config(config.text_config),
+        vision_config=config.vision_config,
+        image_seq_length=config.image_seq_length,
+        multimodal_projector_bias=config.projector_bias,
+        tie_word_embeddings=config.tie_word_embeddings,
+        dtype=config.dtype,
+        **{name: getattr(config, name) for name in _VISION},
+    )
+    return _build(LlavaForConditionalGeneration, target, _without_output_bias(model, "Llava"), model)
+
+
 _FROM = {"llama": from_llama, "mistral": from_mistral, "gpt2": from_gpt2}
 _TO = {"llama": to_llama, "mistral": to_mistral, "gpt2": to_gpt2}
 
@@ -238,13 +307,19 @@ def convert(model: PreTrainedModel, target: str) -> PreTrainedModel:
     """A causal language model in another architecture, with the same logits.
 
     Args:
-        model: a NarLM, Llama, Mistral or GPT-2.
-        target: ``narlm``, ``llama``, ``mistral`` or ``gpt2``.
+        model: a NarLM, Llama, Mistral or GPT-2; or one that sees, a NarLM or Llava.
+        target: ``narlm``, ``llama``, ``mistral`` or ``gpt2``; of one that sees ``narlm`` or ``llava``.
 
     Raises:
         UserError: another architecture, one that the target has no place for, or the target itself.
     """
     source = model.config.model_type
+    if source == "llava" and target == "narlm":
+        return from_llava(model)
+    if source == "narlm_vision" and target == "llava":
+        return to_llava(model)
+    if "llava" in (source, target) or source == "narlm_vision":
+        raise UserError(f"--as {target}: of models that see, Llava becomes narlm and NarLM becomes llava")
     if source == target:
         raise UserError(f"--as {target}: the model is a {source} model already")
     if source != "narlm" and source not in _FROM:
@@ -267,13 +342,13 @@ def _from_llama_config(config: LlamaConfig | MistralConfig, **others: object) ->
     )
 
 
-def _demand(config: NarLMConfig, target: str, **values: object) -> None:
+def _demand(config: NarLMConfig | NarLMVisionConfig, target: str, **values: object) -> None:
     for name, value in values.items():
         if getattr(config, name) != value:
             raise UserError(f"{target} needs {name}={value!r}, but this NarLM has {name}={getattr(config, name)!r}")
 
 
-def _without_output_bias(model: NarLMForCausalLM, target: str) -> Weights:
+def _without_output_bias(model: NarLMForCausalLM | NarLMForConditionalGeneration, target: str) -> Weights:
     weights = model.state_dict()
     bias = weights.pop("lm_head.bias", None)
     if bias is not None and bias.any():

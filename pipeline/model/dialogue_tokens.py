@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.model.vision import image_place
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
 from pipeline.runtime.messages import REASONING, assistant_turn, content_text, is_dialogue, user_turn
@@ -51,8 +52,8 @@ def encode_dialogue(
         text = render(messages)
     _refuse_drops(render, messages, text, bool(row.get("tools")))
     if not mask and len(turns) == len(spoken):
-        ids = encode_rendered(tokenizer, text)
-        return ids, [True] * len(ids)
+        coded = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return _placed(tokenizer, coded, [True] * len(coded))
     if not tokenizer.is_fast:
         raise UserError("the tokenizer reports no character offsets, which the mask of the assistant's turns needs")
     coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -61,7 +62,7 @@ def encode_dialogue(
     learned = [False] * len(ids)
     if not mask:  # every token but those of the turns that are not to be learned
         skipped = [_turn(render, messages, i, text) for i in spoken if i not in turns]
-        return ids, [not any(_within(offset, span) for span in skipped) for offset in offsets]
+        return _placed(tokenizer, ids, [not any(_within(offset, span) for span in skipped) for offset in offsets])
     if marks is None:
         spans = [_turn(render, messages, i, text) for i in turns]
     else:
@@ -77,11 +78,23 @@ def encode_dialogue(
             learned[place] = True
     if turns and not any(learned):
         raise UserError("the chat template marks no token of the assistant's turns by {% generation %}")
-    return ids, learned
+    return _placed(tokenizer, ids, learned)
+
+
+def _placed(tokenizer: PreTrainedTokenizerBase, ids: list[int], learned: list[bool]) -> Coded:
+    """Every image of a coded text with all its places, none of which is learned."""
+    place = image_place(tokenizer)
+    if place is None:
+        return ids, learned
+    token, width = tokenizer.convert_tokens_to_ids(place[0]), len(place[1]) // len(place[0])
+    pairs = [(i, mark and i != token) for i, mark in zip(ids, learned) for _ in range(width if i == token else 1)]
+    return [i for i, _ in pairs], [mark for _, mark in pairs]
 
 
 def encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text that a chat template wrote, with its special tokens in it."""
+    """Ids of a text that a chat template wrote, with its special tokens in it and every image's places."""
+    place = image_place(tokenizer)
+    text = text.replace(*place) if place else text
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 

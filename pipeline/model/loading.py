@@ -16,6 +16,7 @@ from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
@@ -28,6 +29,7 @@ import pipeline.model  # noqa: F401 - registers NarLM with the Auto classes
 from pipeline.model.adapters import is_narlm_config, load_adapter
 from pipeline.model.pad_token import with_pad_token
 from pipeline.model.tokenizer import check_tokenizer, set_eos_token
+from pipeline.model.vision import keep_processor, load_processor, sees
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.compat import require
 from pipeline.runtime.distributed import is_main
@@ -215,8 +217,10 @@ def load_tokenizer(
         except (OSError, ValueError, KeyError):
             continue
         set_eos_token(tokenizer, eos_token)
-        rows = _vocab_size(base or name, trust_remote_code)
+        config = _config_or_none(base or name, trust_remote_code)
+        rows = None if config is None else getattr(config.get_text_config(), "vocab_size", None)
         tokenizer = with_pad_token(tokenizer, rows, may_add=for_training, trust_remote_code=trust_remote_code)
+        with_processor(tokenizer, source, config, trust_remote_code)
         if for_training:
             check_tokenizer(tokenizer)
         return tokenizer
@@ -273,13 +277,31 @@ def _saved_rows(model: PreTrainedModel, name: str, revision: str | None) -> int 
         return tensors.get_slice(key).get_shape()[0] if key in tensors.keys() else None  # noqa: SIM118
 
 
-def _vocab_size(name: str, trust_remote_code: bool) -> int | None:
-    """Rows of a model's embedding by its config; None where there is none, as for a tokenizer alone."""
+def with_processor(
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    config: PretrainedConfig | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the processor that was saved beside it where its model reads images.
+
+    Args:
+        config: the model's; default: that of ``name``.
+
+    Raises:
+        UserError: the model reads images, and there is no processor.
+    """
+    config = config or _config_or_none(name, trust_remote_code)
+    processor = None if config is None else load_processor(name, config, trust_remote_code)
+    return tokenizer if processor is None else keep_processor(tokenizer, processor)
+
+
+def _config_or_none(name: str, trust_remote_code: bool) -> PretrainedConfig | None:
+    """A model's config; None where there is none, as for a tokenizer alone."""
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError):
         return None
-    return getattr(config.get_text_config(), "vocab_size", None)
 
 
 def model_config(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
@@ -336,6 +358,9 @@ def from_pretrained(auto_class: type, name: str, **kwargs: object) -> PreTrained
     """
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     hide_weight_bars()
+    config = _config_or_none(name, kwargs["trust_remote_code"]) if auto_class is AutoModelForCausalLM else None
+    if config is not None and sees(config):
+        auto_class = AutoModelForImageTextToText
     try:
         model, found = auto_class.from_pretrained(name, **kwargs, output_loading_info=True)
     except (OSError, ValueError):

@@ -22,6 +22,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
     set_seed,
 )
 from trl import ModelConfig, get_peft_config, get_quantization_config
@@ -38,6 +39,7 @@ from pipeline.model.loading import (
     require_language_model,
 )
 from pipeline.model.lora_sum import adapter_folder, check_stackable, stack_adapters
+from pipeline.model.vision import processor_of, trained_with
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.record import Run
@@ -78,6 +80,11 @@ class Policy:
     peft_config: PeftConfig | None
     parent_adapter: Path | None = None  # set by `stack`: the adapter that the saved one must include
 
+    @property
+    def processing(self) -> "PreTrainedTokenizerBase | ProcessorMixin":
+        """What a trainer takes as ``processing_class``: the processor of a model that sees, else the tokenizer."""
+        return trained_with(self.tokenizer)
+
     def finish(self, folder: Path) -> None:
         """Make the saved folder complete: under ``stack`` the saved adapter takes its parent in.
 
@@ -85,6 +92,8 @@ class Policy:
         """
         if self.parent_adapter is not None:
             stack_adapters(self.parent_adapter, folder)
+        if processor_of(self.tokenizer) is not None:  # a trainer of TRL that takes a tokenizer saves that alone
+            trained_with(self.tokenizer).save_pretrained(folder)
         generation_config = getattr(self.model, "generation_config", None)
         if generation_config is not None and (folder / "adapter_config.json").is_file():
             generation_config.to_json_file(folder / "generation_config.json")
@@ -142,6 +151,7 @@ def load_policy(
     peft_config = None if continued else peft_config
     _fit_vocabulary(model, tokenizer, adapter=continued or peft_config is not None)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # a score is read off the last other token
+    _spare_the_encoder(peft_config, model.config)
     policy = Policy(model, tokenizer, peft_config)
     pi_ref = _settle_reference(policy, args, base, run)
     if is_start and auto_class is AutoModelForCausalLM:  # a reward model is no policy and has no reference
@@ -149,6 +159,12 @@ def load_policy(
         if reference:
             run.say(f"pi_ref is {pi_ref}")
     return policy
+
+
+def _spare_the_encoder(peft_config: PeftConfig | None, config: PretrainedConfig) -> None:
+    """Keep a new adapter out of a frozen encoder, into which ``all-linear`` would put it."""
+    if peft_config is not None and getattr(config, "freeze_vision", False) and not peft_config.exclude_modules:
+        peft_config.exclude_modules = r".*vision_tower.*"
 
 
 def read_start(
@@ -204,7 +220,7 @@ def _settle_reference(policy: Policy, args: ModelArguments, base: str | None, ru
     start = run.folder / "start"
     if run.is_main and not (start / "config.json").is_file():
         policy.model.save_pretrained(start)
-        policy.tokenizer.save_pretrained(start)
+        trained_with(policy.tokenizer).save_pretrained(start)
     PartialState().wait_for_everyone()
     _rename(policy.model, str(start))
     return f"{start} (base {base} with {name} merged in)"

@@ -244,7 +244,7 @@ def samples(assessments: Sequence[RunView]) -> Json:
     table: dict[str, dict[str, dict[str, Json]]] = {}
     for run in assessments:
         for row in run.samples:
-            prompt = json.dumps(row.get("prompt"), sort_keys=True)
+            prompt = json.dumps([row.get("prompt"), row.get("images")], sort_keys=True)
             table.setdefault(str(row.get("evaluation")), {}).setdefault(prompt, {})[run.name] = row
     columns = [run for run in assessments if run.samples]
     shown, folded = [], []
@@ -252,7 +252,7 @@ def samples(assessments: Sequence[RunView]) -> Json:
         scored = any("scores" in row for by_run in prompts.values() for row in by_run.values())
         # Prompts that most stages answered come first.
         order = sorted(prompts.items(), key=lambda item: -len(item[1]))
-        blocks = [sample_block(json.loads(prompt), by_run, columns) for prompt, by_run in order]
+        blocks = [sample_block(json.loads(prompt)[0], by_run, columns) for prompt, by_run in order]
         if scored:
             folded.append((evaluation, blocks[:4], len(blocks)))
         else:
@@ -268,7 +268,12 @@ def sample_block(prompt: Turn, by_run: Mapping[str, Json], columns: Sequence[Run
         row = by_run.get(run.name)
         if row is not None:
             answers.append((model_of(run), [_text(row, i) for i in range(len(row["completions"][:2]))]))
-    return {"prompt": clip(user_text(prompt), 400), "answer": first.get("answer"), "answers": answers}
+    return {
+        "prompt": clip(user_text(prompt), 400),
+        "images": [image for image in first.get("images") or [] if str(image).startswith("data:image/")],
+        "answer": first.get("answer"),
+        "answers": answers,
+    }
 
 
 def _text(row: Json, i: int) -> Json:

@@ -16,6 +16,7 @@ from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils import ModelOutput
 
@@ -30,13 +31,15 @@ def judge(samples: Sequence[Sample], model: str = "", batch_size: int = 64) -> l
     """
     from pipeline.model.chat import as_trained
     from pipeline.model.tokens import encode_exchange
+    from pipeline.model.vision import images_of, pixels_of
 
     classifier, tokenizer = load_reward_model(model)
     known = [i for i, sample in enumerate(samples) if sample.prompt is not None]
     prompts = as_trained([samples[i].prompt for i in known], tokenizer, model)
     ids = [encode_exchange(tokenizer, prompt, samples[i].text) for i, prompt in zip(known, prompts)]
     judgements = [unscorable("a reward model needs the prompt")] * len(samples)
-    for i, score in zip(known, score_sequences(classifier, ids, tokenizer.pad_token_id, batch_size)):
+    pixels = [pixels_of(tokenizer, images) if (images := images_of(prompt)) else None for prompt in prompts]
+    for i, score in zip(known, score_sequences(classifier, ids, tokenizer.pad_token_id, batch_size, pixels)):
         judgements[i] = scored(score) if math.isfinite(score) else error(f"the reward model gave {score}")
     return judgements
 
@@ -78,12 +81,20 @@ def load_reward_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
 
 
 def score_sequences(
-    model: PreTrainedModel, rows: Sequence[Sequence[int]], pad_token_id: int, batch_size: int = 64
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    pad_token_id: int,
+    batch_size: int = 64,
+    pixels: Sequence[torch.Tensor | None] | None = None,
 ) -> list[float]:
-    """Scores of token sequences by a sequence classifier of one output, in input order."""
+    """Scores of token sequences by a sequence classifier of one output, in input order.
+
+    Args:
+        pixels: of each row's images, as `forward_rows` takes them.
+    """
     from pipeline.model.batching import forward_rows
 
     def read(output: ModelOutput, batch: Batch) -> list[float]:
         return output.logits[:, 0].float().tolist()
 
-    return forward_rows(model, rows, read, batch_size=batch_size, pad_token_id=pad_token_id)
+    return forward_rows(model, rows, read, batch_size=batch_size, pad_token_id=pad_token_id, pixels=pixels)

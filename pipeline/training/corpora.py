@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from pipeline.data.arguments import DataArguments
 from pipeline.data.arrow import to_dataset
 from pipeline.data.comparisons import settle_pairs
+from pipeline.data.images import has_images
 from pipeline.data.loading import Data, load_data
 from pipeline.data.preparation import encode, learned_of, supervised
 from pipeline.inference.stopping import declare_stops
@@ -25,6 +26,7 @@ from pipeline.model.chat import as_noted
 from pipeline.model.loading import engine
 from pipeline.model.policy import ModelArguments, Policy
 from pipeline.model.routing import Router, load_routed, prompt_features, save_routed
+from pipeline.model.vision import trained_with
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
 from pipeline.runtime.record import Run
@@ -33,6 +35,7 @@ from pipeline.training.legs import Leg
 from pipeline.training.omega import Memory, Omega
 from pipeline.training.regularised import ContinualDPOTrainer, ContinualSFTTrainer
 from pipeline.training.self_replay import written_by
+from pipeline.training.trainers import vision_collator
 from pipeline.worlds.table import is_world
 
 if TYPE_CHECKING:
@@ -179,7 +182,10 @@ class Corpus(Leg):
         name = f"corpus {self.number}"
         if self.own.kind != "preference":
             learned = learned_of(self.run, config)
+            if has_images(data.train.column_names) and omega is not None:
+                raise UserError("omega: rows with images are learned without one; set omega none")
             data = supervised(data, policy.tokenizer, config, self.run, learned, name=name)
+            extra["data_collator"] = vision_collator(trained_with(policy.tokenizer), config, data.train.column_names)
             extra["prepare"] = partial(encode_memory, tokenizer=policy.tokenizer, config=config, learned=learned)
         else:
             kind = ContinualDPOTrainer
@@ -191,7 +197,7 @@ class Corpus(Leg):
             args=config,
             train_dataset=data.train,
             eval_dataset=data.evaluation,
-            processing_class=policy.tokenizer,
+            processing_class=trained_with(policy.tokenizer),
             peft_config=policy.peft_config,
             callbacks=list(callbacks),
             omega=omega,

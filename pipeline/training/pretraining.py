@@ -1,12 +1,53 @@
 """Pretraining's deviations from transformers' Trainer: no cache in the forward pass, a stream that resumes."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, default_data_collator
 
-from pipeline.data.streaming import PackedStream
+from pipeline.data.images import has_images
+from pipeline.data.packing import pack
+from pipeline.data.seen import captions
+from pipeline.data.streaming import PackedStream, pack_stream
+from pipeline.model.vision import trained_with
+from pipeline.training.session import require_rows
 from pipeline.training.state import Resumable
+from pipeline.training.trainers import VisionCollator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+    from pipeline.data.arguments import DataArguments
+    from pipeline.data.loading import Data
+
+
+def batches_of(
+    data: "Data",
+    arguments: "DataArguments",
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    config: "TrainingArguments",
+) -> dict[str, Any]:
+    """The trainer's datasets and collator: packed blocks of text, or one row per document where there are images.
+
+    Raises:
+        UserError: less text than one block, or a row with images that is longer or that the model cannot see.
+    """
+    if has_images(getattr(data.train, "column_names", ())):
+        data = captions(data, tokenizer, max_length)
+        config.remove_unused_columns = False  # the collator makes the model's columns of them
+        collator = VisionCollator(processor=trained_with(tokenizer), dataset_text_field="text")
+        return {"train_dataset": data.train, "eval_dataset": data.evaluation, "data_collator": collator}
+    if arguments.dataset_streaming:
+        train = pack_stream(data.train, tokenizer, max_length, config.max_steps)
+    else:
+        train = pack(data.train, tokenizer, max_length)
+    require_rows(train, f"{arguments.dataset_name}: less text than one block of {max_length} tokens")
+    return {
+        "train_dataset": train,
+        "eval_dataset": pack(data.evaluation, tokenizer, max_length) if data.evaluation is not None else None,
+        "data_collator": default_data_collator,  # no attention mask: it would switch document masking off
+    }
 
 
 class PackedTrainer(Resumable, Trainer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.data.seen import for_rollouts
 from pipeline.inference.positions import fitting
 from pipeline.inference.retrieval.context import context_limit, with_passages
 
@@ -38,5 +39,6 @@ def sampled_prompts(
     Raises:
         UserError: as `with_passages` and `fitting`.
     """
+    data = for_rollouts(data)
     data = with_passages(run, data, retrieval, tokenizer, "prompt", context_limit(config, new_tokens))
     return fitting(run, data, tokenizer, config, new_tokens, tools)

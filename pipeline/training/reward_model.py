@@ -11,17 +11,21 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image, List, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from pipeline.data.account import LONG, report_dropped
 from pipeline.data.comparisons import settle_pairs
+from pipeline.data.images import has_images, opened
 from pipeline.data.loading import Data
+from pipeline.data.seen import undecoded, without_images
 from pipeline.model.policy import Policy
 from pipeline.model.tokens import encode_exchange
+from pipeline.model.vision import pixels_of
 from pipeline.objectives.preference import binary_reward_loss, plackett_luce_loss
 from pipeline.runtime.compat import pad, require
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
 from pipeline.runtime.record import Run
 from pipeline.training.trainers import RewardTrainer
@@ -139,6 +143,37 @@ def encode_labelled(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_le
     return dataset if max_length is None else dataset.filter(lambda row: len(row["chosen_ids"]) <= max_length)
 
 
+def encode_seen(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
+    """Pairs with ``images`` tokenized, with every place of an image; a pair longer than ``max_length`` is left out."""
+
+    def encode(row: Json) -> Json:
+        both = {name: encode_exchange(tokenizer, row["prompt"], row[name], row) for name in ("chosen", "rejected")}
+        return {f"{name}_ids": ids for name, ids in both.items()}
+
+    words = without_images(dataset)
+    coded = words.map(encode, remove_columns=words.column_names, desc="Tokenizing")
+    lengths = [max(map(len, row)) for row in zip(coded["chosen_ids"], coded["rejected_ids"])]
+    kept = [i for i, length in enumerate(lengths) if max_length is None or length <= max_length]
+    joined = concatenate_datasets([coded, undecoded(dataset).select_columns("images")], axis=1)
+    return joined.select(kept).cast_column("images", List(Image()))
+
+
+class DataCollatorForSeen(_Padding):
+    """Pairs with images as RewardTrainer takes pairs: chosen answers, then rejected ones, and the pixels in that
+    order. TRL has no such collator.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(tokenizer.pad_token_id)
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: list[Json]) -> dict[str, torch.Tensor]:
+        """input_ids and attention_mask (2 B, T), and pixel_values (2 I, C, Y, X) where a row has an image."""
+        batch = self.padded(row[name] for name in ("chosen_ids", "rejected_ids") for row in rows)
+        images = [image for row in rows for image in opened(row["images"])] * 2
+        return batch | ({"pixel_values": pixels_of(self.tokenizer, images)} if images else {})
+
+
 class DataCollatorForLabels(_Padding):
     """Rows as (B, T) ids with their mask, and ``labels``, (B,)."""
 
@@ -195,8 +230,13 @@ def build_trainer(objective: Objective, start: Policy, data: Data, config: "Rewa
     """The trainer of an objective on its data; rows that are too long are left out, and counted in the run record.
 
     Raises:
-        UserError: no row is left.
+        UserError: no row is left, or images beside rankings or labels.
     """
+    seen = has_images(data.train.column_names)
+    if seen:
+        if objective is not OBJECTIVES["pairwise"]:
+            raise UserError("objective: rows with images are compared in pairs; leave it at pairwise")
+        objective = objective._replace(encode=encode_seen)
     train, evaluation, encode = data.train, data.evaluation, objective.encode
     if encode:
         config.remove_unused_columns = False
@@ -206,6 +246,7 @@ def build_trainer(objective: Objective, start: Policy, data: Data, config: "Rewa
             evaluation = encode(evaluation, start.tokenizer, config.max_length)
             lost, needed = len(data.evaluation) - len(evaluation), config.eval_strategy != "no"
             report_dropped(run, "evaluation", {LONG: lost}, len(data.evaluation), needed=needed)
+    collator = objective.collator(start.tokenizer.pad_token_id) if objective.collator else None
     trainer = objective.trainer(
         model=start.model,
         args=config,
@@ -213,7 +254,7 @@ def build_trainer(objective: Objective, start: Policy, data: Data, config: "Rewa
         eval_dataset=evaluation,
         processing_class=start.tokenizer,
         peft_config=start.peft_config,
-        data_collator=objective.collator(start.tokenizer.pad_token_id) if objective.collator else None,
+        data_collator=DataCollatorForSeen(start.tokenizer) if seen else collator,
     )
     if not encode:
         settle_pairs(trainer, data, run)

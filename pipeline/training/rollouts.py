@@ -34,6 +34,11 @@ class EpochSampler(RepeatSampler):
             self.generator.manual_seed(self.seed + epoch)
 
 
+# What TRL keeps of the images of a rollout, for the log-probabilities of its completions.
+SEEN = (
+    "pixel_values", "num_images", "num_tiles", "image_grid_thw", "pixel_attention_mask", "spatial_shapes",
+    "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
+)  # fmt: skip
 MAX_SURPRISE_GAP = 0.05  # nats per token, beyond what chance explains (six standard errors)
 MAX_LOG_PROB_GAP = 0.1  # nats per token; bf16 kernels of vLLM and of transformers differ by a tenth of that
 
@@ -56,7 +61,9 @@ class RolloutTrainer(Resumable, GRPOTrainer):
 
     def __init__(self, **kwargs: Any):
         args, dataset = kwargs["args"], kwargs["train_dataset"]
-        stops = declare_stops(kwargs["model"], kwargs["processing_class"], next(iter(dataset), {}))
+        processing = kwargs["processing_class"]
+        tokenizer = getattr(processing, "tokenizer", processing)  # of a processor, for a model that sees
+        stops = declare_stops(kwargs["model"], tokenizer, next(iter(dataset), {}))
         given = kwargs["reward_funcs"]
         self._own_rewards = len(given) if isinstance(given, list) else 1  # those of an environment come behind them
         if args.use_vllm:
@@ -139,6 +146,7 @@ class RolloutTrainer(Resumable, GRPOTrainer):
             output["completion_ids"].size(1),
             self.args.per_device_train_batch_size,
             compute_entropy=True,
+            **{name: output[name] for name in SEEN if name in output},
         )
         self.model.train(was_training)
         sums = rollout_sums(log_probs, entropies, mask, output.get("sampling_per_token_logps"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import trl
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from pipeline.runtime.compat import require
 from pipeline.training.state import Resumable
@@ -17,6 +18,31 @@ require("RewardTrainer")
 
 class SFTTrainer(Resumable, trl.SFTTrainer):
     """Next-token loss on the tokens that ``labels`` name."""
+
+
+class VisionCollator(DataCollatorForVisionLanguageModeling):
+    """TRL's batches of rows with images, in which the places of images are no labels: (9) has no target there.
+
+    TRL's loss does not go through the model's own, which would leave them out.
+    """
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """input_ids, attention_mask, labels (B, T), and pixel_values where a row has an image."""
+        output = super().torch_call([dict(example) for example in examples])
+        output["labels"][output["labels"] == self.processor.image_token_id] = -100
+        return output
+
+
+def vision_collator(processing: Any, config: trl.SFTConfig, columns: list[str]) -> VisionCollator | None:
+    """The collator for rows with these columns; None for rows of text, of which TRL's own is right."""
+    if "images" not in columns:
+        return None
+    return VisionCollator(
+        processor=processing,
+        completion_only_loss=bool(config.completion_only_loss),
+        assistant_only_loss=config.assistant_only_loss,
+        dataset_text_field="text",
+    )
 
 
 class DPOTrainer(Resumable, trl.DPOTrainer):

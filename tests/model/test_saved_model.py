@@ -24,6 +24,7 @@ from pipeline.model import (
 )
 
 CODE_FILES = ("configuration_narlm.py", "modeling_narlm.py", "versions_narlm.py")
+VISION_FILES = ("configuration_vision_narlm.py", "modeling_vision_narlm.py", "processing_vision_narlm.py")
 WITHOUT_US = """
 import sys
 
@@ -123,12 +124,13 @@ def test_every_class_writes_the_whole_auto_map(narlm, tmp_path):
 def test_code_files_stand_alone():
     """The files saved with a model import torch, transformers, huggingface_hub, the stdlib and each other."""
     folder = Path(pipeline.model.__file__).parent / "narlm"
-    assert sorted(path.name for path in folder.glob("*_narlm.py")) == sorted(CODE_FILES)
-    for name in CODE_FILES:
+    files = (*CODE_FILES, *VISION_FILES)
+    assert sorted(path.name for path in folder.glob("*_narlm.py")) == sorted(files)
+    for name in files:
         for node in ast.walk(ast.parse((folder / name).read_text())):
             if isinstance(node, ast.ImportFrom) and node.level:
                 assert node.level == 1, name
-                assert f"{node.module}.py" in CODE_FILES, name
+                assert f"{node.module}.py" in files, name
             elif isinstance(node, ast.ImportFrom | ast.Import):
                 modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
                 for module in modules:

@@ -151,6 +151,106 @@ def foreign_model(tmp_path_factory) -> Path:
     return folder
 
 
+VISION = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 32,
+    "patch_size": 16,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.fixture(scope="session")
+def seeing_model(tiny_model, tmp_path_factory) -> Path:
+    """The tiny NarLM with a frozen random ViT of 4 patches before it."""
+    import torch
+    from transformers import AutoModel, ViTConfig
+
+    from pipeline.model.loading import load_model, load_tokenizer
+    from pipeline.model.sight import give_sight, plain_image_processor
+
+    torch.manual_seed(3)
+    encoder = AutoModel.from_config(ViTConfig(**VISION))
+    tokenizer = load_tokenizer(str(tiny_model), for_training=True)
+    model, processor = give_sight(load_model(str(tiny_model)), tokenizer, encoder, plain_image_processor())
+    folder = tmp_path_factory.mktemp("seeing") / "model"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def foreign_seeing_model(foreign_model, tmp_path_factory) -> Path:
+    """A Llava as others publish them: CLIP, the foreign base's tokenizer, ChatML over parts, ``<image>``."""
+    import torch
+    from transformers import (
+        AutoTokenizer,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    tokenizer = AutoTokenizer.from_pretrained(foreign_model)
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    template = CHATML.replace(
+        "message['content'] +",
+        "(message['content'] if message['content'] is string else image_parts(message['content'])) +",
+    )
+    template = (
+        "{% macro image_parts(parts) %}{% for part in parts %}"
+        "{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endmacro %}" + template
+    )
+    tokenizer.chat_template = template
+    square = {"height": 32, "width": 32}
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(size=square, crop_size=square), tokenizer, patch_size=16,
+        vision_feature_select_strategy="default", chat_template=template, num_additional_image_tokens=1,
+    )  # fmt: skip
+    text = LlamaConfig.from_pretrained(foreign_model)
+    text.vocab_size, text.pad_token_id = len(tokenizer), tokenizer.pad_token_id
+    torch.manual_seed(4)
+    config = LlavaConfig(
+        text_config=text, vision_config=CLIPVisionConfig(**VISION), image_seq_length=4,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("foreign_seeing") / "model"
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture_rows(tmp_path_factory) -> dict[str, Path]:
+    """Sixteen questions about red and blue pictures (``ask``), and as pairs (``pair``), with paths of images."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    colours = {"red": "blue", "blue": "red"}
+    for colour in colours:
+        Image.new("RGB", (32, 32), colour).save(folder / f"{colour}.png")
+    asked = [
+        {
+            "image": f"{colour}.png",
+            "prompt": f"What is {i} plus it?",
+            "completion": f"It is {colour}.",
+            "answer": colour,
+        }
+        for i in range(8)
+        for colour in colours
+    ]
+    pairs = [{**row, "chosen": row["completion"], "rejected": f"It is {colours[row['answer']]}."} for row in asked]
+    return {
+        "ask": write_rows(folder / "ask.jsonl", asked),
+        "pair": write_rows(folder / "pair.jsonl", pairs),
+    }
+
+
 def _turns(*contents: str) -> list[dict]:
     """A user's and an assistant's turns, in turn."""
     return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]

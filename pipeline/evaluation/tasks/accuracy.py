@@ -55,7 +55,7 @@ def accuracy(
         allow_unsafe_code_execution: see ``resolve``.
         data: which rows, see ``rows.read_rows``.
     """
-    rows, source = read_rows(kind="prompt", **data)
+    rows, source = read_rows(kind="prompt", images=True, **data)
     groups = groups_by(rows, by)
     k = sampled_k(n, k, temperature)
     verifier = resolve(reward, rows=rows, allow_unsafe_code_execution=allow_unsafe_code_execution)

@@ -5,10 +5,12 @@ from collections.abc import Callable
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.data.images import opened
 from pipeline.evaluation.registry import Result
 from pipeline.evaluation.rows import read_rows
 from pipeline.inference.likelihood import answer_log_likelihoods
 from pipeline.model.tokens import encode_answer
+from pipeline.model.vision import pixels_of
 from pipeline.objectives.statistics import preference_figures
 from pipeline.runtime.errors import UserError
 
@@ -37,11 +39,15 @@ def preference(
     """
     if reference is None:
         raise UserError("an implicit reward needs its reference: name it with reference_model_name_or_path")
-    rows, source = read_rows(kind="preference", columns=("reward_chosen", "reward_rejected"), **data)
+    rows, source = read_rows(kind="preference", images=True, columns=("reward_chosen", "reward_rejected"), **data)
     pairs = [encode_answer(tokenizer, row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
-    policy = answer_log_likelihoods(model, pairs, batch_size=batch_size)
+    pixels = None
+    if any(row.get("images") for row in rows):
+        seen = [pixels_of(tokenizer, opened(row["images"])) if row.get("images") else None for row in rows]
+        pixels = [own for own in seen for _ in range(2)]
+    policy = answer_log_likelihoods(model, pairs, batch_size=batch_size, pixels=pixels)
     other = reference()
-    base = policy if other is model else answer_log_likelihoods(other, pairs, batch_size=batch_size)
+    base = policy if other is model else answer_log_likelihoods(other, pairs, batch_size=batch_size, pixels=pixels)
     gained = np.array(policy) - np.array(base)
     margins = gained[::2] - gained[1::2]
     true = None

@@ -48,7 +48,7 @@ def reward(
     Raises:
         UserError: no completion got a reward.
     """
-    rows, source = read_rows(kind="prompt", **data)
+    rows, source = read_rows(kind="prompt", images=True, **data)
     given = resolve(reward, reward_weights, rows=rows, allow_unsafe_code_execution=allow_unsafe_code_execution)
     drawn = complete(
         model, tokenizer, rows, template=template, n=n, max_new_tokens=max_new_tokens,

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.data.images import opened
 from pipeline.model.tokens import encode_exchange
+from pipeline.model.vision import pixels_of
 from pipeline.objectives.statistics import (
     BINS,
     calibration_error,
@@ -78,7 +80,8 @@ def held_out_figures(
     """
     sides = [(row, answer) for row in held_out for pair in comparisons(row) for answer in pair]
     ids = [encode_exchange(tokenizer, row["prompt"], answer, row) for row, answer in sides]
-    scores, lengths = score_sequences(model, ids, tokenizer.pad_token_id), [len(x) for x in ids]
+    seen = [pixels_of(tokenizer, opened(row["images"])) if row.get("images") else None for row, _ in sides]
+    scores, lengths = score_sequences(model, ids, tokenizer.pad_token_id, pixels=seen), [len(x) for x in ids]
     true_margins = None
     if truth:
         known = truth(prompts=[row["prompt"] for row, _ in sides], completions=[text_of(y) for _, y in sides])
