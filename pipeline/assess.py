@@ -10,6 +10,7 @@ perplexity,accuracy. Metrics go into run.json as name/metric, completions into s
 its parents were trained on are refused. Every entry is checked, and its rows are read, before a model is loaded; each
 result is kept as it comes: a run that failed or was stopped continues with what is missing.
 
+--lm_eval TASKS runs tasks of lm_eval 0.4.13, also your own in --lm_eval_include_path DIR, and puts its figures beside.
 --objective adds E[R] - beta KL(pi || pi_ref), by what the model's run recorded: pi_ref, reward, beta and held-out
 prompts. The model's folder is only read: its report and card find the assessments that name it in sibling folders.
 
@@ -57,6 +58,12 @@ class AssessArguments:
     max_new_tokens: int | None = field(default=None, metadata={"help": "Longest completion of --tasks [256 tokens]."})
     n: int | None = field(default=None, metadata={"help": "Completions per prompt of --tasks."})
     temperature: float | None = field(default=None, metadata={"help": "Sampling temperature of --tasks."})
+    lm_eval: list[str] | None = field(
+        default=None, metadata={"help": "Also run these tasks of lm_eval (pip install 'narlm[eval]')."}
+    )
+    lm_eval_include_path: str | None = field(
+        default=None, metadata={"help": "Folder of task YAML files of your own for --lm_eval."}
+    )
     objective: bool = field(
         default=False,
         metadata={"help": "Also measure E[R] - beta KL with the recorded pi_ref, reward, beta and held-out prompts."},
@@ -165,20 +172,23 @@ def check(run: Run) -> None:
 
 
 def entries_of(args: AssessArguments, objective: "Entry") -> "list[Entry]":
-    """The evaluations of the YAML, of --tasks and of --objective, `split: held_out` as the rows that it stands for.
+    """The evaluations of the YAML, --tasks, --lm_eval and --objective; for `split: held_out` the rows it stands for.
 
     Args:
         args: the arguments.
         objective: reward, beta and length in the run record of the model.
     """
     from pipeline.evaluation import recorded
-    from pipeline.evaluation.shortcuts import shortcut_entries
+    from pipeline.evaluation.shortcuts import lm_eval_entries, shortcut_entries
 
     name, entries = args.model_name_or_path, list(args.evaluations or [])
     options = {key: getattr(args, key) for key in ("limit", "reward", "max_new_tokens", "n", "temperature")}
     options |= {key: getattr(args, f"dataset_{key}") for key in ("split", "config")}
     options |= {"dataset": args.dataset_name, "dataset_map": args.dataset_map}
+    if args.lm_eval and not args.tasks:
+        options["limit"] = None  # it is that of --lm_eval
     entries += shortcut_entries(args.tasks or [], options, objective)
+    entries += lm_eval_entries(args.lm_eval or [], args.lm_eval_include_path, args.limit)
     if args.objective and not any(item.get("type") == "objective" for item in entries):
         entries.append(recorded.objective_entry(name))
     return [recorded.resolve_held_out(name, item) if isinstance(item, dict) else item for item in entries]

@@ -14,7 +14,9 @@ that it was trained with, if --system names no other. An answer ends at the firs
 config or template, at a --stop string, by one of the --stop_ rules on the raw logits (pipeline/inference/stopping.py),
 or at max_new_tokens. A prompt is sampled by the `seed` of its row, else by --seed plus its place, so it gets the same
 tokens alone, in a batch, in a stream or in a file. --retrieve puts passages of an index in front of every prompt;
-their ids are printed, or in the file as `retrieved_ids` beside `retrieved_contexts`.
+their ids are printed, or in the file as `retrieved_ids` beside `retrieved_contexts`. --examples puts --shots worked or
+bare examples before each prompt, --cot asks for a chain of thought, and --think_end_token parts it from the answer,
+which is printed, or in the file as `answers`.
 """
 
 import functools
@@ -24,6 +26,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.inference.prompting import PromptingArguments
 from pipeline.inference.retrieval.arguments import RetrievalArguments
 from pipeline.runtime.entry import entry
 from pipeline.runtime.errors import UserError
@@ -126,11 +129,12 @@ SAMPLING = ("n", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "re
 
 def main(argv: list[str] | None = None) -> None:
     """Run the stage; see the module's docstring."""
-    args, retrieval, rows = read_arguments(argv)
+    args, retrieval, asking, rows = read_arguments(argv)
     name, remote = args.model_name_or_path, args.trust_remote_code
     from pipeline.inference.answers import Speaker, answer, converse, note, seen_turn, turn_of
     from pipeline.inference.decoding import check_lengths
     from pipeline.inference.filters import check_options
+    from pipeline.inference.prompting import answer_after, with_prompting
     from pipeline.inference.retrieval.context import context_limit, with_retrieved
     from pipeline.model.chat import sentence
     from pipeline.model.loading import (
@@ -153,6 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     config = model_config(name, remote)
     limit = None if args.crop else position_limit(config)
     room = context_limit(config, args.max_new_tokens)
+    prompts = with_prompting(prompts, asking, seeds)
     rows, prompts, searched = with_retrieved(rows, prompts, retrieval, tokenizer, room)
     if prompts:  # all of them, before the first is answered
         check_lengths(limit, encode_prompts(tokenizer, prompts), args.max_new_tokens)
@@ -167,14 +172,18 @@ def main(argv: list[str] | None = None) -> None:
         settings = {"as_chat": not plain, "system": system, **options, "stops": asdict(options["stops"])}
         if searched:
             settings["retrieval"] = {**asdict(retrieval), "index": searched["fingerprint"]}
-        write_completions(args, rows, prompts, seeds, speaker, settings)
+        if asking != PromptingArguments():
+            settings["prompting"] = asdict(asking)
+        write_completions(args, rows, prompts, seeds, speaker, settings, asking.think_end_token)
     elif args.chat:
         left = None if limit is None else limit - args.max_new_tokens
         converse(speaker(), sys.stdin.readline, args.seed, left, trace=args.trace)
     else:
         for row, prompt, seed in zip(rows, prompts, seeds, strict=True):
             print(f"> {user_text(row['prompt'])}")
-            answer(speaker(), prompt, seed, trace=args.trace)
+            first = answer(speaker(), prompt, seed, trace=args.trace)
+            if asking.think_end_token:
+                print(f"[answer: {answer_after(tokenizer, first, asking.think_end_token).strip()}]", flush=True)
             if searched:
                 print(f"[passages: {', '.join(row['retrieved_ids']) or 'none found'}]", flush=True)
 
@@ -208,6 +217,7 @@ def write_completions(
     seeds: list[int],
     speaker: "Callable[[], Speaker]",
     settings: "Json",
+    think_end_token: str | None,
 ) -> None:
     """Complete every row into the output file; rows that an earlier start wrote by the same settings are kept.
 
@@ -218,10 +228,12 @@ def write_completions(
         seeds: of the rows.
         speaker: loads the model, once there is a row to complete.
         settings: what was settled of chat, sampling and retrieval; model and prompts are added.
+        think_end_token: end of the reasoning, for the column ``answers``.
     """
     from pipeline.inference.answers import say_cropped
     from pipeline.inference.batch_files import complete_file
     from pipeline.inference.decoding import sample
+    from pipeline.inference.prompting import answer_after
     from pipeline.runtime.files import file_sha256
     from pipeline.runtime.run_json import parent_of
 
@@ -236,12 +248,20 @@ def write_completions(
         chosen, own = [prompts[i] for i in numbers], [seeds[i] for i in numbers]
         return sample(model, tokenizer, chosen, **options, seed=own, batch_size=args.batch_size)
 
-    chunk = max(1, args.batch_size // args.n)
-    say_cropped(complete_file(rows, Path(args.output_file), settings, draw, chunk=chunk, force=args.force))
+    def answer_of(one: "Completion") -> str:
+        return answer_after(speaker().tokenizer, one, think_end_token)
+
+    drawn = complete_file(
+        rows, Path(args.output_file), settings, draw, chunk=max(1, args.batch_size // args.n), force=args.force,
+        answer_of=answer_of if think_end_token else None,
+    )  # fmt: skip
+    say_cropped(drawn)
     print(f"{len(rows)} rows: {args.output_file}")
 
 
-def read_arguments(argv: list[str] | None) -> "tuple[GenerateArguments, RetrievalArguments, list[Json]]":
+def read_arguments(
+    argv: list[str] | None,
+) -> "tuple[GenerateArguments, RetrievalArguments, PromptingArguments, list[Json]]":
     """The arguments and the rows of prompts, checked before torch is imported.
 
     Raises:
@@ -256,15 +276,17 @@ def read_arguments(argv: list[str] | None) -> "tuple[GenerateArguments, Retrieva
     given = read_given(argv)
     if "help_all" not in given:
         require_needs("generate", given | {"prompt": "prompt" in given})
-    args, retrieval = parse(argv, GenerateArguments, RetrievalArguments, prog="generate.py")
-    check(args, retrieval)
+    args, retrieval, asking = parse(
+        argv, GenerateArguments, RetrievalArguments, PromptingArguments, prog="generate.py"
+    )
+    check(args, retrieval, asking)
     require_model_folder(args.model_name_or_path)
     if args.prompt_file:
-        return args, retrieval, read_prompts(Path(args.prompt_file), args.dataset_map)
-    return args, retrieval, given_rows(args)
+        return args, retrieval, asking, read_prompts(Path(args.prompt_file), args.dataset_map)
+    return args, retrieval, asking, given_rows(args)
 
 
-def check(args: GenerateArguments, retrieval: RetrievalArguments) -> None:
+def check(args: GenerateArguments, retrieval: RetrievalArguments, asking: PromptingArguments) -> None:
     """What the arguments alone can tell.
 
     Raises:
@@ -274,8 +296,9 @@ def check(args: GenerateArguments, retrieval: RetrievalArguments) -> None:
         raise UserError("give either --prompt (one or more), or --prompt_file, or --chat")
     if args.image and (not args.prompt or len(args.prompt) not in (1, len(args.image))):
         raise UserError("--image goes with --prompt: all images with one prompt, or one image for each prompt")
-    if retrieval.retrieve and args.chat:
-        raise UserError("--retrieve does not go with --chat: leave one of them out")
+    given = {"retrieve": retrieval.retrieve, "examples": asking.examples, "cot": asking.cot}
+    if args.chat and (named := next((name for name, value in given.items() if value), None)):
+        raise UserError(f"--{named} does not go with --chat: leave one of them out")
     if args.output_file and (args.chat or args.trace):
         raise UserError(f"--output_file does not go with --{'chat' if args.chat else 'trace'}: leave one of them out")
     if args.n > 1 and (args.temperature == 0 or args.chat):
@@ -305,5 +328,5 @@ def stop_rules(args: GenerateArguments) -> "Stops":
 
 
 if __name__ == "__main__":
-    flags = {f.name: f.metadata["help"] for f in fields(RetrievalArguments)}
+    flags = {f.name: f.metadata["help"] for kind in (RetrievalArguments, PromptingArguments) for f in fields(kind)}
     entry(main, GenerateArguments, __doc__, flags=flags, trains=False)

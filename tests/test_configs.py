@@ -60,10 +60,12 @@ COUNTS = {
     "quickstart": 10,
     "unified": 8,
     "retrieval": 3,
-    "hallucination": 2,
+    "hallucination": 3,
     "dynamics": 3,
     "jacobian": 1,
     "stopping": 1,
+    "prompting": 3,
+    "told": 2,
     "grpo": 5,  # presets
     "continual": 2,  # presets
     "reward_model": 1,  # a preset

@@ -35,6 +35,22 @@ def test_the_table_of_open_question_4_is_what_the_runs_say():
         )
 
 
+def test_the_table_of_rules_is_what_the_run_says():
+    """Accuracy, interval, ideal and share of each number of examples in docs/prompting.md are those of the run."""
+    page = (ROOT / "docs" / "prompting.md").read_text(encoding="utf-8")
+    [run] = results("rules")
+    at = {(row["group"], row["shots"]): row for row in run["table"]}
+    for shots in range(8):
+        seen, held = at["seen", shots], at["held out", shots]
+        cells = [
+            f"{row['accuracy']:.3f} [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}] | {row['ideal']:.3f} | "
+            f"{row['share_of_ideal']:.2f}"
+            for row in (seen, held)
+        ]
+        assert f"| {shots} | {cells[0]} | {cells[1]} | {held['baseline']:.3f} |" in page
+    assert f"{run['steps']:,} steps" in page
+
+
 def test_a_cell_passes_by_the_lower_bound_over_seeds():
     """0.3, 0.4, 0.5 above copying: mean 0.4, deviation 0.1, 4.303 * 0.1 / sqrt 3 = 0.248. The bound, 0.152, is below
     0.2; that of 0.39, 0.40, 0.41 (0.375) is above it; one seed decides nothing."""

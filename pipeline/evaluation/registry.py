@@ -39,6 +39,8 @@ EVALUATIONS = {
     "stopping": "pipeline.evaluation.tasks.stopping:stopping",
     "looking": "pipeline.evaluation.tasks.looking:looking",
     "objects": "pipeline.evaluation.tasks.looking:objects",
+    "lm_eval": "pipeline.evaluation.tasks.lm_eval:lm_eval",
+    "prompting": "pipeline.evaluation.tasks.prompting:prompting",
 }
 
 

@@ -60,6 +60,22 @@ def task_names(words: Sequence[str]) -> list[str]:
     return names
 
 
+def lm_eval_entries(tasks: Sequence[str], include_path: str | None, limit: int | None) -> list[Entry]:
+    """The entry that ``--lm_eval`` adds, if it names a task, also several in one word with commas between them.
+
+    Raises:
+        UserError: a folder of tasks and no task.
+    """
+    names = [name.strip() for word in tasks for name in word.split(",") if name.strip()]
+    if not names:
+        if include_path is not None:
+            raise UserError("lm_eval_include_path belongs to --lm_eval, and no task is named")
+        return []
+    options = {"include_path": include_path, "limit": limit}
+    given = {name: value for name, value in options.items() if value is not None}
+    return [{"name": "lm_eval", "type": "lm_eval", "tasks": names, **given}]
+
+
 def _given(given: Mapping[str, object]) -> list[str]:
     """The options that were given."""
     return [name for name, value in given.items() if value is not None]

@@ -61,8 +61,8 @@ def seen_turn(turn: Turn, row: Json, tokenizer: PreTrainedTokenizerBase, place: 
     return with_images(found["prompt"], opened(found["images"]))
 
 
-def answer(speaker: Speaker, prompt: Turn, seed: int, *, trace: bool = False) -> str:
-    """Print the completions of a prompt, a single one as it is drawn, and return the text of the first.
+def answer(speaker: Speaker, prompt: Turn, seed: int, *, trace: bool = False) -> Completion:
+    """Print the completions of a prompt, a single one as it is drawn, and return the first.
 
     Args:
         trace: print a table of each step of the first completion instead of its text as it is drawn.
@@ -80,7 +80,7 @@ def answer(speaker: Speaker, prompt: Turn, seed: int, *, trace: bool = False) ->
         if one.finish_reason not in ("eos", "stop_string"):
             note(f"ended by {one.finish_reason}")
     say_cropped([group])
-    return group[0].text
+    return group[0]
 
 
 def converse(speaker: Speaker, lines: Callable[[], str], seed: int, room: int | None, *, trace: bool = False) -> None:
@@ -101,8 +101,8 @@ def converse(speaker: Speaker, lines: Callable[[], str], seed: int, room: int | 
             messages, lost = recent_turns(speaker.tokenizer, messages, room)
             if lost:
                 note(f"forgotten: the {lost} oldest messages, which no longer fit into the model's positions")
-        text = answer(speaker, turn_of(messages, speaker.system, speaker.plain), number, trace=trace)
-        messages = [*messages, *assistant_turn(text)]
+        said = answer(speaker, turn_of(messages, speaker.system, speaker.plain), number, trace=trace)
+        messages = [*messages, *assistant_turn(said.text)]
 
 
 def note(line: str) -> None:

@@ -91,6 +91,7 @@ def complete_file(
     *,
     chunk: int,
     force: bool,
+    answer_of: Callable[[Completion], str] | None = None,
 ) -> Drawn:
     """Write each row with its ``completions`` and ``finish_reasons``, and return what was drawn in this start.
 
@@ -101,6 +102,7 @@ def complete_file(
         draw: the completions of the rows with these numbers.
         chunk: rows drawn and written at a time.
         force: rename the files of an earlier start and begin anew.
+        answer_of: what a completion answers, for a further column ``answers``.
 
     Raises:
         UserError: the file is there by other settings or from elsewhere, or cannot be written.
@@ -123,7 +125,7 @@ def complete_file(
             for start in range(done, len(rows), chunk):
                 numbers = range(start, min(start + chunk, len(rows)))
                 found = draw(numbers)
-                file.writelines(_line(rows[i], group) for i, group in zip(numbers, found, strict=True))
+                file.writelines(_line(rows[i], group, answer_of) for i, group in zip(numbers, found, strict=True))
                 file.flush()
                 drawn += found
         return drawn
@@ -131,8 +133,12 @@ def complete_file(
         raise UserError(f"output_file: {error.filename or output} cannot be written: {error.strerror}") from error
 
 
-def _line(row: Mapping[str, object], group: Sequence[Completion]) -> str:
+def _line(
+    row: Mapping[str, object], group: Sequence[Completion], answer_of: Callable[[Completion], str] | None
+) -> str:
     added = {"completions": [c.text for c in group], "finish_reasons": [c.finish_reason for c in group]}
+    if answer_of is not None:
+        added["answers"] = [answer_of(c) for c in group]
     return json.dumps({**row, **added}, ensure_ascii=False, default=str) + "\n"
 
 

@@ -11,7 +11,7 @@ PROMPT = {"prompt": "or --prompt_file, or --chat"}
 # Other fields that say the same.
 INSTEAD = {
     "dataset_name": ("datasets", "corpora", "from_candidates"),
-    "tasks": ("evaluations", "objective"),
+    "tasks": ("evaluations", "objective", "lm_eval", "lm_eval_include_path"),
     "prompt": ("prompt_file", "chat"),
 }
 OTHER_NEEDS = {

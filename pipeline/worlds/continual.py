@@ -5,6 +5,10 @@ that have changed: of the 40 people of the world, and from the second corpus on 
 A fact changes once at most. ``world/continual-0`` is what stays true and can do no harm to repeat: facts that never
 change, and sums.
 
+``world/continual-told`` has what the first corpus asks in its test split, with the fact in the prompt, alone (``1
+fact``) or among four others of the corpus (``5 facts``), and without it (``0 facts``): learning from the context, to
+be held against learning by weights. Its columns are prompt, answer and kind.
+
 Columns: prompt, completion (chat); answer; kind (``new``, ``changed``; of continual-0 ``fact``, ``sum``); before (the
 value that a changed fact had, else empty). Training asks in three of an attribute's four wordings, the test split in
 the fourth. It asks only for what no later corpus changes, so a lower score on it later is forgetting and nothing else.
@@ -21,7 +25,8 @@ from pipeline.worlds import people
 from pipeline.worlds.truth import ATTRIBUTES, OPENERS, PEOPLE, facts, seeded, truth
 
 CORPORA = 4
-NAMES = tuple(f"continual-{k}" for k in range(CORPORA + 1))
+TOLD = "continual-told"
+NAMES = (*(f"continual-{k}" for k in range(CORPORA + 1)), TOLD)
 PER_PERSON, CHANGES, ASKED = 3, 12, 2  # facts about a newcomer, changes, times a wording is asked
 
 # fmt: off
@@ -73,7 +78,10 @@ def changed_after(corpus: int) -> frozenset[Fact]:
 
 
 def rows(name: str, split: str) -> Iterator[dict]:
-    """The rows of ``world/continual-<k>``, always the same ones in the same order."""
+    """The rows of ``world/continual-…``, always the same ones in the same order."""
+    if name == TOLD:
+        yield from _told(split)
+        return
     corpus = int(name.rpartition("-")[2])
     if corpus == 0:
         yield from _lasting(split)
@@ -89,6 +97,24 @@ def rows(name: str, split: str) -> Iterator[dict]:
             r = seeded("continual", split, person, key, str(i))
             for opener in r.sample(OPENERS, ASKED if split == "train" else 1):
                 yield _row(opener + question.format(n=person), value, value, "changed" if before else "new", before)
+
+
+def _told(split: str) -> Iterator[dict]:
+    """The questions of the first corpus with 0, 1 and 5 of its facts in front, that of the answer among the latter."""
+    r, known = seeded(TOLD, split), list(facts_of(1))
+    for row in rows("continual-1", split):
+        question = user_text(row["prompt"])
+        asked = next(
+            fact
+            for fact in known
+            if question.endswith(tuple(q.format(n=fact[0]) for q in ATTRIBUTES[fact[1]].questions))
+        )
+        others = r.sample([fact for fact in known if fact != asked], 4)
+        r.shuffle(told := [asked, *others])
+        for shown in ([], [asked], told):
+            stated = [r.choice(ATTRIBUTES[key].statements).format(n=n, v=facts_of(1)[n, key][0]) for n, key in shown]
+            kind = f"{len(shown)} fact{'s' * (len(shown) != 1)}"
+            yield {"prompt": user_turn(" ".join([*stated, question])), "answer": row["answer"], "kind": kind}
 
 
 LASTING = {"fact": (300, 75), "sum": (100, 25)}  # rows of train, of test

@@ -6,13 +6,24 @@ import functools
 from typing import TYPE_CHECKING
 
 from pipeline.runtime.errors import UserError, did_you_mean
-from pipeline.worlds import continual, enumerable, errors, maps, people, retrieval, statements, vision
+from pipeline.worlds import (
+    chains,
+    continual,
+    enumerable,
+    errors,
+    maps,
+    modular,
+    people,
+    retrieval,
+    statements,
+    vision,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 PREFIX = "world/"
-MODULES = (people, continual, enumerable, maps, retrieval, statements, errors, vision)
+MODULES = (people, chains, continual, enumerable, maps, modular, retrieval, statements, errors, vision)
 # name without the prefix -> rows(name, split), always the same rows in the same order
 WORLDS = {name: module.rows for module in MODULES for name in module.NAMES}
 

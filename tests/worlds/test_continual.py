@@ -1,6 +1,8 @@
 """The sequence of corpora: what is facts_of when, changes that happen once, test rows that stay true."""
 
-from pipeline.worlds.continual import CORPORA, NEWCOMERS, changed_after, facts_of, truth_after
+from pipeline.runtime.messages import user_text
+from pipeline.worlds.continual import CORPORA, NEWCOMERS, changed_after, facts_of, rows, truth_after
+from pipeline.worlds.statements import statements
 from pipeline.worlds.table import load_world
 from pipeline.worlds.truth import ATTRIBUTES, PEOPLE, facts
 
@@ -61,3 +63,21 @@ def test_what_lasts_is_never_contradicted():
                 assert row["answer"] == final(row["prompt"][0]["content"])
         sums = [row for row in rows if row["kind"] == "sum"]
         assert all(row["completion"][0]["content"].endswith(f"#### {row['answer']}") for row in sums)
+
+
+def test_told_facts_are_in_the_prompt_and_are_the_first_corpus_s_questions():
+    """Every test question of the first corpus three times: bare, with its fact, and with its fact among five."""
+    told = list(rows("continual-told", "test"))
+    asked = {user_text(row["prompt"]) for row in rows("continual-1", "test")}
+    assert len(told) == 3 * len(asked)
+    for bare, one, five in zip(told[::3], told[1::3], told[2::3]):
+        assert [row["kind"] for row in (bare, one, five)] == ["0 facts", "1 fact", "5 facts"]
+        question = user_text(bare["prompt"])
+        assert question in asked
+        for row, count in ((one, 1), (five, 5)):
+            text = user_text(row["prompt"])
+            assert text.endswith(question)
+            stated = statements(text.removesuffix(question))
+            assert len(stated) == count
+            assert row["answer"] == bare["answer"]
+            assert any(s.value == row["answer"] and s.person in question for s in stated)
