@@ -5,6 +5,13 @@
 Beside accuracy: the share of the best possible reader where the rows bring one; the distribution over answers by
 marginalising sampled chains, against the majority vote and the direct answer (errata, line 11b); and two controls,
 filler tokens in place of the chain, and a chain with one corrupted step (``pipeline.evaluation.chains``).
+
+Figures: ``<method>@<shots>``; ``<method>_lenient@<shots>`` where the verifier has a lenient score; of every other
+method ``<method>_minus_direct@<shots>`` with a bootstrap interval over prompts, which all methods and shots share.
+Rows may bring ``examples`` of their own (prompt, completion; the first k are shown), ``ideal`` and ``baseline``: the
+accuracies, by number of shots, of the best reader and of one who infers nothing. Then
+``share_of_ideal_<method>@<shots>`` is accuracy over the ideal's. The method called ``direct`` shows the answers of its
+examples without their reasoning.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,11 +39,11 @@ from pipeline.inference.prompting import (
     read_examples,
 )
 from pipeline.objectives.statistics import bootstrap_interval, wilson_interval, with_interval
-from pipeline.rewards.judging import Judgement, judge_rows
+from pipeline.rewards.judging import Judgement, Reward, judge_rows
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
-from pipeline.runtime.messages import is_dialogue
+from pipeline.runtime.messages import Turn, is_dialogue
 
 DIRECT = "direct"
 METHODS = {DIRECT: "{prompt}", "cot": STEP_BY_STEP}
@@ -73,30 +80,21 @@ def prompting(
     allow_unsafe_code_execution: bool = False,
     **data: object,
 ) -> Result:
-    """Accuracy of every method at every number of shots, greedy, with Wilson's intervals.
-
-    ``<method>@<shots>``; ``<method>_lenient@<shots>`` where the verifier has a lenient score; and of every other
-    method ``<method>_minus_direct@<shots>`` with a bootstrap interval over prompts, which all methods and numbers of
-    shots share. Rows may bring ``examples`` of their own (prompt, completion; the first k are shown), ``ideal`` and
-    ``baseline``: the accuracies, by number of shots, of the best reader and of one who infers nothing. Then
-    ``share_of_ideal_<method>@<shots>`` is accuracy over the ideal's.
+    """Accuracy of every method at every number of shots, greedy, with Wilson's intervals; chains and their controls.
 
     Args:
         reward: the verifier.
         max_new_tokens: longest completion in tokens.
         shots: numbers of examples.
-        methods: name -> template with ``{prompt}``; the one called ``direct`` shows the answers of its examples
-            without their reasoning. Default: direct, and cot by ``Let's think step by step.``
+        methods: name -> template with ``{prompt}``. Default: direct, and cot by ``Let's think step by step.``
         examples: rows to draw examples from, by seed and row; one whose prompt is asked is never shown.
         examples_split: their split.
         shots_as: as turns of the chat or as text; auto: turns where prompts are dialogues.
         example_template: an example as text.
         think_end_token: end of the reasoning; only what follows it is judged.
-        chains: chains of thought sampled per prompt (method ``cot``, the most shots) for the distribution over the
-            answers; needs ``think_end_token``.
+        chains: sampled per prompt (method ``cot``, the most shots) for the distribution over the answers.
         chain_prompts: prompts of it, evenly spaced.
-        filler: a token's text; it stands in place of the chain of the same length in the control (method ``filler``,
-            or ``cot`` without one).
+        filler: a token's text, in place of a chain of the same length (method ``filler``, or ``cot`` without one).
         stop: a completion ends before the first of these strings.
         by: a column; every figure is also given for each of its values, as ``<value>/<name>``.
         batch_size: sequences decoded together.
@@ -104,56 +102,108 @@ def prompting(
         allow_unsafe_code_execution: see ``resolve``.
         data: which rows, see ``rows.read_rows``.
     """
-    methods = dict(methods or METHODS)
-    shots = sorted(set(shots))
-    if not shots or shots[0] < 0:
-        raise UserError("shots: give one or several numbers of examples, each 0 or more")
-    if (chains or filler) and ("cot" not in methods or think_end_token is None):
-        raise UserError("chains and filler need a method cot, and think_end_token: where a chain ends")
-    for template in methods.values():
-        check_form(Form(template, example_template=example_template))
+    plan = _planned(methods or METHODS, shots, shots_as, example_template, bool(chains or filler), think_end_token)
     rows, source = read_rows(kind="prompt", **data)
     groups = groups_by(rows, by)
     verifier = resolve(reward, allow_unsafe_code_execution=allow_unsafe_code_execution)
     verifier.require_columns(rows)
-    shown = _examples(rows, examples, examples_split, shots[-1], seed)
-    turns = shots_as == "turns" or (shots_as == "auto" and is_dialogue(rows[0]["prompt"]))
+    shown = _examples(rows, examples, examples_split, plan.shots[-1], seed)
     sampling = Sampling(model, tokenizer, max_new_tokens, tuple(stop), batch_size, think_end_token)
+    cells = _cells(sampling, rows, shown, plan, verifier)
+    result = _measured(rows, groups, plan, cells, source, seed)
+    if think_end_token is not None and "cot" in plan.methods:
+        _add_chains(result, sampling, rows, plan, cells, verifier, filler, (chains, chain_prompts, seed))
+    return result
 
-    def asked(method: str, k: int) -> list:
-        form = Form(methods[method], turns, example_template)
-        short = method == DIRECT
+
+class Plan(NamedTuple):
+    """The methods with their templates, the numbers of shots ascending, and how examples are written."""
+
+    methods: dict[str, str]
+    shots: list[int]
+    shots_as: str
+    example_template: str
+
+    def asked(self, method: str, k: int, rows: Sequence[Json], shown: Sequence[Sequence[Example]]) -> list[Turn]:
+        """The prompts of one method with k examples; the direct method shows their answers alone."""
+        turns = self.shots_as == "turns" or (self.shots_as == "auto" and is_dialogue(rows[0]["prompt"]))
+        form, short = Form(self.methods[method], turns, self.example_template), method == DIRECT
         picked = [[e._replace(completion=direct_answer(e.completion)) if short else e for e in s[:k]] for s in shown]
         return [ask(row["prompt"], group, form) for row, group in zip(rows, picked, strict=True)]
 
+
+def _planned(
+    methods: Mapping[str, str],
+    shots: Sequence[int],
+    shots_as: str,
+    example_template: str,
+    needs_chain: bool,
+    think_end_token: str | None,
+) -> Plan:
+    """The options of how to ask, checked.
+
+    Raises:
+        UserError: a number of shots or a template that cannot be, or chains without an end.
+    """
+    shots = sorted(set(shots))
+    if not shots or shots[0] < 0:
+        raise UserError("shots: give one or several numbers of examples, each 0 or more")
+    if needs_chain and ("cot" not in methods or think_end_token is None):
+        raise UserError("chains and filler need a method cot, and think_end_token: where a chain ends")
+    for template in methods.values():
+        check_form(Form(template, example_template=example_template))
+    return Plan(dict(methods), shots, shots_as, example_template)
+
+
+def _cells(
+    sampling: Sampling, rows: Sequence[Json], shown: Sequence[Sequence[Example]], plan: Plan, verifier: Reward
+) -> dict[tuple[str, int], Cell]:
+    """What every method did with every number of shots."""
     cells = {}
-    for method in methods:
-        for k in shots:
-            prompts = asked(method, k)
+    for method in plan.methods:
+        for k in plan.shots:
+            prompts = plan.asked(method, k, rows, shown)
             drawn = sampling.greedy(prompts)
-            texts = [answer_after(tokenizer, one, think_end_token) for one in drawn]
+            texts = [answer_after(sampling.tokenizer, one, sampling.think_end_token) for one in drawn]
             cells[method, k] = Cell(prompts, drawn, judge_rows(verifier, rows, texts, [c.token_ids for c in drawn]))
+    return cells
+
+
+def _measured(
+    rows: Sequence[Json],
+    groups: Mapping[str, Sequence[int]],
+    plan: Plan,
+    cells: Mapping[tuple[str, int], Cell],
+    source: Json,
+    seed: int,
+) -> Result:
+    """Figures, curves and the table of all cells; the samples are the last method's."""
     metrics, table = _figures(rows, groups, cells, seed)
-    curves = _curves(rows, groups, methods, shots, cells)
-    tables = {"accuracy by shots": table}
-    if chains or filler or any("corrupted" in row for row in rows):
-        each = {name: Asked(cells[name, shots[-1]].prompts, cells[name, shots[-1]].completions) for name in methods}
-        if "cot" in each and think_end_token is not None:
-            tables["controls"] = controls(sampling, rows, each, verifier, filler)
-            metrics |= {
-                f"{row['case']}/{name}": row[name] for row in tables["controls"] for name in row if _number(row, name)
-            }
-        if chains:
-            found = marginals(sampling, rows, each, verifier, chains, chain_prompts, seed)
-            metrics |= found.metrics
-            tables["chains of thought"] = found.rows
-    last = cells[list(methods)[-1], shots[-1]]
-    scores = [[judgement.score] for judgement in last.judged]
-    return Result(metrics, sample_rows(rows, [[c] for c in last.completions], scores), [source], {}, curves, tables)
+    last = cells[list(plan.methods)[-1], plan.shots[-1]]
+    samples = sample_rows(rows, [[c] for c in last.completions], [[judgement.score] for judgement in last.judged])
+    curves = _curves(rows, groups, plan.methods, plan.shots, cells)
+    return Result(metrics, samples, [source], curves=curves, tables={"accuracy by shots": table})
 
 
-def _number(row: Json, name: str) -> bool:
-    return name != "case" and isinstance(row[name], int | float)
+def _add_chains(
+    result: Result,
+    sampling: Sampling,
+    rows: Sequence[Json],
+    plan: Plan,
+    cells: Mapping[tuple[str, int], Cell],
+    verifier: Reward,
+    filler: str | None,
+    sampled: tuple[int, int, int],
+) -> None:
+    """Put the controls, and the marginals where chains are sampled (their number, prompts and seed), into a result."""
+    each = {m: Asked(*cells[m, plan.shots[-1]][:2]) for m in plan.methods}
+    if table := controls(sampling, rows, each, verifier, filler):
+        result.tables["controls"] = table
+        result.metrics |= {f"{row['case']}/{name}": row[name] for row in table for name in row if name != "case"}
+    if sampled[0]:
+        found = marginals(sampling, rows, each, verifier, *sampled)
+        result.metrics |= found.metrics
+        result.tables["chains of thought"] = found.rows
 
 
 def _examples(rows: Sequence[Json], name: str | None, split: str, most: int, seed: int) -> list[list[Example]]:
