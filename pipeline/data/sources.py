@@ -17,7 +17,7 @@ from pipeline.data.files import absent, is_one_dataset, read_rows, split_files
 from pipeline.data.remote import is_url, local_copy
 from pipeline.data.rows import RowError
 from pipeline.runtime.errors import UserError, did_you_mean
-from pipeline.runtime.files import Json, files_sha256, is_local
+from pipeline.runtime.files import Json, files_sha256, is_local, near_path
 from pipeline.worlds.table import is_world
 
 if TYPE_CHECKING:
@@ -316,4 +316,5 @@ def load_hub(source: Source, streaming: bool = False) -> "datasets.Dataset | dat
         raise UserError(
             f"dataset {label}, split {source.split_name!r}, cannot be loaded: it is no local file or folder, and the "
             f"Hub or its cache says {type(error).__name__}: {reason[0] if reason else 'nothing'}"
+            f"{near_path(source.name)}"
         ) from error

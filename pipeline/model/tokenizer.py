@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.model.chat_templates import NAMES, named_template
 from pipeline.model.dialogue_tokens import closing_token, turn_end
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -235,7 +235,7 @@ def _read_template(path: str) -> str:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"chat_template_path: {path} is no file, no folder of a tokenizer, no Hub id that can be reached, and "
-            f"none of the names {', '.join(NAMES)}"
+            f"none of the names {', '.join(NAMES)}{did_you_mean(path, NAMES)}"
         ) from error
     if not found:
         raise UserError(f"chat_template_path: the tokenizer of {path} has no chat template")

@@ -36,6 +36,11 @@ def near_path(name: str | Path, otherwise: str = "") -> str:
     with contextlib.suppress(OSError):
         beside = {entry.stem: entry.name for entry in path.expanduser().parent.iterdir()}
     found = nearest(path.stem, beside)
+    if found is None and path.parent != path and not path.parent.expanduser().exists():  # the folder is mistyped
+        parent = nearest(path.parent.name, (p.name for p in path.parent.expanduser().parent.glob("*/")))
+        meant = path.parent.with_name(parent) / path.name if parent else None
+        if meant is not None and meant.expanduser().exists():
+            return f"; did you mean {meant}?"
     if found is not None:
         return f"; did you mean {path.with_name(beside[found])}?"
     return f"; {otherwise}" if otherwise else ""

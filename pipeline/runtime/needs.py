@@ -1,6 +1,7 @@
 """What a stage cannot do without, so that everything that is missing is named at once."""
 
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.arguments import FORMER_NAMES
+from pipeline.runtime.errors import UserError, nearest
 from pipeline.runtime.files import Json
 
 MODEL = {"model_name_or_path": "a Hub id or a folder"}
@@ -35,5 +36,11 @@ def require_needs(stage: str, given: Json) -> None:
     needs = OTHER_NEEDS.get(stage, MODEL | DATA | OUTPUT)
     missing = [name for name in needs if not any(given.get(field) for field in (name, *INSTEAD.get(name, ())))]
     if missing:
-        each = ", ".join(f"--{name} ({needs[name]})" for name in missing)
+        each = ", ".join(f"--{name} ({_meant(name, given) or needs[name]})" for name in missing)
         raise UserError(f"{stage} needs {each}")
+
+
+def _meant(name: str, given: Json) -> str | None:
+    """What is said of a field that was given under another tool's name, or misspelt."""
+    found = next((other for other in given if FORMER_NAMES.get(other) == name), None) or nearest(name, given, 0.9)
+    return f"you gave --{found}" if found else None

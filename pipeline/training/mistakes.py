@@ -17,10 +17,19 @@ from pipeline.runtime.arguments import RewardArguments, StageArguments, part
 from pipeline.runtime.checkpoints import require_model_folder
 from pipeline.runtime.coercion import coerce
 from pipeline.runtime.defaults import default_reward
+from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.needs import require_needs
 from pipeline.runtime.record import Run
 
 Own = TypeVar("Own", bound=StageArguments)
+# TRL looks at the name of a loss in the first training step, with the model loaded. A test compares them with TRL's.
+LOSSES = {
+    "dpo": (
+        "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+        "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+    ),
+    "grpo": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
+}  # fmt: skip
 
 
 def refuse_mistakes(
@@ -39,11 +48,12 @@ def refuse_mistakes(
 
     Raises:
         UserError: no model, data or output folder is named; a local model, dataset, split or checkpoint is not there;
-            the columns are not those of this kind; a reward is unknown, cannot run here or lacks a column.
+            the columns are not those of this kind; a loss or a reward is unknown, cannot run here or lacks a column.
     """
     if run.helping:
         return
     require_needs(run.stage, run.given)
+    _require_losses(run)
     own, data = part(run.argv, own_type), part(run.argv, DataArguments)
     check(own)
     rewards = _rewards(run, own) if isinstance(own, RewardArguments) else []
@@ -53,6 +63,16 @@ def refuse_mistakes(
     if all(looked_at) and not run.given.get("from_candidates"):  # which may have scores already
         for reward in rewards:
             reward.require_columns([row for rows in looked_at for row in rows])
+
+
+def _require_losses(run: Run) -> None:
+    """Refuse a loss_type that TRL's trainer of this stage does not have; YAML may give several."""
+    known = LOSSES.get(run.stage)
+    for name in coerce(run.given.get("loss_type"), list[str] | None, "loss_type") or []:
+        if known and name not in known:
+            raise UserError(
+                f"loss_type: there is no {name!r}{did_you_mean(name, known)}; choose of {', '.join(known)}"
+            )
 
 
 def _rewards(run: Run, own: RewardArguments) -> list[Reward]:

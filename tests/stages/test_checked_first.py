@@ -1,6 +1,7 @@
 """Arguments, columns and rows are checked before a model's weights are read, in every stage."""
 
 import importlib
+import inspect
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import pytest
 
 from pipeline.runtime.errors import UserError
+from pipeline.training.mistakes import LOSSES
 from tests.conftest import ROOT
 from tests.stages.conftest import flags, write_rows
 
@@ -74,11 +76,18 @@ def test_rows_are_checked_before_weights_are_read(stage, broken, tmp_path):
 # A mistake, and what is said of it. None of them needs a model, so torch is not imported for it.
 MISTAKES = {
     "nothing": (["sft"], r"sft needs --model_name_or_path \(.*\), --dataset_name \(.*\), --output_dir \(.*\)$"),
+    "other names": (
+        ["dpo", "--model", "MODEL", "--datset_name", "answers.jsonl", "--lr", "1e-4"],
+        r"needs --model_name_or_path \(you gave --model\), --dataset_name \(you gave --datset_name\), --output_dir",
+    ),
+    "loss": (["dpo", "MODEL", "answers.jsonl", "--loss_type", "sigmoyd"], r"no 'sigmoyd'; did you mean sigmoid\?"),
+    "losses": (["grpo", "MODEL", "answers.jsonl", "--loss_type", "dr-grpo"], r"'dr-grpo'; did you mean dr_grpo\?"),
     "data": (["dpo", "--model_name_or_path", "MODEL", "--output_dir", "o"], r"dpo needs --dataset_name \([^)]*\)$"),
     "tasks": (["assess", "--model_name_or_path", "MODEL", "--output_dir", "o"], r"assess needs --tasks \([^)]*\)$"),
     "prompt": (["generate", "--model_name_or_path", "MODEL"], r"generate needs --prompt \([^)]*\)$"),
     "model": (["sft", "MISTYPED", "answers.jsonl"], r"there is no folder ./modle; did you mean model\?$"),
     "file": (["sft", "MODEL", "answer.jsonl"], r"'answer.jsonl' does not exist; did you mean answers.jsonl\?$"),
+    "folder": (["sft", "MODEL", "modle/config.json"], r"does not exist; did you mean model/config.json\?$"),
     "world": (["sft", "MODEL", "world/sumz"], r"no embedded dataset world/sumz; .*did you mean world/sums\?$"),
     "columns": (["dpo", "MODEL", "answers.jsonl"], r"these rows \(prompt \+ completion\) are for sft$"),
     "labels": (["reward_model", "MODEL", "answers.jsonl", "--objective", "binary"], r"for labelled data: "),
@@ -143,3 +152,12 @@ def test_what_the_arguments_show_is_said_before_torch_is_imported(tiny_model, tm
     for (name, (_, message)), line in zip(MISTAKES.items(), said):
         assert re.search(message, line), f"{name}: {line}"
     assert not (tmp_path / "o").exists()
+
+
+def test_the_names_of_losses_are_those_of_trl():
+    from trl import DPOTrainer, GRPOTrainer
+
+    for stage, trainer in {"dpo": DPOTrainer, "grpo": GRPOTrainer}.items():
+        source = inspect.getsource(trainer._compute_loss)
+        compared = re.findall(r"loss_type (?:==|in) (.*):\n", source)
+        assert set(re.findall(r'"(\w+)"', " ".join(compared))) == set(LOSSES[stage])
