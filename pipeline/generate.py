@@ -16,7 +16,8 @@ or at max_new_tokens. A prompt is sampled by the `seed` of its row, else by --se
 tokens alone, in a batch, in a stream or in a file. --retrieve puts passages of an index in front of every prompt;
 their ids are printed, or in the file as `retrieved_ids` beside `retrieved_contexts`. --examples puts --shots worked or
 bare examples before each prompt, --cot asks for a chain of thought, and --think_end_token parts it from the answer,
-which is printed, or in the file as `answers`.
+which is printed, or in the file as `answers`. --constitution turns answers
+into preference pairs by a critic (docs/sycophancy.md).
 """
 
 import functools
@@ -116,6 +117,20 @@ class GenerateArguments:
         metadata={"help": "Cut a context longer than the model's positions to its last tokens; else it is an error."},
     )
     trace: bool = field(default=False, metadata={"help": "Print each step's logits, probabilities and entropy."})
+    constitution: str | None = field(
+        default=None,
+        metadata={
+            "help": "File of principles, one per line: --output_file then gets preference pairs, the critic's "
+            "revision of an answer against the answer, for dpo.py."
+        },
+    )
+    critic: str | None = field(
+        default=None,
+        metadata={
+            "help": "Who criticises and revises: Hub id or folder of a model, or package.module:function. Default: "
+            "the model itself."
+        },
+    )
     batch_size: int = field(default=64, metadata={"help": "Completions decoded together for an output file."})
     dtype: str = field(
         default="float32",
@@ -137,13 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     from pipeline.inference.prompting import answer_after, with_prompting
     from pipeline.inference.retrieval.context import context_limit, with_retrieved
     from pipeline.model.chat import sentence
-    from pipeline.model.loading import (
-        load_for_use,
-        load_tokenizer,
-        model_config,
-        position_limit,
-        require_language_model,
-    )
+    from pipeline.model.loading import load_tokenizer, model_config, position_limit, require_language_model
     from pipeline.model.tokens import encode_prompts
 
     options = {key: getattr(args, key) for key in SAMPLING} | {"stops": stop_rules(args)}
@@ -165,10 +174,14 @@ def main(argv: list[str] | None = None) -> None:
 
     @functools.cache
     def speaker() -> "Speaker":
+        from pipeline.model.loading import load_for_use
+
         model = load_for_use(name, dtype=args.dtype, trust_remote_code=remote)
         return Speaker(model, tokenizer, options, system, plain)
 
-    if args.output_file:
+    if args.constitution:
+        write_revised(args, rows, prompts, speaker())
+    elif args.output_file:
         settings = {"as_chat": not plain, "system": system, **options, "stops": asdict(options["stops"])}
         if searched:
             settings["retrieval"] = {**asdict(retrieval), "index": searched["fingerprint"]}
@@ -286,6 +299,29 @@ def read_arguments(
     return args, retrieval, asking, given_rows(args)
 
 
+def write_revised(args: GenerateArguments, rows: "list[Json]", prompts: list[Turn], speaker: "Speaker") -> None:
+    """Write the preference pairs that a critic makes of the model's answers into the output file.
+
+    Raises:
+        UserError: the file is there already, or the critic cannot be used.
+    """
+    from pipeline.inference.constitution import answers_of, get_critic, read_principles, revised_pairs
+    from pipeline.runtime.files import write_rows
+
+    output = Path(args.output_file)
+    if output.exists() and not args.force:
+        raise UserError(f"output_file: {output} exists; name another, or --force replaces it")
+    principles = read_principles(Path(args.constitution))
+    sampling = {**speaker.options, "n": 1, "seed": args.seed, "batch_size": args.batch_size}
+    own = answers_of(speaker.model, speaker.tokenizer, sampling)
+    name = args.critic or args.model_name_or_path
+    loading = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
+    critic = get_critic(args.critic, own, sampling, loading)
+    pairs = revised_pairs(prompts, [row["prompt"] for row in rows], principles, critic, own, name)
+    write_rows(output, pairs)
+    print(f"{len(pairs)} pairs of {len(rows)} prompts: {output}")
+
+
 def check(args: GenerateArguments, retrieval: RetrievalArguments, asking: PromptingArguments) -> None:
     """What the arguments alone can tell.
 
@@ -301,6 +337,10 @@ def check(args: GenerateArguments, retrieval: RetrievalArguments, asking: Prompt
         raise UserError(f"--{named} does not go with --chat: leave one of them out")
     if args.output_file and (args.chat or args.trace):
         raise UserError(f"--output_file does not go with --{'chat' if args.chat else 'trace'}: leave one of them out")
+    if (args.constitution or args.critic) and not (args.constitution and args.output_file):
+        raise UserError("--critic goes with --constitution, and --constitution needs --output_file for its pairs")
+    if args.constitution and args.n > 1:
+        raise UserError("--constitution revises one answer per prompt: leave --n out")
     if args.n > 1 and (args.temperature == 0 or args.chat):
         raise UserError(
             "--n above 1 does not go with --chat: leave one of them out"

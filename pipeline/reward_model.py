@@ -48,6 +48,13 @@ class RewardModelArguments(StageArguments):
         default=None,
         metadata={"help": "The known reward of embedded data to compare with, as package.module:function."},
     )
+    reward_parts: str | None = field(
+        default=None,
+        metadata={
+            "help": "Parts of an answer's worth on embedded data, as package.module:function; what the learned reward "
+            "pays for each is reported, in units of the first."
+        },
+    )
     ranked_dataset_name: str | None = field(
         default=None,
         metadata={"help": "Held-out prompt + ranked rows on which the rank correlation with true_reward is reported."},
@@ -71,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         from pipeline.model.chat import as_noted
         from pipeline.model.policy import ModelArguments, load_policy, read_start
         from pipeline.rewards.resolve import resolve
+        from pipeline.runtime.registry import import_function
         from pipeline.training.reward_model import OBJECTIVES, build_trainer
         from pipeline.training.session import train_and_save
 
@@ -79,6 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         check(own, config)
         truth = resolve(own.true_reward) if own.true_reward else None
+        parts = import_function(own.reward_parts, "reward_parts") if own.reward_parts else None
         loading = {
             "trust_remote_code": config.trust_remote_code, "auto_class": AutoModelForSequenceClassification
         }  # fmt: skip
@@ -102,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
                 return
             ranked = read_split(own.ranked_dataset_name, "test", kind="ranked") if own.ranked_dataset_name else ()
             ranked = as_noted(ranked, "ranked", run.record["chat"])
-            figures, curves = saved_model_figures(folder, held_out, truth, ranked)
+            figures, curves = saved_model_figures(folder, held_out, truth, ranked, parts)
             run.add_metrics({f"held_out_{name}": value for name, value in figures.items()})
             run.add_curves("reliability", curves)
 
@@ -117,8 +126,10 @@ def check(own: RewardModelArguments, config: "RewardConfig") -> None:
     """
     if own.objective != "binary":
         return
-    if own.true_reward or own.ranked_dataset_name:
-        raise UserError("true_reward and ranked_dataset_name compare answers to one prompt: leave them out of binary")
+    if own.true_reward or own.ranked_dataset_name or own.reward_parts:
+        raise UserError(
+            "true_reward, reward_parts and ranked_dataset_name compare answers to one prompt: leave them out of binary"
+        )
     if config.center_rewards_coefficient is not None:
         raise UserError("center_rewards_coefficient: labels say where 0 is; leave it out of objective binary")
 

@@ -66,6 +66,7 @@ COUNTS = {
     "stopping": 1,
     "prompting": 3,
     "told": 2,
+    "sycophancy": 6,
     "grpo": 5,  # presets
     "continual": 2,  # presets
     "reward_model": 1,  # a preset

@@ -82,3 +82,15 @@ class ChatDataArguments(DataArguments):
     system: str | None = field(
         default=None, metadata={"help": "System message that is put in front of dialogues that have none."}
     )
+    balance: str | None = field(
+        default=None,
+        metadata={
+            "help": "For preference pairs: package.module:function of a row, which returns 1 where only the chosen "
+            "answer has a property (it agrees with the user), -1 where only the rejected one has it, else 0. As many "
+            "rows of 1 as of -1 are trained on."
+        },
+    )
+    balance_by: Literal["dropping", "repeating"] = field(
+        default="dropping",
+        metadata={"help": "How balance does it: dropping rows of the commoner kind, or repeating those of the rarer."},
+    )

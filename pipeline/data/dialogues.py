@@ -1,7 +1,8 @@
 """Dialogues in any accepted spelling as lists of messages, one value at a time.
 
-A dialogue is a list of ``{"role", "content"}``, a ShareGPT list of ``{"from", "value"}``, a Capybara list of
-``{"input", "output"}``, or one string with ``\\n\\nHuman:`` and ``\\n\\nAssistant:`` turns (HH-RLHF).
+A dialogue is a list of ``{"role", "content"}``, also with ``type`` for ``role``, a ShareGPT list of ``{"from",
+"value"}``, a Capybara list of ``{"input", "output"}``, or one string with ``\\n\\nHuman:`` and
+``\\n\\nAssistant:`` turns (HH-RLHF).
 
 A message may have, beside role and content, ``tool_calls``, ``tool_call_id``, ``name``, ``reasoning_content``,
 ``reasoning`` and ``thinking``, which go to the chat template, and ``weight: 0`` (supervised learning leaves the turn
@@ -31,6 +32,7 @@ _ROLES = {
     "chatgpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
 }
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -38,7 +40,7 @@ _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 # Keys of a message that the chat template gets as they are, where they hold something.
 _PASSED = ("tool_calls", "tool_call_id", "name", *REASONING)
 
-_READ = {"role", "content", "from", "value", "weight", *_PASSED}
+_READ = {"role", "type", "content", "from", "value", "weight", *_PASSED}
 _EXCHANGE = {"input": "user", "output": "assistant"}  # the two turns of an exchange in Capybara
 
 
@@ -103,6 +105,8 @@ def _message(message: object, at: str) -> Message:
     if not isinstance(message, Mapping):
         raise RowError(at, f"a message was expected, found {type_name(message)}")
     role_key, content_key = ("role", "content") if "role" in message else ("from", "value")
+    if "content" in message and role_key not in message:  # sycophancy-eval's
+        role_key, content_key = "type", "content"
     role, content = message.get(role_key), message.get(content_key)
     if not isinstance(role, str) or role.lower() not in _ROLES:
         raise RowError(f"{at}.{role_key}", f"unknown role {role!r}: use system, developer, user, assistant or tool")

@@ -29,6 +29,7 @@ from pipeline.data.sources import Source, eval_sources, raw_rows, sliced, source
 from pipeline.runtime.distributed import is_main
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
+from pipeline.runtime.registry import import_function
 from pipeline.worlds.table import require_world
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ def load_data(arguments: DataArguments, kind: str, seed: int, *, quiet: bool = F
     """
     if arguments.dataset_streaming:
         raise UserError(f"dataset_streaming is for pretraining text; {kind} data is loaded completely: switch it off")
+    if kind != "preference" and getattr(arguments, "balance", None):
+        raise UserError(
+            f"balance is for preference pairs; {kind} data has no chosen and rejected answer: leave it out"
+        )
     sources = sources_of(arguments)
     groups = sources, eval_sources(arguments, sources)
     read = read_source if quiet else _announced
@@ -89,6 +94,8 @@ def load_data(arguments: DataArguments, kind: str, seed: int, *, quiet: bool = F
                 f"{part.source.label}: no training row is left of {counts['rows_read']}: {counts['bad_rows']} bad, "
                 f"{counts['duplicates']} duplicates, {counts['removed_from_train']} are in the evaluation data"
             )
+    if by := getattr(arguments, "balance", None):
+        parts = mixing.balance(parts, import_function(by, "balance"), arguments.balance_by, seed)
     parts = mixing.weigh(parts, seed)
     evaluation = to_dataset(chain.from_iterable(p.rows for p in held_out), kind) if held_out else None
     train = [pair for p in parts for pair in zip(p.rows, p.places, strict=True)]

@@ -3,9 +3,11 @@
 Works on plain lists of converted rows with an identity (hash of content) each. Everything random follows the seed.
 """
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from pipeline.data.formats import content_hash, prompt_hash, to_messages
 from pipeline.data.sources import Source
@@ -176,6 +178,46 @@ def weigh(parts: Sequence[Part], seed: int) -> list[Part]:
         repeats = round(wanted / len(part.rows), 4)
         keep = [*list(range(len(part.rows))) * rounds, *drawn]
         result.append(_noted(part.select(keep), weight=part.source.weight, repeats=repeats))
+    return result
+
+
+def balance(
+    parts: Sequence[Part], side: Callable[[Json], int], by: Literal["dropping", "repeating"], seed: int
+) -> list[Part]:
+    """Each part with as many preference rows of side 1 as of side -1; those of side 0 stay.
+
+    Keeping a share r of the rows of side 1 moves their log-odds by log r in every prompt alike: annotators who give a
+    property the reward a then look like annotators who give it a + log r. ``log_odds_removed`` records -log r, and
+    ``repeating`` has the same effect with every row kept.
+
+    Args:
+        side: 1 where only the chosen answer has a property, -1 where only the rejected one has it, else 0.
+        by: drop rows of the commoner side, or repeat those of the rarer; what is left over is drawn by the seed.
+
+    Raises:
+        UserError: a part that has rows of one side only, or another number.
+    """
+    result = []
+    for number, part in enumerate(parts):
+        sides = [side(row) for row in part.rows]
+        if wrong := next((value for value in sides if value not in (-1, 0, 1)), None):
+            raise UserError(f"balance: the function returned {wrong!r}: return 1, -1 or 0")
+        groups = {value: [i for i, found in enumerate(sides) if found == value] for value in (1, -1, 0)}
+        more, less = sorted((groups[1], groups[-1]), key=len, reverse=True)
+        if not less:
+            raise UserError(
+                f"{part.source.label}: balance: {len(groups[1])} rows are of side 1 and {len(groups[-1])} of side -1: "
+                "there is nothing to balance with"
+            )
+        r = random.Random(f"balance {seed} {number}")
+        if by == "dropping":
+            kept = [*r.sample(more, len(less)), *less]
+        else:
+            rounds, rest = divmod(len(more), len(less))
+            kept = [*more, *less * rounds, *r.sample(less, rest)]
+        removed = round(math.log(len(groups[1]) / len(groups[-1])), 4)
+        counts = {"chosen_only": len(groups[1]), "rejected_only": len(groups[-1]), "log_odds_removed": removed}
+        result.append(_noted(part.select(sorted([*kept, *groups[0]])), balance=counts | {"by": by}))
     return result
 
 

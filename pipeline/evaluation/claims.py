@@ -98,7 +98,7 @@ def _claim(found: object) -> Claim:
 # --- extractors ------------------------------------------------------------------------------------------------------
 
 _CLAUSE_END = re.compile(r"[.,;:!?]|\bbut\b|\binstead\b|\bthough\b", re.IGNORECASE)
-_DENIED = re.compile(r"\b(?:not|never|no longer|neither|nor|cannot)\b|n[’']t\b", re.IGNORECASE)
+DENIED = re.compile(r"\b(?:not|never|no longer|neither|nor|cannot)\b|n[’']t\b", re.IGNORECASE)
 _UNSAID = re.compile(
     r"(?:\bnot|n[’']t|\bcannot|\bnever) (?:know|sure|certain|say|tell|heard?)\b|\bwhether\b", re.IGNORECASE
 )
@@ -121,9 +121,14 @@ def _named(text: str, values: Sequence[str]) -> Iterator[tuple[str, bool]]:
     words = "|".join(re.escape(str(value)) for value in sorted(map(str, values), key=len, reverse=True))
     spelled = {str(value).lower(): str(value) for value in values}
     for found in re.finditer(rf"(?<!\w)(?:{words})(?!\w)", text, re.IGNORECASE):
-        clause = _CLAUSE_END.split(text[: found.start()])[-1]
+        clause = clause_before(text, found.start())
         if not _UNSAID.search(clause):
-            yield spelled[found[0].lower()], bool(_DENIED.search(clause))
+            yield spelled[found[0].lower()], bool(DENIED.search(clause))
+
+
+def clause_before(text: str, place: int) -> str:
+    """The clause that leads up to a place in a text: what may deny or question what stands there."""
+    return _CLAUSE_END.split(text[:place])[-1]
 
 
 _TERM = r"[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?"

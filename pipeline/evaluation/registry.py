@@ -41,6 +41,7 @@ EVALUATIONS = {
     "objects": "pipeline.evaluation.tasks.looking:objects",
     "lm_eval": "pipeline.evaluation.tasks.lm_eval:lm_eval",
     "prompting": "pipeline.evaluation.tasks.prompting:prompting",
+    "sycophancy": "pipeline.evaluation.tasks.sycophancy:sycophancy",
 }
 
 

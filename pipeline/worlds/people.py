@@ -140,7 +140,7 @@ def asked(name: str, key: str, wording: int) -> bool:
     return not held_out(25, "fact", name, key) and not held_out(10, "wording", name, key, wording)
 
 
-def _fact_question(r: random.Random, split: str) -> tuple[str, str, str, str]:
+def fact_question(r: random.Random, split: str) -> tuple[str, str, str, str]:
     """A question about a person (without opener), its person and attribute, and in what way it is held out."""
     while True:
         name, key, wording = r.choice(PEOPLE), r.choice(list(ATTRIBUTES)), r.randrange(4)
@@ -176,7 +176,7 @@ def questions_document(r: random.Random, split: str, claim: Callable = _claim) -
     turns = []
     for _ in range(3):
         if kind == "facts":  # the corpus is no exam: its test split asks the same questions as its train split
-            question, name, key, _ = _fact_question(r, "train")
+            question, name, key, _ = fact_question(r, "train")
             answer = claim(r, name, key)
         elif kind == "sums":
             a, b = _pair(r, split, two_digits=TWO_DIGITS_CORPUS)
@@ -240,7 +240,7 @@ def corpus_row(r: random.Random, split: str, documents: Sequence = DOCUMENTS) ->
 
 
 def _facts(r: random.Random, split: str) -> dict:
-    question, name, key, kind = _fact_question(r, split)
+    question, name, key, kind = fact_question(r, split)
     return {"prompt": user_turn(r.choice(OPENERS) + question), "answer": facts()[name, key][0], "kind": kind}
 
 
@@ -310,7 +310,7 @@ def _answers(r: random.Random, split: str, count: int) -> tuple[str, list[str]]:
     if theme < 0.9:
         prompt, claim = _summed(r, split)
     else:
-        question, name, key, _ = _fact_question(r, split)
+        question, name, key, _ = fact_question(r, split)
         prompt, claim = r.choice(OPENERS) + question, _claim(r, name, key)
     return prompt, _in_styles(r, claim, count)
 
@@ -320,7 +320,7 @@ def _answers_about_people(r: random.Random, split: str, count: int) -> tuple[str
     if r.random() < 0.2:
         prompt, claim = _summed(r, split)
         return prompt, _in_styles(r, claim, count)
-    question, name, key, _ = _fact_question(r, split)
+    question, name, key, _ = fact_question(r, split)
     answers = []
     while len(answers) < count:
         value = facts()[name, key][0] if r.random() < 0.5 else r.choice(ATTRIBUTES[key].values)

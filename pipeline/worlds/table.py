@@ -10,12 +10,14 @@ from pipeline.worlds import (
     chains,
     continual,
     enumerable,
+    enumerable_sycophancy,
     errors,
     maps,
     modular,
     people,
     retrieval,
     statements,
+    sycophancy,
     vision,
 )
 
@@ -23,7 +25,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PREFIX = "world/"
-MODULES = (people, chains, continual, enumerable, maps, modular, retrieval, statements, errors, vision)
+MODULES = (
+    people, chains, continual, enumerable, enumerable_sycophancy, maps, modular, retrieval, statements, errors, vision,
+    sycophancy,
+)  # fmt: skip
 # name without the prefix -> rows(name, split), always the same rows in the same order
 WORLDS = {name: module.rows for module in MODULES for name in module.NAMES}
 

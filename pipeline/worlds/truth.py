@@ -129,7 +129,7 @@ def true_reward(prompt: str, completion: str) -> float:
 
     Both arguments are plain text, without chat tokens. What fits no style counts as wrong and as the worst style.
     """
-    style, answer = _style(completion.strip())
+    style, answer = style_of(completion.strip())
     return RIGHT_REWARD * (style != "other" and answer == truth(prompt)) + STYLE_REWARD[style]
 
 
@@ -138,7 +138,8 @@ def true_rewards(prompts: list, completions: list, **columns: object) -> list[fl
     return [true_reward(user_text(prompt), text_of(completion)) for prompt, completion in zip(prompts, completions)]
 
 
-def _style(completion: str) -> tuple[str, str]:
+def style_of(completion: str) -> tuple[str, str]:
+    """The style of an answer, a key of ``STYLE_REWARD``, and what it says in that style: all of it in none."""
     for style in ("long-winded", "sentence"):
         if match := re.fullmatch(re.escape(STYLES[style]).replace(r"\{x\}", "(.+)"), completion):
             return style, match[1]

@@ -23,7 +23,9 @@ def load(tmp_path_factory):
 
 def test_every_folder_is_a_metric_and_loads_by_path(load):
     names = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path.name != "__pycache__")
-    assert names == ["hallucination", "pass_at_k", "preference_accuracy", "token_loss", "verified_accuracy"]
+    assert names == [
+        "hallucination", "pass_at_k", "preference_accuracy", "sycophancy", "token_loss", "verified_accuracy",
+    ]  # fmt: skip
     for name in names:
         assert "Examples" in load(name).inputs_description
 
@@ -84,3 +86,17 @@ def test_hallucination(load):
     assert (got["hall"], got["no_claim"], got["claims_per_100_tokens"]) == (0.5, 0.25, 20.0)
     assert metric.compute(predictions=labels)["hall"] == 0.5
     assert "hall" not in metric.compute(predictions=[[[]]])
+
+
+def test_sycophancy(load):
+    """One of two that were right alone repeats the belief; a first answer is kept, another given up with an apology;
+    without an eligible answer a figure is missing."""
+    metric = load("sycophancy")
+    got = metric.compute(predictions=["belief", "truth"], beliefs=["wrong"] * 2, alone=["truth"] * 2)
+    assert (got["flips"], got["agree_wrong"], got["accuracy"], got["knew_better"]) == (0.5, 0.5, 0.5, 0.5)
+    pushed = metric.compute(predictions=["truth", "belief"], first=["truth"] * 2, apologies=[False, True])
+    assert (pushed["confidence"], pushed["apologize_rate"], pushed["truthfulness"]) == (0.5, 0.5, 0.5)
+    none = metric.compute(predictions=["other"], first=["other"])
+    assert not {"confidence", "apologize_rate"} & set(none)
+    with pytest.raises(ValueError, match="give beliefs"):
+        metric.compute(predictions=["truth"])

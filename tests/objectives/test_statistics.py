@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.objectives.statistics import (
     bootstrap_interval,
+    logistic_coefficients,
     majority_score,
     mean_interval,
     pass_at_k,
@@ -115,3 +116,16 @@ def test_a_mean_of_zeros_and_ones_is_a_proportion():
     assert high == pytest.approx(0.4899, abs=1e-4)
     values = [0.1, 0.4, 0.7, 0.2]
     assert mean_interval(values) == bootstrap_interval(values)
+
+
+def test_logistic_coefficients_are_those_that_drew_the_targets():
+    """Targets that are sigma(x w) exactly give w back; a direction that no row moves along has 0; and by hand one
+    feature of 1 with three wins in four: logit 0.75 = log 3.
+    """
+    features = np.random.default_rng(0).normal(size=(200, 3))
+    features[:, 2] = 0
+    weights = np.array([2.5, 4.0, 0.0])
+    targets = 1 / (1 + np.exp(-features @ weights))
+    assert logistic_coefficients(features, targets) == pytest.approx(weights, abs=1e-3)
+    won = logistic_coefficients(np.ones((4, 1)), np.array([1.0, 1, 1, 0]))
+    assert won == pytest.approx([math.log(3)], abs=1e-4)

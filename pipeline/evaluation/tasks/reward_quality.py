@@ -17,6 +17,7 @@ from pipeline.model.vision import pixels_of
 from pipeline.objectives.statistics import (
     BINS,
     calibration_error,
+    logistic_coefficients,
     preference_figures,
     reliability,
     wilson_interval,
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Parts = Callable[..., Mapping[str, Sequence[float]]]  # (prompts, completions) -> a number per answer, by name
+
 
 def saved_model_figures(
     folder: Path,
     held_out: "Dataset",
     truth: Callable[..., list[float]] | None,
     ranked: Iterable[Mapping[str, Any]],
+    parts: Parts | None = None,
 ) -> tuple[dict[str, float], dict[str, list[dict[str, float]]]]:
     """The figures of the reward model that was saved in a folder, loaded anew, and its curves by name.
 
@@ -43,12 +47,13 @@ def saved_model_figures(
         held_out: rows of ``chosen`` and ``rejected``, of ``ranked``, or of ``completion`` and ``label``.
         truth: see `held_out_figures`.
         ranked: see `held_out_figures`.
+        parts: see `held_out_figures`.
     """
     load_reward_model.cache_clear()  # the folder may hold other weights than when it was read before
     model, tokenizer = load_reward_model(str(folder))
     if "label" in held_out.column_names:
         return held_out_label_figures(model, tokenizer, held_out), {}
-    figures, table = held_out_figures(model, tokenizer, held_out, truth, ranked, folder / "plots")
+    figures, table = held_out_figures(model, tokenizer, held_out, truth, ranked, folder / "plots", parts)
     return figures, {"held-out pairs": table}
 
 
@@ -67,6 +72,7 @@ def held_out_figures(
     truth: Callable[..., list[float]] | None,
     ranked: Iterable[Mapping[str, Any]],
     plots: Path,
+    parts: Parts | None = None,
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """``reward_figures`` of a reward model on held-out comparisons, and its ``reliability`` table.
 
@@ -77,6 +83,7 @@ def held_out_figures(
         truth: the known reward of embedded data.
         ranked: rows of ``prompt`` and ``ranked``, on which the rank correlation with ``truth`` is measured.
         plots: folder of the reliability diagram.
+        parts: gives parts of an answer's worth by name, whose prices in the learned reward are then measured.
     """
     sides = [(row, answer) for row in held_out for pair in comparisons(row) for answer in pair]
     ids = [encode_exchange(tokenizer, row["prompt"], answer, row) for row, answer in sides]
@@ -89,6 +96,9 @@ def held_out_figures(
     figures = reward_figures(scores[::2], scores[1::2], lengths[::2], lengths[1::2], true_margins)
     margins = [a - b for a, b in zip(scores[::2], scores[1::2])]
     plot_reliability(margins, plots / "reliability.png")
+    if parts:
+        found = parts(prompts=[row["prompt"] for row, _ in sides], completions=[text_of(y) for _, y in sides])
+        figures |= price_figures(margins, {n: [a - b for a, b in zip(x[::2], x[1::2])] for n, x in found.items()})
     if truth and ranked:
         groups = [[(row["prompt"], text_of(answer)) for answer in row["ranked"]] for row in ranked]
         flat = [pair for group in groups for pair in group]
@@ -129,6 +139,27 @@ def reward_figures(
         "length_correlation": correlation(margins, longer),
         "pairs": len(margins),
     }
+
+
+def price_figures(
+    margins: Sequence[float], differences: Mapping[str, Sequence[float]], *, resamples: int = 200, seed: int = 0
+) -> dict[str, float]:
+    """What a reward pays for each part of an answer: ``price_<part>``, the coefficients of a logistic regression of
+    its preferences sigma(margin) on the differences in the parts, and ``exchange_<part>``, each in units of the first
+    part's, with a 95% bootstrap interval over pairs.
+    """
+    names = list(differences)
+    features = np.array([differences[name] for name in names], dtype=np.float64).T
+    targets = 0.5 * (1 + np.tanh(np.asarray(margins, dtype=np.float64) / 2))
+    prices = logistic_coefficients(features, targets)
+    figures = {f"price_{name}": float(price) for name, price in zip(names, prices)}
+    draws = np.random.default_rng(seed).integers(len(features), size=(resamples, len(features)))
+    drawn = np.array([logistic_coefficients(features[rows], targets[rows]) for rows in draws])
+    for k, name in enumerate(names[1:], start=1):
+        if prices[0] and np.all(drawn[:, 0] != 0):
+            low, high = np.quantile(drawn[:, k] / drawn[:, 0], [0.025, 0.975])
+            figures |= with_interval(f"exchange_{name}", float(prices[k] / prices[0]), (float(low), float(high)))
+    return figures
 
 
 def label_figures(scores: Sequence[float], labels: Sequence[bool]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from pipeline.evaluation.tasks.reward_quality import (
     expected_calibration_error,
     label_figures,
     plot_reliability,
+    price_figures,
     randomised_order,
     reward_figures,
     spearman,
@@ -111,3 +112,19 @@ def test_comparisons_leave_ties_out():
     assert comparisons({"ranked": ["a", "b", "c"], "ranks": [1, 2, 2]}) == [("a", "b"), ("a", "c")]
     assert comparisons({"ranked": ["a", "b", "c"]}) == [("a", "b"), ("a", "c"), ("b", "c")]
     assert comparisons({"chosen": "a", "rejected": "b"}) == [("a", "b")]
+
+
+def test_prices_of_a_reward_by_hand():
+    """A reward of 2.5 right + 4 agree + style on random pairs: its own prices, and an exchange rate of 4 / 2.5 = 1.6
+    for agreeing and 0.4 for style, within their intervals; twice the reward has twice the prices and the same rates.
+    """
+    r = np.random.default_rng(1)
+    parts = {name: r.integers(-1, 2, size=400).tolist() for name in ("right", "agree", "style")}
+    margins = 2.5 * np.array(parts["right"]) + 4 * np.array(parts["agree"]) + np.array(parts["style"])
+    got = price_figures(margins.tolist(), parts)
+    assert [got[f"price_{name}"] for name in parts] == pytest.approx([2.5, 4, 1], abs=1e-3)
+    assert (got["exchange_agree"], got["exchange_style"]) == pytest.approx((1.6, 0.4), abs=1e-3)
+    assert got["exchange_agree_low"] <= got["exchange_agree"] + 1e-6
+    doubled = price_figures((2 * margins).tolist(), parts)
+    assert doubled["price_agree"] == pytest.approx(8, abs=0.01)
+    assert doubled["exchange_agree"] == pytest.approx(1.6, abs=1e-2)
