@@ -154,10 +154,10 @@ def short_help(doc: str, own: type, flags: dict[str, str], stage: str | None) ->
         lines += [_line(name, text) for name, text in flags.items()]
     if stage is not None:
         rate = rate_in_words(stage)
-        fields = {f.name for f in dataclasses.fields(own)}
+        above = {*flags, *(f.name for f in dataclasses.fields(own))}
         lines += ["", "Often used:"]
         common = COMMON_FLAGS | {"learning_rate": f"{COMMON_FLAGS['learning_rate']} [{rate}]"}
-        lines += [_line(name, text) for name, text in common.items() if name not in fields]
+        lines += [_line(name, text) for name, text in common.items() if name not in above]
         lines += ["", "--help_all lists every field of TRL and Transformers."]
     else:
         lines += ["", _line("config", COMMON_FLAGS["config"])]
@@ -173,9 +173,10 @@ def _help_of(f: dataclasses.Field) -> str:
     text = f.metadata.get("help", "")
     default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
     if default not in (None, dataclasses.MISSING, False, "", []):
-        text += f" [{default}]"
+        text += f" [{'true' if default is True else default}]"
     kinds = (f.type, *typing.get_args(f.type))  # Literal[...], or Literal[...] | None
-    choices = next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is typing.Literal), ())
+    literals = (typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is typing.Literal)
+    choices = next(literals, f.metadata.get("choices", ()))
     return " | ".join(map(str, choices)) + ("; " if choices else "") + text
 
 

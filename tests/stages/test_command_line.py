@@ -76,14 +76,16 @@ def arguments_of(stage: str) -> tuple[object, tuple[type, ...]]:
 
 @pytest.mark.parametrize("stage", TRAINING)
 def test_every_flag_of_the_short_help_exists(stage):
-    """What --help promises is a field of the stage's parser."""
+    """What --help promises is a field of the stage's parser, and each is listed once."""
     from pipeline.runtime.entry import short_help
 
     module, classes = arguments_of(stage)
     known = {f.name for cls in classes for f in dataclasses.fields(cls)} | {"config", "help_all"}
     text = short_help(module.__doc__, classes[0], getattr(module, "FLAGS", {}), stage)
-    promised = set(re.findall(r"^  --(\w+)", text, flags=re.MULTILINE))
+    listed = re.findall(r"^  --(\w+)", text, flags=re.MULTILINE)
+    promised = set(listed)
     assert len(promised) >= 25
+    assert len(listed) == len(promised)
     assert promised - known == set()
 
 

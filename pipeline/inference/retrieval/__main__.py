@@ -60,7 +60,11 @@ class SearchArguments:
     query: list[str] = field(metadata={"help": "One or more queries."})
     top_passages: int = field(default=5, metadata={"help": "Passages printed for each query."})
     retrieval_hops: int = field(
-        default=1, metadata={"help": "2 looks half of them up by what the first ones name.", "choices": [1, 2]}
+        default=1,
+        metadata={
+            "help": "Number of searches; with 2, half of the passages are found by what the first ones name.",
+            "choices": [1, 2],
+        },
     )
 
 

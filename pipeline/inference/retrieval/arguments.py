@@ -13,14 +13,16 @@ class RetrievalArguments:
         default=None,
         metadata={
             "help": "Retrieve passages for every prompt from this index (a folder of python -m "
-            "pipeline.inference.retrieval build) or from these documents (file, folder, Hub id, world/<name>), which "
-            "BM25 then searches whole."
+            "pipeline.inference.retrieval build) or from these documents (file, folder, Hub id, world/<name>), "
+            "each of which is one passage for BM25."
         },
     )
     top_passages: int = field(default=3, metadata={"help": "Passages put in front of a prompt."})
     retrieval_hops: int = field(
         default=1,
-        metadata={"help": "2 looks half of the passages up by what the first ones name beside the question."},
+        metadata={
+            "help": "Number of searches, 1 or 2; with 2, half of the passages are found by what the first ones name."
+        },
     )
     passage_template: str = field(
         default="{text}\n",
