@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pipeline.rewards.spec import Options
 from pipeline.runtime.errors import UserError, did_you_mean
-from pipeline.runtime.messages import text_of
+from pipeline.runtime.messages import assistant_turn, text_of
 
 PREFIX = "trl:"
 _MAKES = "get_"  # of the functions that return a reward
@@ -65,7 +65,7 @@ def load(name: str, options: Options) -> TRLReward:
             raise UserError(
                 f"reward '{PREFIX}{name}' counts tokens: give the rows a column completion_ids, or --tokenizer_name"
             )
-        turns = [y if isinstance(y, list) else [{"role": "assistant", "content": text_of(y)}] for y in completions]
+        turns = [y if isinstance(y, list) else assistant_turn(text_of(y)) for y in completions]
         return function(prompts=prompts, completions=turns, **data, **given)
 
     return TRLReward(call, columns, full in _VERIFIERS)

@@ -47,7 +47,7 @@ import itertools
 import random
 from collections.abc import Iterator
 
-from pipeline.runtime.messages import user_turn
+from pipeline.runtime.messages import assistant_turn, user_turn
 from pipeline.worlds import people
 from pipeline.worlds.people import asked, made_up_name
 from pipeline.worlds.truth import (
@@ -143,10 +143,7 @@ def _chat_errors(split: str) -> Iterator[dict]:
         numbers, right, wrong = _slip(r, split)
         question = r.choice(SUM_QUESTIONS).format(e="+".join(map(str, numbers)))
         turn = user_turn(f"{question} {IN_STEPS}")
-        clean, injected = (
-            [*turn, {"role": "assistant", "content": f"{numbers[0]}+{numbers[1]}={total},"}]
-            for total in (right, wrong)
-        )
+        clean, injected = ([*turn, *assistant_turn(f"{numbers[0]}+{numbers[1]}={total},")] for total in (right, wrong))
         yield _sum_row(clean, injected, numbers, right, wrong)
     for (person, key), wording in itertools.product(facts(), range(4)):
         if asked(person, key, wording) == (split == "train"):

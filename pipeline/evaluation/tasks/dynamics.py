@@ -1,4 +1,4 @@
-"""What an error in the context does to what follows (Part 3): does it come again, is it put right, does it matter?
+"""What an error in the context does to what follows (Part 3): does it come again, is it corrected, does it matter?
 
 A row is a context without and with an error w, which asks for the same thing again. Whether w *should* come again is
 for the data to say: every figure has beside it the ideal of who knows the data's distribution, 0 or 1, where one does.
@@ -54,7 +54,7 @@ from pipeline.rewards.judging import Reward
 from pipeline.rewards.resolve import resolve
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
-from pipeline.runtime.messages import Turn, is_dialogue, user_turn
+from pipeline.runtime.messages import Turn, assistant_turn, is_dialogue, user_turn
 
 DRAWN_LAYERS = 4  # lines of a chart of hidden states; the table has every layer
 Sides = tuple[Mapping[int, Tally], Mapping[int, Tally]]  # by row: what follows the clean context, and the injected one
@@ -187,13 +187,14 @@ def _contexts(row: Json, number: int) -> tuple[Turn, Turn]:
     right, question = row.get("right") or "", row.get("question") or ""
     if is_dialogue(prompt) and not right:
         raise UserError(f"row {number}: in a chat right is needed too, the assistant's answer without the error")
-    return _told(prompt, right, question), _told(prompt, wrong, question)
+    return _answered(prompt, right, question), _answered(prompt, wrong, question)
 
 
-def _told(prompt: Turn, said: str, question: str) -> Turn:
+def _answered(prompt: Turn, said: str, question: str) -> Turn:
+    """The prompt, ``said`` after it (in a chat as the assistant's turn), then the question."""
     if not is_dialogue(prompt):
         return prompt + said + question
-    return [*prompt, {"role": "assistant", "content": said}, *(user_turn(question) if question else ())]
+    return [*prompt, *assistant_turn(said), *(user_turn(question) if question else ())]
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
