@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import datasets
 from peft import LNTuningConfig, OSFConfig, PeftConfig, PeftModel
@@ -26,6 +26,7 @@ from pipeline.model.chat import as_noted
 from pipeline.model.loading import engine
 from pipeline.model.policy import ModelArguments, Policy
 from pipeline.model.routing import Router, load_routed, prompt_features, save_routed
+from pipeline.model.tokens import Learned
 from pipeline.model.vision import trained_with
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import Json
@@ -69,7 +70,7 @@ def load_anchors(own: CorpusFields, seed: int) -> Data:
 
 
 def encode_memory(
-    rows: list[Json], tokenizer: "PreTrainedTokenizerBase", config: "SFTConfig", learned: Any
+    rows: list[Json], tokenizer: "PreTrainedTokenizerBase", config: "SFTConfig", learned: Learned
 ) -> datasets.Dataset:
     """Remembered rows prepared as those of the corpus are; those that cannot be trained on are left out."""
     kind = "text" if "text" in rows[0] else "sft"

@@ -2,11 +2,13 @@
 two rewards are equal counts as half right, as everywhere here: before its first step a policy has 0.5, not 0.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import trl
+from accelerate import Accelerator
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from pipeline.runtime.compat import require
@@ -74,7 +76,7 @@ class RewardTrainer(Resumable, trl.RewardTrainer):
 
 
 @contextmanager
-def gathered(accelerator: Any):
+def gathered(accelerator: Accelerator) -> Iterator[list[torch.Tensor]]:
     """What ``accelerator.gather`` returns while the context is open, in order."""
     gather, seen = accelerator.gather, []
 

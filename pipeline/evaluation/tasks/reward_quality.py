@@ -7,7 +7,7 @@ within a prompt.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,7 +24,8 @@ from pipeline.objectives.statistics import (
     with_interval,
 )
 from pipeline.rewards.learned import load_reward_model, score_sequences
-from pipeline.runtime.messages import text_of
+from pipeline.runtime.files import Json
+from pipeline.runtime.messages import Turn, text_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,7 +38,7 @@ def saved_model_figures(
     folder: Path,
     held_out: "Dataset",
     truth: Callable[..., list[float]] | None,
-    ranked: Iterable[Mapping[str, Any]],
+    ranked: Iterable[Json],
     parts: Parts | None = None,
 ) -> tuple[dict[str, float], dict[str, list[dict[str, float]]]]:
     """The figures of the reward model that was saved in a folder, loaded anew, and its curves by name.
@@ -70,7 +71,7 @@ def held_out_figures(
     tokenizer: "PreTrainedTokenizerBase",
     held_out: "Dataset",
     truth: Callable[..., list[float]] | None,
-    ranked: Iterable[Mapping[str, Any]],
+    ranked: Iterable[Json],
     plots: Path,
     parts: Parts | None = None,
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
@@ -110,7 +111,7 @@ def held_out_figures(
     return figures, reliability(*randomised_order(margins))
 
 
-def comparisons(row: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+def comparisons(row: Json) -> list[tuple[Turn, Turn]]:
     """The (better, worse) pairs that a held-out row states."""
     if "ranked" not in row:
         return [(row["chosen"], row["rejected"])]

@@ -102,15 +102,14 @@ def stopping(
         return _kept(rows, drawn, extract, verifier)
 
     free = draw(NO_STOPS)
-    tokens = fmean(one.tokens for group in free for one in group)
+    tokens, points, by_reason = fmean(one.tokens for group in free for one in group), [], []
     metrics = {"prompts": len(rows), "tokens": tokens} | _accuracy(free, seed)
-    points, by_reason = [], []
     for name, stops in tried.items():
         stopped = draw(stops)
         figures = saving(free, stopped, seed=seed)
         metrics |= {f"{name}/{key}": value for key, value in figures.items()}
-        pair = {"tokens saved": figures["tokens_saved"], "accuracy lost": figures.get("accuracy_lost")}
-        points.append(pair | {"rule": name})
+        saved, lost = figures["tokens_saved"], figures.get("accuracy_lost")
+        points.append({"tokens saved": saved, "accuracy lost": lost, "rule": name})
         by_reason += [{"rule": name} | row for row in reasons(free, stopped)]
     points.sort(key=lambda point: point["tokens saved"])
     curves = {"accuracy lost over tokens saved": points} if points[0]["accuracy lost"] is not None else {}
