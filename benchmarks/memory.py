@@ -135,8 +135,8 @@ def main() -> None:
 
         for case in sys.argv[1:] or CASES:
             stage, given, shape = (*CASES[case], DEEP)[:3]
-            told = COMMON | given | ({"max_prompt_length": 7} if stage in ("grpo", "ppo") else {})
-            formula = estimate(stage, told, shape).used / GIB
+            arguments = COMMON | given | ({"max_prompt_length": 7} if stage in ("grpo", "ppo") else {})
+            formula = estimate(stage, arguments, shape).used / GIB
             measured = (peak_of(stage, given, shape) - libraries(stage)) / GIB
             print(f"{case:22} {formula:8.2f} {measured:9.2f} {measured / formula:6.2f}", flush=True)
 

@@ -47,7 +47,7 @@ def table(results: list[dict[str, Any]]) -> str:
     for result in results:
         cells[result["method"], result["beta"]].append(result)
     lines = [
-        "| method | " + " | ".join(f"beta {b:g}" for b in betas) + " | seconds a run |",
+        "| method | " + " | ".join(f"beta {b:g}" for b in betas) + " | seconds per run |",
         "|---" * (len(betas) + 2) + "|",
     ]
     for method, (label, *_) in STYLE.items():
@@ -138,7 +138,7 @@ def draw_frontier(results: list[dict], laws: dict[str, dict[str, torch.Tensor]],
     right.set(xlim=(-0.35, None), title="best of N")  # room for a label
     right.legend(frameon=False, fontsize=7.5, loc="lower right")
     for axes in (left, right):
-        axes.set(xlabel="KL to pi_ref, nats a completion", ylabel="E[R], deviations of the reward")
+        axes.set(xlabel="KL to pi_ref, nats per completion", ylabel="E[R], deviations of the reward")
     figure.savefig(folder / "unified_frontier.png", dpi=130)
 
 
@@ -156,7 +156,7 @@ def draw_trajectories(results: list[dict], folder: Path) -> None:
     for axes, name, label in zip(
         panels,
         ("objective", "reward", "kl"),
-        ("J, deviations of the reward", "E[R], deviations of the reward", "KL to pi_ref, nats a completion"),
+        ("J, deviations of the reward", "E[R], deviations of the reward", "KL to pi_ref, nats per completion"),
     ):
         for result in shown:
             text, color, marker = STYLE[result["method"]]
@@ -243,7 +243,7 @@ def draw_grpo(results: list[dict], folder: Path) -> None:
                 value = statistics.median(r[name] for r in of) if of else 0.0
                 named = label if row == column == 0 else None
                 left.bar(place + i, value, 0.9, color=color, alpha=0.8, hatch=hatch, edgecolor="white", label=named)
-    left.set(ylabel="KL of the run to a law, nats a completion", yscale="log")
+    left.set(ylabel="KL of the run to a law, nats per completion", yscale="log")
     left.set_xticks([p for p, _ in ticks], [name for _, name in ticks], fontsize=8)
     left.set_ylim(top=6 * left.get_ylim()[1])
     left.legend(frameon=False, fontsize=8, title="distance of the run to", title_fontsize=8, ncols=3, loc="upper left")

@@ -57,7 +57,7 @@ class MergeArguments:
     push_to_hub: bool = field(default=False, metadata={"help": "Upload the merged model, with its card."})
     hub_model_id: str | None = field(default=None, metadata={"help": "user/name on the Hub."})
     hub_private_repo: bool | None = field(default=None, metadata={"help": "Make a new repository private."})
-    force: bool = field(default=False, metadata={"help": "Move an existing output folder aside and start anew."})
+    force: bool = field(default=False, metadata={"help": "Move an existing output folder aside and start again."})
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,8 +5,8 @@
     accelerate launch pipeline/pretrain.py --config configs/quickstart/pretrain.yaml
 
 Data: text (prompt + completion and messages are joined to text). Without --model_name_or_path a byte-level BPE
-tokenizer is trained on the corpus and a NarLM of the given shape starts from random weights; with it, pretraining goes
-on from any causal LM of the Hub or a folder, with its own tokenizer.
+tokenizer is trained on the corpus and a NarLM of the given shape starts from random weights; with it, pretraining
+continues from any causal LM of the Hub or a folder, with its own tokenizer.
 
 With --vision_model_name_or_path the text model gets an encoder and a projector before it, and learns from rows of
 image and text (Part 1, section 5): h_j = W_proj v_j + b_proj at the places of an image, and no loss there.

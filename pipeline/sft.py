@@ -6,7 +6,7 @@
 
 Data: messages, prompt + completion, or text; with image or images, for a model that sees. Of prompt + completion the
 completion is learned, of messages the assistant's turns (content and end-of-turn token), of text every token; the
-stage prints which share of the tokens that is. assistant_only_loss: false learns whole dialogues,
+stage prints which share of the tokens that is. assistant_only_loss: false learns every token,
 completion_only_loss: false the prompts too, weight: 0 on a turn leaves it out.
 
 Paper: Part 2 names SFT as the source of pi_ref and as the second half of rejection sampling.

@@ -20,7 +20,7 @@ REWARD_KINDS = {"listwise": "ranked", "binary": "labelled"}
 
 
 def held_out_places(model: str) -> frozenset[Place]:
-    """Where the rows stand that a run held out of its training split: file and row number.
+    """File and row number of the rows that a run held out of its training split.
 
     Raises:
         UserError: the stage is not one that draws rows, or its data cannot be read any more.

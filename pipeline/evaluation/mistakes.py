@@ -1,4 +1,4 @@
-"""What is wrong with an assessment by its arguments and files: said in a second, before torch is imported."""
+"""What is wrong with an assessment by its arguments and files: reported in a second, before torch is imported."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -177,8 +177,8 @@ def merged(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
     tied = head is not None and getattr(base.config, "tie_word_embeddings", False)
     if tied and any(isinstance(layer, BaseTunerLayer) for layer in (head, embedding)):
         # What is merged into one of the two must not change the other, which the adapter left as it was.
-        whole = getattr(head, "base_layer", head)
-        whole.weight = torch.nn.Parameter(whole.weight.detach().clone(), requires_grad=False)
+        inner = getattr(head, "base_layer", head)
+        inner.weight = torch.nn.Parameter(inner.weight.detach().clone(), requires_grad=False)
     plain = model.merge_and_unload(safe_merge=True)  # safe: a weight that is not finite is an error
     if tied:
         plain.config.tie_word_embeddings = torch.equal(

@@ -56,8 +56,8 @@ def stack_adapters(lower: Path, upper: Path) -> None:
 
     ``scale_1 B_1 A_1 + scale_2 B_2 A_2 = [scale_1 B_1, scale_2 B_2] [A_1; A_2]``: one adapter of the summed rank with
     scale 1. A module that only one of them adapts is padded with zeros to the common rank. Modules that were saved
-    whole (an output layer, a score head) are carried: the upper one's contains what the lower one did to it, and an
-    upper product on a whole module of the lower one is added to it.
+    completely (an output layer, a score head) are carried: the upper one's contains what the lower one did to it, and
+    an upper product on such a module of the lower one is added to it.
 
     Args:
         lower: folder of the lower adapter.
@@ -79,13 +79,13 @@ def stack_adapters(lower: Path, upper: Path) -> None:
     modules = set()
     for a_end, b_end in PAIRS:
         for module in sorted({key.removesuffix(a_end) for part in tensors for key in part if key.endswith(a_end)}):
-            a_key, b_key, whole = module + a_end, module + b_end, f"{module}.weight"
-            if whole in tensors[1]:
+            a_key, b_key, complete = module + a_end, module + b_end, f"{module}.weight"
+            if complete in tensors[1]:
                 continue
-            if whole in tensors[0]:
+            if complete in tensors[0]:
                 product = scales[1] * tensors[1][b_key] @ tensors[1][a_key]
-                stacked[whole] = tensors[0][whole] + (
-                    product if product.shape == tensors[0][whole].shape else product.T
+                stacked[complete] = tensors[0][complete] + (
+                    product if product.shape == tensors[0][complete].shape else product.T
                 )
                 continue
             example = next(part for part in tensors if a_key in part)

@@ -229,8 +229,9 @@ def _kept_by_a_layer(stage: str, given: Given, shape: Shape, word: int, compute:
 def _logits(stage: str, given: Given, shape: Shape, compute: int) -> float:
     """The head's outputs and their gradient in the backward pass.
 
-    Whole in pretraining, with two copies in float32. In TRL's trainers a tile of 4,096 tokens (of completions, where
-    these are sampled) and 32,768 words, in place on a GPU; on the CPU eight float32 tiles and a mask are held at once.
+    All of them in pretraining, with two copies in float32. In TRL's trainers a tile of 4,096 tokens (of completions,
+    where these are sampled) and 32,768 words, in place on a GPU; on the CPU eight float32 tiles and a mask are held at
+    once.
     """
     if stage == "reward_model":
         return 0.0
@@ -290,7 +291,7 @@ def _count(parameters: int) -> str:
 
 
 def checkpoints_here(given: Given, shape: Shape) -> bool:
-    """Whether a run that is not told would recompute its activations on this machine, as the stages decide it."""
+    """Whether a run without gradient_checkpointing would recompute its activations here, as the stages decide it."""
     use_cpu = bool(given.get("use_cpu")) or not has_accelerator()
     bf16 = computes_bf16(use_cpu) if given.get("bf16") is None else bool(given["bf16"])
     config = dataclasses.asdict(shape) | {"max_position_embeddings": 1 << 30}  # max_length is the limit

@@ -52,7 +52,7 @@ def _sync(path: Path) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The folders named as checkpoints below ``folder``, newest first, whole or not."""
+    """The folders named as checkpoints below ``folder``, newest first, complete or not."""
     candidates = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
     return sorted(candidates, key=step_of, reverse=True)
 

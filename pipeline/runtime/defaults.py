@@ -88,7 +88,7 @@ def continues_adapter(values: Mapping[str, object]) -> bool:
 
 
 def given_checkpointing(values: Mapping[str, object]) -> bool:
-    """Whether the user has said if activations are recomputed, by either of transformers' names for it."""
+    """Whether the user decided if activations are recomputed, by either of transformers' names for it."""
     return any(name in values for name in ("gradient_checkpointing", "activation_checkpointing"))
 
 

@@ -184,7 +184,7 @@ def config_file(name: str | Path, pattern: str = "*/*.yaml") -> Path:
     """A config file: the path itself, or where there is none the packaged one of this name.
 
     ``quickstart/dpo`` is ``configs/quickstart/dpo.yaml``, ``quickstart`` is the recipe in that folder. ``configs/`` in
-    front and ``.yaml`` at the end may stand or not, so that commands of the documentation work in any folder.
+    front and ``.yaml`` at the end may be left out, so that commands of the documentation work in any folder.
 
     Args:
         name: what the user wrote.

@@ -18,7 +18,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied after merging")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # model.loading reports what matters
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's notes on its own speed, from every process
-    if not is_main():  # what every process has to say is said once, by the main one; errors are said by all
+    if not is_main():  # what every process prints alike is printed once, by the main one; errors by all
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

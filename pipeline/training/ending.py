@@ -10,7 +10,7 @@ from pipeline.training import held_out
 
 
 def say_end(run: Run) -> None:
-    """Print the last lines of a run; in a recipe no next command, since the recipe goes on by itself."""
+    """Print the last lines of a run; in a recipe no next command, since the recipe continues by itself."""
     metrics, sources = run.record["metrics"], run.record["data"]
     figure = held_out.in_words(metrics)
     rows = sum(source["rows"] for source in sources if source.get("role") == "evaluation")

@@ -1,4 +1,4 @@
-"""What is wrong with a command by its arguments, files and first rows: said in a second, before torch is imported.
+"""What is wrong with a command by its arguments, files and first rows: reported in a second, before torch is imported.
 
 A stage calls `refuse_mistakes` first. All of it is checked again where it is used, by the same functions; what only a
 model or every row can tell is found there.

@@ -42,7 +42,7 @@ class Stateful(Protocol):
 
 
 class Resumable:
-    """Mixed into a Trainer: its checkpoints hold the state of the trainer and its callbacks, and are written whole."""
+    """Mixed into a Trainer: its checkpoints hold the state of the trainer and its callbacks; none is half written."""
 
     _saving = False
 

@@ -1,7 +1,7 @@
 """In-context learning in its smallest form: each sequence has a map of its own, shown as pairs of a key and its value.
 
 A sequence shows PAIRS pairs; the keys are SHOWN of the KEYS ones, drawn with replacement, so most of them come again.
-A value that is stated for the first time can only be guessed; afterwards it stands in the context. Nothing but the
+A value that is stated for the first time can only be guessed; afterwards it is in the context. Nothing but the
 context can tell it where every sequence has a new map, so a model that is right there has learned in context.
 
 Embedded datasets, served by ``load_world``; N is 4, 16, 64 or 256:
