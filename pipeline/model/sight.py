@@ -13,7 +13,7 @@ from pipeline.model.conversion import convert
 from pipeline.model.narlm.configuration_vision_narlm import NarLMVisionConfig
 from pipeline.model.narlm.modeling_vision_narlm import NarLMForConditionalGeneration
 from pipeline.model.narlm.processing_vision_narlm import NarLMProcessor
-from pipeline.model.tokenizer import CHAT_TEMPLATE
+from pipeline.model.tokenizer import CHAT_TEMPLATE, MESSAGE_RULES
 from pipeline.model.vision import keep_processor, sees
 from pipeline.runtime.errors import UserError
 
@@ -97,7 +97,8 @@ def is_encoder_type(name: str) -> bool:
 
 
 # NarLM's template for content that may be parts: what is text comes after a space, as in NarLM's own.
-VISION_CHAT_TEMPLATE = """{{- bos_token -}}
+VISION_CHAT_TEMPLATE = (
+    """{{- bos_token -}}
 {%- macro write(content) -%}
 {%- if content is string -%}
 {{- content if content[:1] in ' \\n\\t' else ' ' + content -}}
@@ -108,14 +109,9 @@ VISION_CHAT_TEMPLATE = """{{- bos_token -}}
 {%- endif -%}
 {%- endmacro -%}
 {%- for message in messages -%}
-{%- set role = 'system' if message['role'] == 'developer' else message['role'] -%}
-{%- if role not in ['system', 'user', 'assistant'] -%}
-{{- raise_exception("NarLM's chat template knows the roles system, user and assistant, not '" + role + "'.") -}}
-{%- endif -%}
-{%- if message['tool_calls'] or tools -%}
-{{- raise_exception("NarLM's chat template cannot write tools and tool calls.") -}}
-{%- endif -%}
-{{- '<|' + role + '|>' -}}
+"""
+    + MESSAGE_RULES
+    + """{{- '<|' + role + '|>' -}}
 {%- if role == 'assistant' -%}
 {% generation %}{{- write(message['content'] or '') + eos_token -}}{% endgeneration %}
 {%- else -%}
@@ -123,6 +119,7 @@ VISION_CHAT_TEMPLATE = """{{- bos_token -}}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"""
+)
 
 
 def give_sight(

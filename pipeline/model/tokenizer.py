@@ -33,18 +33,24 @@ PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 ROLES = ("system", "user", "assistant")
 SPECIAL_TOKENS = (PAD, BOS, EOS, *(f"<|{role}|>" for role in ROLES))
 
-# The first word's space is written out, not left to the tokenizer, so that a template's text is the same for every
-# reader of it. Content that brings its own (an answer sampled from the model starts with one) is left as it is.
-CHAT_TEMPLATE = """{{- bos_token -}}
-{%- for message in messages -%}
-{%- set role = 'system' if message['role'] == 'developer' else message['role'] -%}
+# NarLM's templates begin every message with this: its role, and an error for what they cannot write.
+MESSAGE_RULES = """{%- set role = 'system' if message['role'] == 'developer' else message['role'] -%}
 {%- if role not in ['system', 'user', 'assistant'] -%}
 {{- raise_exception("NarLM's chat template knows the roles system, user and assistant, not '" + role + "'.") -}}
 {%- endif -%}
 {%- if message['tool_calls'] or tools -%}
 {{- raise_exception("NarLM's chat template cannot write tools and tool calls.") -}}
 {%- endif -%}
-{%- set content = message['content'] or '' -%}
+"""
+
+# The first word's space is written out, not left to the tokenizer, so that a template's text is the same for every
+# reader of it. Content that brings its own (an answer sampled from the model starts with one) is left as it is.
+CHAT_TEMPLATE = (
+    """{{- bos_token -}}
+{%- for message in messages -%}
+"""
+    + MESSAGE_RULES
+    + """{%- set content = message['content'] or '' -%}
 {%- set content = content if content[:1] in ' \\n\\t' else ' ' + content -%}
 {{- '<|' + role + '|>' -}}
 {%- if role == 'assistant' -%}
@@ -54,6 +60,7 @@ CHAT_TEMPLATE = """{{- bos_token -}}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"""
+)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = True) -> PreTrainedTokenizerFast:
