@@ -114,9 +114,12 @@ class Round(Leg):
         if not none_better:
             lost["prompts with equal rewards"] = "equal_share"
         more = "".join(f"; {metrics[key]:.0%} {what}" for what, key in lost.items() if metrics.get(key))
+        chosen = f"{metrics['reward_after']:.4g} of those selected (KL {metrics['selection_kl']:.3g} nats)"
+        if metrics.get("no_acceptable_share") == 1:
+            chosen = "none selected"
         self.run.say(
             f"round {self.number} of {self.total}: mean reward {metrics['reward_before']:.4g} of all candidates, "
-            f"{metrics['reward_after']:.4g} of those selected (KL {metrics['selection_kl']:.3g} nats){more}"
+            f"{chosen}{more}"
         )
         if none_better:
             self.run.warn(
