@@ -5,8 +5,13 @@ import json
 import math
 
 import pytest
+import torch
 
+from pipeline.evaluation.tasks.in_context import eager_attention
+from pipeline.inference.jacobian import layer_calls
+from pipeline.objectives.divergences import full_kl
 from tests.conftest import ROOT
+from tests.tiny_models import tiny_model
 
 PAGE = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
 
@@ -76,3 +81,47 @@ def test_training_stops_at_the_exact_floor_of_the_cell(monkeypatch):
         assert found["floor"] == pytest.approx(math.log(16))
         assert (found["steps"], found["reached"]) == (steps, steps == 2)
         assert [point["step"] for point in found["trajectory"]] == list(range(2, steps + 1, 2))
+
+
+def test_the_table_of_open_question_1_is_what_the_runs_say():
+    script, runs = benchmark("propagation"), results("propagation")
+    assert script.table(runs) in PAGE
+    assert {row["arm"] for row in runs} <= set(script.ARMS)
+    assert all(row["steps"] == script.STEPS for row in runs)
+
+
+def test_the_penalty_is_the_fisher_form_per_squared_step():
+    """Two contexts with a swapped second token: the mean of KL / (eps |delta|)^2 at eps = 1e-2, by forward passes; and
+    a step against its gradient makes it smaller.
+    """
+    script, model = benchmark("propagation"), tiny_model("llama")
+    ids, swapped = torch.tensor([[7, 8, 9], [10, 11, 0]]), torch.tensor([[7, 12, 9], [10, 13, 0]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    contexts = script.Swaps(ids, mask, swapped, torch.tensor([2, 1]))
+    embed, eps = model.get_input_embeddings(), 1e-2
+    with eager_attention(model):
+        got = script.penalty(model, contexts, torch.tensor([0, 1]))
+        with torch.no_grad():
+            delta = embed(swapped) - embed(ids)
+            here, up, down = (
+                model(inputs_embeds=embed(ids) + step * delta, attention_mask=mask).logits[[0, 1], [2, 1]].double()
+                for step in (0.0, eps, -eps)
+            )
+            q = (full_kl(here, up) + full_kl(here, down)) / (2 * eps**2)
+            assert float(got.detach()) == pytest.approx(float((q / delta.square().sum((1, 2))).mean()), rel=0.02)
+        got.backward()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight -= 1e-3 * weight.grad / weight.grad.norm().clamp(min=1e-9) if weight.grad is not None else 0
+            assert script.penalty(model, contexts, torch.tensor([0, 1])) < got
+
+
+def test_a_leaking_layer_loses_a_share_of_its_stream():
+    """(1 - a) h + block(h) = output - a h, only inside."""
+    script, model = benchmark("propagation"), tiny_model("llama")
+    ids = torch.tensor([[7, 8, 9]])
+    first, second = layer_calls(model, ids)
+    with script.leaking(model, 0.25):
+        leaky = layer_calls(model, ids)[1].hidden
+    torch.testing.assert_close(leaky, second.hidden - 0.25 * first.hidden)
+    assert layer_calls(model, ids)[1].hidden.equal(second.hidden)
