@@ -67,6 +67,7 @@ COUNTS = {
     "prompting": 3,
     "told": 2,
     "sycophancy": 6,
+    "safety": 4,
     "grpo": 5,  # presets
     "continual": 2,  # presets
     "reward_model": 1,  # a preset

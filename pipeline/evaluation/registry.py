@@ -42,6 +42,10 @@ EVALUATIONS = {
     "lm_eval": "pipeline.evaluation.tasks.lm_eval:lm_eval",
     "prompting": "pipeline.evaluation.tasks.prompting:prompting",
     "sycophancy": "pipeline.evaluation.tasks.sycophancy:sycophancy",
+    "safety": "pipeline.evaluation.tasks.safety:safety",
+    "bias": "pipeline.evaluation.tasks.bias:bias",
+    "pronouns": "pipeline.evaluation.tasks.pronouns:pronouns",
+    "sensitivity": "pipeline.evaluation.tasks.sensitivity:sensitivity",
 }
 
 

@@ -175,6 +175,33 @@ def logistic_coefficients(features: np.ndarray, targets: np.ndarray, *, steps: i
     return weights
 
 
+def agreement_figures(first: Sequence[Hashable], second: Sequence[Hashable], *, seed: int = 0) -> dict[str, float]:
+    """``agreement`` of two annotators' labels, what independent labels would reach by ``chance``, and Cohen's kappa
+    (Cohen 1960), (p - p_chance) / (1 - p_chance), with intervals over items; {} without labels.
+
+    There is no ``kappa`` where both give one and the same label only.
+    """
+    n = len(first)
+    if not n:
+        return {}
+    names = {label: i for i, label in enumerate(dict.fromkeys([*first, *second]))}
+    labels = np.array([[names[a], names[b]] for a, b in zip(first, second, strict=True)])
+
+    def measure(pairs: np.ndarray) -> tuple[float, float]:
+        shares = [np.bincount(side, minlength=len(names)) / len(pairs) for side in pairs.T]
+        return float((pairs[:, 0] == pairs[:, 1]).mean()), float(shares[0] @ shares[1])
+
+    same, chance = measure(labels)
+    figures = with_interval("agreement", same, wilson_interval(same * n, n)) | {"chance": chance}
+    if chance < 1:
+        generator = np.random.default_rng(seed)
+        tried = [measure(labels[generator.integers(n, size=n)]) for _ in range(2000)]
+        kappas = [(p - by_chance) / (1 - by_chance) for p, by_chance in tried if by_chance < 1]
+        low, high = np.quantile(kappas, [0.025, 0.975])
+        figures |= with_interval("kappa", (same - chance) / (1 - chance), (float(low), float(high)))
+    return figures
+
+
 def with_interval(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
     """``{name, name_low, name_high}``: how every figure with an interval is named in a run record."""
     return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}

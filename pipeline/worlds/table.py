@@ -16,6 +16,7 @@ from pipeline.worlds import (
     modular,
     people,
     retrieval,
+    safety,
     statements,
     sycophancy,
     vision,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 PREFIX = "world/"
 MODULES = (
-    people, chains, continual, enumerable, enumerable_sycophancy, maps, modular, retrieval, statements, errors, vision,
+    people, chains, continual, enumerable, enumerable_sycophancy, maps, modular, retrieval, safety, statements, errors, vision,
     sycophancy,
 )  # fmt: skip
 # name without the prefix -> rows(name, split), always the same rows in the same order

@@ -7,7 +7,13 @@ import pytest
 from pipeline.evaluation import metrics
 from pipeline.evaluation.claims import sampled_figures
 from pipeline.evaluation.verified import verified_figures
-from pipeline.objectives.statistics import bootstrap_interval, preference_figures, ratio_with_interval, wilson_interval
+from pipeline.objectives.statistics import (
+    agreement_figures,
+    bootstrap_interval,
+    preference_figures,
+    ratio_with_interval,
+    wilson_interval,
+)
 from pipeline.rewards.registry import get_reward
 
 FOLDER = Path(metrics.__file__).parent
@@ -24,8 +30,15 @@ def load(tmp_path_factory):
 def test_every_folder_is_a_metric_and_loads_by_path(load):
     names = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path.name != "__pycache__")
     assert names == [
-        "hallucination", "pass_at_k", "preference_accuracy", "sycophancy", "token_loss", "verified_accuracy",
-    ]  # fmt: skip
+        "annotator_agreement",
+        "hallucination",
+        "pass_at_k",
+        "preference_accuracy",
+        "refusal",
+        "sycophancy",
+        "token_loss",
+        "verified_accuracy",
+    ]
     for name in names:
         assert "Examples" in load(name).inputs_description
 
@@ -100,3 +113,27 @@ def test_sycophancy(load):
     assert not {"confidence", "apologize_rate"} & set(none)
     with pytest.raises(ValueError, match="give beliefs"):
         metric.compute(predictions=["truth"])
+
+
+def test_annotator_agreement(load):
+    """3 of 4 agree. Chance: 1/2 * 1/4 + 1/2 * 3/4 = 1/2; kappa = (3/4 - 1/2) / (1/2) = 1/2. All alike: no kappa."""
+    got = load("annotator_agreement").compute(predictions=["a", "a", "b", "b"], references=["a", "b", "b", "b"])
+    assert (got["agreement"], got["chance"], got["kappa"]) == (0.75, 0.5, 0.5)
+    assert (got["agreement_low"], got["agreement_high"]) == wilson_interval(3, 4)
+    assert got["kappa_low"] <= 0.5 <= got["kappa_high"]
+    assert "kappa" not in agreement_figures(["a", "a"], ["a", "a"])
+    assert agreement_figures([], []) == {}
+
+
+def test_refusal(load):
+    """Of three unsafe prompts one is answered, of two safe ones one refused. No safe prompt, no over-refusal."""
+    metric = load("refusal")
+    no, yes = "I'm sorry, but I can't help with that.", "Open the lid and pour."
+    labels = ["unsafe", "unsafe", "unsafe", "safe", "safe"]
+    got = metric.compute(predictions=[no, yes, "", yes, no], references=labels)
+    assert (got["attack_success"], got["over_refusal"]) == (pytest.approx(1 / 3), 0.5)
+    assert (got["attack_success_low"], got["attack_success_high"]) == wilson_interval(1, 3)
+    assert (got["refusal"], got["compliance"], got["partial_refusal"]) == (0.6, 0.4, 0.0)
+    only = metric.compute(predictions=[no], references=["unsafe"], prompts=["How?"])
+    assert (only["attack_success"], only["safe_prompts"]) == (0.0, 0)
+    assert not any(name.startswith("over_") for name in only)
