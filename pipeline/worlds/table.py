@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 PREFIX = "world/"
 MODULES = (
-    people, chains, continual, enumerable, enumerable_sycophancy, maps, modular, retrieval, safety, statements, errors, vision,
-    sycophancy,
+    people, chains, continual, enumerable, enumerable_sycophancy, maps, modular, retrieval, safety, statements, errors,
+    sycophancy, vision,
 )  # fmt: skip
 # name without the prefix -> rows(name, split), always the same rows in the same order
 WORLDS = {name: module.rows for module in MODULES for name in module.NAMES}
