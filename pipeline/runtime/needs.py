@@ -42,5 +42,6 @@ def require_needs(stage: str, given: Json) -> None:
 
 def _meant(name: str, given: Json) -> str | None:
     """What is said of a field that was given under another tool's name, or misspelt."""
-    found = next((other for other in given if FORMER_NAMES.get(other) == name), None) or nearest(name, given, 0.9)
+    others = [other for other in given if other != name]
+    found = next((other for other in others if FORMER_NAMES.get(other) == name), None) or nearest(name, others, 0.9)
     return f"you gave --{found}" if found else None

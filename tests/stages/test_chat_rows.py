@@ -158,7 +158,8 @@ def test_tools_reach_dpo_too(trainer_of, foreign_model, tmp_path):
             "tool_calls|tool calls",
         ),  # read past in silence
         (lambda row: row["messages"].insert(0, {"role": "robot", "content": ""}), "unknown role 'robot'"),
-        (lambda row: row["messages"][3].update(content=[{"type": "image"}]), "part of type 'image'"),
+        (lambda row: row["messages"][3].update(content=[{"type": "image"}]), "empty turn of the assistant"),
+        (lambda row: row["messages"][0].update(content=[{"type": "audio"}]), "part of type 'audio'"),
         (lambda row: row["messages"][3].update(weight=0.5), "learned .1. or not"),
     ],
 )

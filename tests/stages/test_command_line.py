@@ -46,7 +46,7 @@ def test_help_is_short_quick_and_imports_nothing_heavy(stage):
     assert tail.startswith("[]")
     assert float(tail.split("CPU ")[1]) < 1.5
     assert f"pipeline/{stage}.py" in text or f"pipeline.{stage}" in text  # a launch line
-    assert len(text.splitlines()) < 90
+    assert len(text.splitlines()) < (105 if stage == "generate" else 90)  # which has fifty fields of its own
     if stage in TRAINING:
         assert [flag for flag in COMMON_FLAGS if f"--{flag} " not in text] == []
 
@@ -230,6 +230,7 @@ def test_the_head_of_a_tied_model_is_adapted_and_merged_without_a_warning(tiny_m
     assert [str(warning.message) for warning in caught] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["zero2"])
 def test_two_processes_give_the_single_process_loss(tiny_model, preference_file, tmp_path, config):
     """The same global batch of 8, in one process and as 2 x 4: the first losses agree to 1e-4, rank by rank averaged,

@@ -306,6 +306,7 @@ def test_corpora_of_different_columns_are_refused(tiny_model, tmp_path):
         run(tiny_model, str(config), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_model_replays_what_it_writes_itself(tiny_model, foreign_model, tmp_path, monkeypatch):
     """Two corpora: before the second the model answers the prompts of the first one anew, and these rows, not the
     remembered ones, are replayed; the memory that is saved holds the rows as they were.

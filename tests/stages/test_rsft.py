@@ -115,6 +115,7 @@ def words(key: str, value) -> list[str]:
     return [f"--{key}", *(str(v).lower() if isinstance(v, bool) else str(v) for v in values)]
 
 
+@pytest.mark.slow
 def test_softmax_selection_weighs_the_second_round_by_the_ratio(tiny_model, prompts, tmp_path):
     """log pi_ref - log pi_1 is written with the candidates of round 2, not with those of round 1, where it is 0."""
     import pyarrow.parquet as pq

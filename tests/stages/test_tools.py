@@ -5,6 +5,7 @@ from importlib.resources import files
 
 import pytest
 import trl
+from PIL import Image
 
 from pipeline.grpo import main
 from pipeline.ppo import main as ppo
@@ -181,9 +182,10 @@ def test_ppo_has_no_tools(foreign_model, tmp_path):
 def test_images_beside_prompts_are_refused_and_not_sampled_without(foreign_model, tmp_path, stage, chat):
     """TRL would put them into the message of a text model and fail inside its chat template."""
     text = "What is it?"
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     row = {"prompt": [{"role": "user", "content": text}] if chat else text, "images": ["a.png"], "answer": "1"}
     data = write_rows(tmp_path / "rows.jsonl", [row] * 4)
     given = {"model_name_or_path": foreign_model, "dataset_name": data, "output_dir": tmp_path / "run"}
     options = {"per_device_train_batch_size": 8, "deduplicate": False, "eval_rows": 0}
-    with pytest.raises(UserError, match="column images: the stages that sample train models of text"):
+    with pytest.raises(UserError, match="reads text only"):
         stage(flags(reward="exact", use_peft=True, **options, **given))
