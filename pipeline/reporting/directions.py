@@ -19,19 +19,20 @@ BETTER = {
         "reward", "true_reward", "margin", "margins", "objective", "advantage", "true_reward_advantage",
         "rlhf_reward", "scores", "accuracies", "mean_token_accuracy", "eos_rate", "explained_variance",
         "chosen_log_likelihood_gain", "regret_removed", "score",
-        "average", "plasticity", "backward_transfer", "forward_transfer", "true",
+        "average", "plasticity", "backward_transfer", "forward_transfer", "true", "agree_right", "truthfulness",
     ),
     DOWN: (
         "loss", "perplexity", "ece", "timeouts", "unscored", "regret", "regret_nats", "kl_to_optimum", "forgetting",
         "identity_gap", "mass", "clipped_ratio", "frac_reward_zero_std", "rejection", "no_acceptable_share",
         "unscored_share", "hall", "rumour", "other_false", "unsupported", "confident_false", "kl_to_ideal",
+        "attack_success", "attack_partial", "over_refusal", "over_partial", "spread_sd", "flips", "agree_wrong",
     ),
     NEITHER: (
         "kl", "kl_sampled", "beta", "prompts", "pairs", "tokens", "answers", "candidates", "equal_n",
         "tokens_per_completion", "bayes_accuracy", "optimum", "length_correlation", "reference_reward",
         "reference_true_reward", "best_of_n_reward", "best_of_n_true_reward", "best_of_n_kl", "entropy",
         "reward_se", "kl_se", "kl_sampled_se", "objective_se", "mean_length", "max_length", "chosen", "rejected",
-        "no_claim", "claims", "claims_per_100_tokens", "value_entropy",
+        "no_claim", "claims", "claims_per_100_tokens", "value_entropy", "refusal", "partial_refusal", "compliance",
     ),
 }  # fmt: skip
 _DIRECTION = {name: direction for direction, names in BETTER.items() for name in names}

@@ -52,5 +52,5 @@ def test_three_kinds_of_model(subject, tiny_model, foreign_model, tmp_path):
     page = tmp_path / "report.html"
     report.main(["--runs", str(tmp_path / "runs"), "--output", str(page)])
     text = page.read_text()
-    for words in ("over_refusal", "attack_success", "1/tau", "by wrapper", "spread_sd"):
+    for words in ("over_refusal", "attack_success", "1/tau", "by wrapper", "spread sd"):
         assert words in text
