@@ -84,6 +84,8 @@ class Progress(ProgressCallback):
     def on_prediction_step(self, args, state, control, **kwargs) -> None:
         if self.bar:
             super().on_prediction_step(args, state, control, **kwargs)
+        if self.prediction_bar is not None:
+            self.prediction_bar.leave = False  # that of an evaluation after the training would stay
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if self.ended or not state.is_world_process_zero or not logs:
