@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -144,8 +145,10 @@ def test_every_stage_reads_every_kind_of_reward_before_any_model(stage, reward, 
     (tmp_path / "rm" / "config.json").write_text("{}")
     (tmp_path / "my_rewards.py").write_text("def f(prompts, completions, **columns): return [1.0] * len(completions)")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)  # another test's file of this name
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    # Another test may have left a file of this name on the path.
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
+    others = [entry for entry in sys.path if entry and not Path(entry, "my_rewards.py").exists()]
+    monkeypatch.setattr(sys, "path", others)
     given = {"dataset_name": "none.jsonl", "output_dir": tmp_path / "run", "per_device_train_batch_size": 8}
     given |= {"model_name_or_path": "./nowhere", "allow_unsafe_code_execution": True}
     with pytest.raises(UserError, match=r"nowhere|none.jsonl"):
