@@ -136,13 +136,15 @@ def path_sha256(path: Path, pattern: str = "*") -> str | None:
     path = Path(path)
     if path.is_file():
         return file_sha256(path)
-    files = sorted(file for file in path.rglob(pattern) if file.is_file()) if path.is_dir() else []
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(path).as_posix()} {file_sha256(file)}\n".encode())
-    return digest.hexdigest()
+    return _listed_sha256(
+        path, sorted(file for file in path.rglob(pattern) if file.is_file()) if path.is_dir() else []
+    )
+
+
+def _listed_sha256(folder: Path, files: Sequence[Path]) -> str | None:
+    """SHA-256 of the lines ``name hash`` of files below a folder, in their order; None where there is none."""
+    lines = "".join(f"{file.relative_to(folder).as_posix()} {file_sha256(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest() if files else None
 
 
 def weights_sha256(folder: Path) -> str | None:
@@ -150,13 +152,7 @@ def weights_sha256(folder: Path) -> str | None:
 
     Checkpoints below the folder do not count: they come and go while the weights stay the same.
     """
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
-    return digest.hexdigest()
+    return _listed_sha256(Path(folder), sorted(Path(folder).glob("*.safetensors")))
 
 
 # What decides, beside the weights, what a model is given and how it is built.
@@ -168,9 +164,7 @@ SETUP = (
 
 def setup_sha256(folder: Path) -> str | None:
     """Identity of a saved model's config, tokenizer and chat template; None where there is none of them."""
-    files = [file for name in SETUP if (file := Path(folder) / name).is_file()]
-    lines = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest() if files else None
+    return _listed_sha256(Path(folder), [file for name in SETUP if (file := Path(folder) / name).is_file()])
 
 
 def packaged(pattern: str) -> list[str]:

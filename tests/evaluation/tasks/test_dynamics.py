@@ -1,7 +1,5 @@
 """The evaluation on models whose answer is known, against figures by hand, and mistakes of its rows in one line."""
 
-import json
-
 import pytest
 import torch
 
@@ -17,16 +15,6 @@ ROWS = [
      "candidates": [" c", " d"], "family": "asked"},
 ]  # fmt: skip
 A, B, C, D = 19, 20, 21, 22  # ids of the words; digits are 9 to 18
-
-
-@pytest.fixture
-def write(tmp_path):
-    def to_file(rows):
-        path = tmp_path / "rows.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(path)
-
-    return to_file
 
 
 def assess(file, model=None, **options):

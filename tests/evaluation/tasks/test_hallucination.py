@@ -1,7 +1,5 @@
 """The evaluation on given completions with figures by hand, and every mistake of its options in one line."""
 
-import json
-
 import pytest
 
 from pipeline.evaluation import completions
@@ -14,16 +12,6 @@ ROWS = [
     {"prompt": "1 2", "answer": "a", "rumour": "b", "values": ["a", "b", "c"], "candidates": [" a", " b", " c"]},
     {"prompt": "3 4", "answer": None, "values": ["a", "b", "c"], "candidates": [" a", " b", " c"]},
 ]
-
-
-@pytest.fixture
-def write(tmp_path):
-    def to_file(rows):
-        path = tmp_path / "rows.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(path)
-
-    return to_file
 
 
 def assess(file, **options):

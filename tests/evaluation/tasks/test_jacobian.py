@@ -1,7 +1,5 @@
 """Pairs and paired gains by hand, the Fisher form against the finite KL, and mistakes of rows in one line."""
 
-import json
-
 import pytest
 import torch
 
@@ -15,16 +13,6 @@ ROWS = [
     {"prompt": f"{i} a {i} 2", "swaps": {"value": [f"{i} a b {i} 2", f"{i} b {i} 2"], "digit": f"{i + 1} a {i} 2"}}
     for i in range(3, 8)
 ]
-
-
-@pytest.fixture
-def write(tmp_path):
-    def to_file(rows):
-        path = tmp_path / "rows.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(path)
-
-    return to_file
 
 
 def assess(file, model=None, **options):

@@ -1,7 +1,5 @@
 """The evaluation on given completions with figures by hand, its controls and marginals, and mistakes in one line."""
 
-import json
-
 import pytest
 
 from pipeline.evaluation import chains
@@ -17,16 +15,6 @@ ROWS = [
     {"prompt": "3", "answer": "c", "kind": "y", "examples": OWN, "ideal": [1.0, 1.0], "baseline": [0.25, 0.5]},
 ]
 TEMPLATES = {"direct": "{prompt} at once", "cot": "{prompt} in steps"}
-
-
-@pytest.fixture
-def write(tmp_path):
-    def to_file(rows, name="rows.jsonl"):
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(path)
-
-    return to_file
 
 
 def assess(file, **options):

@@ -1,6 +1,5 @@
 """The evaluation of beliefs: given answers by hand, the exact law by brute force, the shift and its prediction."""
 
-import json
 import math
 
 import pytest
@@ -19,16 +18,6 @@ ROWS = [
 ]
 VALUES = {"values": ["a", "b", "c"], "candidates": [" a", " b", " c"]}
 ROWS = [row | VALUES for row in ROWS]
-
-
-@pytest.fixture
-def write(tmp_path):
-    def to_file(rows):
-        path = tmp_path / "rows.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(path)
-
-    return to_file
 
 
 @pytest.fixture
